@@ -1,0 +1,169 @@
+"""Semi-supervised training from raw images to test scores with the commands a user types.
+
+Trains on 6 labeled and 22 unlabeled volumes of ``examples/hippocampus``, predicts 12 test volumes and compares them
+with their labels. Everything it makes lies in ``quickstart/``, which each run starts afresh. Run it with
+``make quickstart``.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import SimpleITK as sitk
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY / "examples" / "hippocampus"
+WORK = REPOSITORY / "quickstart"
+DATASET = "Dataset004_Hippocampus"
+PLANS = "nnUNetPlans_small"
+TRAINER = "nnUNetTrainerMICD_quickstart"
+LEAST_DICE = 0.75
+CASES_SHOWN = 4
+
+
+def main() -> None:
+    start = time.monotonic()
+    shutil.rmtree(WORK, ignore_errors=True)
+    raw = WORK / "nnUNet_raw" / DATASET
+    preprocessed = WORK / "nnUNet_preprocessed" / DATASET
+    predictions = WORK / "predictions"
+    shutil.copytree(DATA, raw)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = str(min(4, os.cpu_count() or 1))
+    set_environment(processes)
+
+    title("Plan and preprocess the labeled images")
+    run(f"nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres -npfp {processes} -np {processes} --verify_dataset_integrity")
+    write_small_plans(preprocessed)
+    title("Preprocess the unlabeled images (imagesUn)")
+    run(f"nnUNetv2_micd preprocess -d 4 -c 3d_fullres -p {PLANS} -np {processes}")
+
+    title("Train on 6 labeled and 22 unlabeled images")
+    training_start = time.monotonic()
+    run(f"nnUNetv2_train 4 3d_fullres all -p {PLANS} -tr {TRAINER} -device {device}")
+    training_seconds = time.monotonic() - training_start
+
+    title("Predict the 12 test images with nnU-Net's own command and compare them with their labels")
+    images, labels, output = (shlex.quote(relative(path)) for path in (raw / "imagesTs", raw / "labelsTs", predictions))
+    run(
+        f"nnUNetv2_predict -i {images} -o {output} -d 4 -c 3d_fullres -f all -p {PLANS} -tr {TRAINER} "
+        f"-npp {processes} -nps {processes} -device {device}"
+    )
+    run(
+        f"nnUNetv2_evaluate_folder {labels} {output} -djfile {output}/dataset.json -pfile {output}/plans.json "
+        f"-np {processes}"
+    )
+    summary = json.loads((predictions / "summary.json").read_text())
+    class_names = {str(value): name for name, value in json.loads((raw / "dataset.json").read_text())["labels"].items()}
+    draw_predictions(raw, predictions, summary, class_names, WORK / "prediction.png")
+    report(summary, class_names, training_seconds, time.monotonic() - start)
+
+
+def title(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def relative(path: Path) -> str:
+    return os.path.relpath(path, REPOSITORY)
+
+
+def set_environment(processes: str) -> None:
+    """Set what the commands need, and print it so that they can be typed by hand."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    trainers = subprocess.run(["nnUNetv2_micd", "path"], check=True, capture_output=True, text=True).stdout.strip()
+    variables = {f"nnUNet_{name}": str(WORK / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}
+    variables["nnUNet_extTrainer"] = os.pathsep.join([trainers, str(REPOSITORY / "examples" / "trainers")])
+    variables["nnUNet_def_n_proc"] = processes
+    variables["nnUNet_compile"] = "f"  # compiling the networks takes longer than so short a training gains by it
+    title("To repeat single commands, paste these lines first")
+    print(f"cd {shlex.quote(str(REPOSITORY))}\nsource {shlex.quote(str(Path(sys.executable).parent / 'activate'))}")
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    os.environ |= variables
+
+
+def run(command: str) -> None:
+    print(f"\n$ {command}", flush=True)
+    try:
+        subprocess.run(shlex.split(command), check=True, cwd=REPOSITORY)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"\nThe quickstart stopped because this command failed (exit code {error.returncode}): {command}")
+
+
+def write_small_plans(preprocessed: Path) -> None:
+    """Write plans with a network a quarter as wide: a copy under another name, chosen with -p.
+
+    The data identifier stays, so what has been preprocessed for nnUNetPlans serves these plans too.
+    """
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = PLANS
+    plans["configurations"] = {"3d_fullres": plans["configurations"]["3d_fullres"]}
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["batch_size"] = 2
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
+    path = preprocessed / f"{PLANS}.json"
+    path.write_text(json.dumps(plans, indent=4))
+    title("Shrink the network, so that a CPU trains it in minutes")
+    print(f"{relative(path)}: features per stage {network['features_per_stage']}, batch size 2")
+
+
+def draw_predictions(raw: Path, predictions: Path, summary: dict, class_names: dict[str, str], path: Path) -> None:
+    """Draw the slice with the most foreground of the worst, the best and some cases between, a column each."""
+    dice = {}
+    for case in summary["metric_per_case"]:
+        name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
+        dice[name] = np.mean([metrics["Dice"] for metrics in case["metrics"].values()])
+    ranked = sorted(dice, key=dice.__getitem__)
+    cases = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, CASES_SHOWN)]
+    colors = {int(value): mpl.colormaps["tab10"](int(value)) for value in class_names if value != "0"}
+    figure = Figure(figsize=(2.1 * len(cases) + 0.4, 9), layout="constrained")
+    for case, column in zip(cases, figure.subplots(3, len(cases)).T, strict=True):
+        image = read(raw / "imagesTs" / f"{case}_0000.nii.gz")
+        truth, prediction = read(raw / "labelsTs" / f"{case}.nii.gz"), read(predictions / f"{case}.nii.gz")
+        fullest = int(np.argmax((truth > 0).sum((1, 2))))
+        for axes, labels, name in zip(column, (None, truth, prediction), ("image", "truth", "prediction"), strict=True):
+            axes.imshow(image[fullest], cmap="gray", origin="lower")
+            axes.set(xticks=[], yticks=[], ylabel=name if case == cases[0] else "")
+            for value, color in colors.items() if labels is not None else ():
+                if (labels[fullest] == value).any():
+                    axes.contour(labels[fullest] == value, levels=[0.5], colors=[color], linewidths=1.5)
+        column[0].set_title(f"{case}\nslice {fullest}, Dice {dice[case]:.2f}", fontsize=9)
+    figure.legend(
+        [Line2D([], [], color=color) for color in colors.values()],
+        [class_names[str(value)] for value in colors],
+        loc="outside lower center",
+        ncols=len(colors),
+    )
+    figure.suptitle("Test cases, worst to best (Dice of the volume, mean of the classes)", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def report(summary: dict, class_names: dict[str, str], training_seconds: float, total_seconds: float) -> None:
+    title("Result")
+    for value, metrics in summary["mean"].items():
+        print(f"Dice {class_names[value]:<12} {metrics['Dice']:.3f}")
+    mean = summary["foreground_mean"]["Dice"]
+    print(f"Dice {'mean':<12} {mean:.3f}   ({len(summary['metric_per_case'])} test volumes)")
+    print(f"Training took {training_seconds / 60:.1f} minutes, everything {total_seconds / 60:.1f}.")
+    print(f"Some predictions as a picture: {relative(WORK / 'prediction.png')}")
+    if not mean >= LEAST_DICE:
+        sys.exit(f"The mean Dice {mean:.3f} is below {LEAST_DICE}, which this training reaches when all is well.")
+
+
+if __name__ == "__main__":
+    main()

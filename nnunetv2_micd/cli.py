@@ -1,0 +1,91 @@
+"""The command ``nnUNetv2_micd``, for what nnU-Net's own commands do not do."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_micd import TRAINER_FOLDER
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv``, by default that of the process."""
+    arguments = _make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnUNetv2_micd", description="Semi-supervised training with nnU-Net.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    path = commands.add_parser("path", help="print the folder of the trainers, for nnUNet_extTrainer")
+    path.set_defaults(run=_path)
+
+    preprocess = commands.add_parser(
+        "preprocess",
+        help="preprocess the unlabeled images of a dataset",
+        description="Preprocesses the images in imagesUn of the raw dataset, named CASE_0000.nii.gz like those in "
+        "imagesTr. They need no labels. Images that are done already are skipped.",
+    )
+    preprocess.add_argument("-d", metavar="DATASET", required=True, help="number or name of the dataset")
+    preprocess.add_argument(
+        "-c", metavar="CONFIG", nargs="+", help="configurations; default: all that nnU-Net preprocessed"
+    )
+    preprocess.add_argument(
+        "-p", metavar="PLANS", default="nnUNetPlans", help="name of the plans; default: %(default)s"
+    )
+    preprocess.add_argument("-i", metavar="FOLDER", nargs="+", help="folders of the images; default: imagesUn")
+    preprocess.add_argument(
+        "-np", metavar="N", type=int, help="number of processes; default: nnU-Net's, at most one a core"
+    )
+    preprocess.add_argument("--overwrite", action="store_true", help="preprocess again what is done already")
+    preprocess.set_defaults(run=_preprocess)
+
+    split = commands.add_parser(
+        "split",
+        help="add folds in which only some cases keep their labels",
+        description="Adds to splits_final.json one fold for each seed: a few labeled cases, the other training cases "
+        "without their labels, and the same validation cases in all of them.",
+    )
+    split.add_argument("-d", metavar="DATASET", required=True, help="number or name of the dataset")
+    split.add_argument("-n", metavar="COUNT", required=True, help="how many cases keep their labels: 6, or 10%%")
+    split.add_argument(
+        "--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="one fold for each; default: 0"
+    )
+    split.add_argument("--val", metavar="FRACTION", type=float, default=0.2, help="share for validation; default: 0.2")
+    split.set_defaults(run=_split)
+    return parser
+
+
+def _path(_: argparse.Namespace) -> None:
+    print(TRAINER_FOLDER)
+
+
+def _preprocess(arguments: argparse.Namespace) -> None:
+    # imported here because it takes seconds, which "path" in a shell's start-up file should not
+    from nnunetv2_micd.preprocessing import DEFAULT_NUM_PROCESSES, preprocess_unlabeled
+
+    num_processes = DEFAULT_NUM_PROCESSES if arguments.np is None else arguments.np
+    failures = preprocess_unlabeled(
+        arguments.d, arguments.c, arguments.p, arguments.i, num_processes, arguments.overwrite
+    )
+    for failure in failures:
+        print(f"{failure.configuration}, {failure.case}: {failure.reason}", file=sys.stderr)
+    if failures:
+        sys.exit(f"error: {len(failures)} images could not be preprocessed")
+
+
+def _split(arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.dataset_folders import find_dataset, labeled_folders
+    from nnunetv2_micd.splits import add_budget_splits
+
+    splits = add_budget_splits(arguments.d, arguments.n, arguments.seeds, arguments.val)
+    print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")
+    for fold, seed, entry in splits:
+        print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}")
+    is_3d = any(folder.endswith("3d_fullres") for folder in labeled_folders(find_dataset(arguments.d)))
+    print("Train with:")
+    for fold, _, _ in splits:
+        print(f"nnUNetv2_train {arguments.d} {'3d_fullres' if is_3d else '2d'} {fold} -tr nnUNetTrainerMICD")

@@ -1,0 +1,39 @@
+"""What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
+
+from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.micd import (
+    nnUNetTrainerMICD,
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_noMCPC,
+    nnUNetTrainerMICD_SupervisedOnly,
+)
+from nnunetv2_micd.variants import (
+    nnUNetTrainerMICD_5epochs,
+    nnUNetTrainerMICD_50epochs,
+    nnUNetTrainerMICD_100epochs,
+    nnUNetTrainerMICD_250epochs,
+    nnUNetTrainerMICD_250epochs_NoMirroring,
+    nnUNetTrainerMICD_2000epochs_NoMirroring,
+    nnUNetTrainerMICD_4000epochs_NoMirroring,
+    nnUNetTrainerMICD_8000epochs_NoMirroring,
+    nnUNetTrainerMICD_NoMirroring,
+)
+
+__all__ = [
+    "nnUNetTrainerMICD",
+    "nnUNetTrainerMICD_5epochs",
+    "nnUNetTrainerMICD_50epochs",
+    "nnUNetTrainerMICD_100epochs",
+    "nnUNetTrainerMICD_250epochs",
+    "nnUNetTrainerMICD_250epochs_NoMirroring",
+    "nnUNetTrainerMICD_2000epochs_NoMirroring",
+    "nnUNetTrainerMICD_4000epochs_NoMirroring",
+    "nnUNetTrainerMICD_8000epochs_NoMirroring",
+    "nnUNetTrainerMICD_NoMirroring",
+    "nnUNetTrainerMICD_SupervisedOnly",
+    "nnUNetTrainerMICD_noCFC",
+    "nnUNetTrainerMICD_noCMD",
+    "nnUNetTrainerMICD_noMCPC",
+    "nnUNetTrainerMeanTeacher",
+]

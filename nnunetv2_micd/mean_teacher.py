@@ -1,0 +1,68 @@
+"""Mean Teacher (Tarvainen & Valpola, NeurIPS 2017, https://arxiv.org/abs/1703.01780) for segmentation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_micd.losses import mean_teacher_consistency, pseudo_label
+from nnunetv2_micd.networks import forward_with_features
+from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class MeanTeacherConfig(SemiSupervisedConfig):
+    """The numbers of Mean Teacher as published for medical images (UA-MT's code base and its descendants).
+
+    Attributes:
+        noise_std, noise_limit: Gaussian noise added to the teacher's input, in units of the normalized intensities,
+            cut off at plus and minus the limit.
+    """
+
+    ramp_peak: float = 0.1
+    noise_std: float = 0.1
+    noise_limit: float = 0.2
+
+
+class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
+    """The student follows its own moving average, which sees the unlabeled image with other noise.
+
+    Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F.
+    """
+
+    config: ClassVar[MeanTeacherConfig] = MeanTeacherConfig()
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss on the labeled images, mean squared difference of probabilities on the unlabeled ones."""
+        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        if unlabeled is None:
+            return
+        student, _ = forward_with_features(self.students["a"], unlabeled)
+        with torch.no_grad():
+            teacher, _ = forward_with_features(self.teachers["a"], self._add_noise(unlabeled))
+        pseudo = pseudo_label(teacher)
+        self.metrics["agreement"] = (pseudo_label(student) == pseudo).float().mean()
+        self.metrics["foreground_teacher"] = (pseudo > 0).float().mean()
+        yield {"consistency": mean_teacher_consistency(student, teacher)}
+
+    def _add_noise(self, images: Tensor) -> Tensor:
+        # Drawn on the device, with a seed that is drawn on the CPU, so that no noise has to be copied.
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        generator = torch.Generator(images.device).manual_seed(seed)
+        noise = torch.randn(images.shape, generator=generator, device=images.device) * self.config.noise_std
+        return images + noise.clamp(-self.config.noise_limit, self.config.noise_limit)
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, noisy image, the labels of student and teacher and where they differ."""
+        noisy = self._add_noise(unlabeled)
+        student = pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        teacher = pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
+        return {
+            "image": unlabeled[:, 0],
+            "teacher's image": noisy[:, 0],
+            "student": student,
+            "teacher": teacher,
+            "they differ": student != teacher,
+        }

@@ -1,0 +1,215 @@
+"""MICD: masked image consistency and discrepancy learning (P. Zhou, L. Zhang, W. Li, arXiv 2503.14013)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_micd.class_weights import DifficultyWeights, DistributionWeights, hard_dice
+from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc, pseudo_label
+from nnunetv2_micd.masking import apply_mask, sample_mask
+from nnunetv2_micd.networks import build_peer, forward_with_features, full_resolution
+from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer
+
+Reading = Literal["peer_masked", "both_masked", "peer_clean"]
+
+
+@dataclass(frozen=True)
+class MICDConfig(SemiSupervisedConfig):
+    """The numbers of MICD; equations are those of the paper.
+
+    Attributes:
+        mcpc, cfc, cmd: whether eq. 3, 4 and 5 are part of the loss.
+        mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
+        mask_ratio: r of eq. 2, the share of blocks that is zeroed.
+        mask_block: s of eq. 2, the edge of a block in voxels.
+        class_weights: whether W_diff and W_dist of DHC weigh eq. 3.
+        dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
+            which takes the most frequent class, the background, out of the loss of B.
+        difficulty_tau: tau of W_diff, in steps.
+    """
+
+    mcpc: bool = True
+    cfc: bool = True
+    cmd: bool = True
+    mcpc_reading: Reading = "both_masked"
+    mask_ratio: float = 0.5
+    mask_block: int = 3
+    class_weights: bool = True
+    dist_floor: float = 0.3
+    difficulty_tau: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mcpc_reading not in get_args(Reading):
+            raise ValueError(f"mcpc_reading is '{self.mcpc_reading}', it has to be one of {get_args(Reading)}.")
+
+
+class nnUNetTrainerMICD(SemiSupervisedTrainer):
+    """Two different networks learn from the labels, from each other and from their own past, on masked images.
+
+    Passes of a step, forward F and backward, on a labeled and an unlabeled batch of equal size (stock nnU-Net:
+    one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 2 F + 2 backward,
+    teacher 2 F; ``peer_clean`` adds 1 F, ``peer_masked`` 2 F + 2 backward.
+    """
+
+    config: ClassVar[MICDConfig] = MICDConfig()
+
+    def build_further_networks(self) -> dict[str, nn.Module]:
+        """Network B: another architecture from the same plans."""
+        peer = build_peer(
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        classes = self.label_manager.num_segmentation_heads
+        self._difficulty = DifficultyWeights(classes, self.config.difficulty_tau).to(self.device)
+        self._distribution = DistributionWeights(torch.ones(classes), self.config.dist_floor).to(self.device)
+        return {"b": peer}
+
+    def prepare_method(self) -> None:
+        """W_dist starts from the label counts of the labeled training cases."""
+        if self.config.mcpc and self.config.class_weights and self.config.ramp_peak > 0:
+            self._distribution = DistributionWeights(self._count_labels(), self.config.dist_floor).to(self.device)
+
+    def _count_labels(self) -> Tensor:
+        counts = torch.zeros(self.label_manager.num_segmentation_heads)
+        for identifier in self.labeled_cases.identifiers:
+            _, segmentation, _, _ = self.labeled_cases.load_case(identifier)
+            labels = torch.from_numpy(segmentation[:]).flatten().long()
+            counts += torch.bincount(labels[labels >= 0], minlength=len(counts))  # -1 lies outside the image
+        return counts
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on all images (eq. 7 weighs them)."""
+        images, target = labeled["data"], labeled["target"]
+        output_a, output_b = self.network(images), self.students["b"](images)
+        yield {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
+        if unlabeled is None:
+            return
+
+        labeled_a, labeled_b = full_resolution(output_a).detach(), full_resolution(output_b).detach()
+        del output_a, output_b
+        images = torch.cat((images, unlabeled))
+        masked_a, features_a, masked_b, features_b = self._masked_pass(images)
+        losses = {}
+        if self.config.mcpc:
+            weight_a, weight_b = self._class_weights(labeled_a, full_resolution(target))
+            student_a, student_b, pseudo_a, pseudo_b = self._mcpc_inputs(
+                images, unlabeled, (masked_a, masked_b), (labeled_a, labeled_b)
+            )
+            losses["mcpc"] = mcpc(student_a, student_b, pseudo_a, pseudo_b, weight_a, weight_b)
+        else:
+            pseudo_a, pseudo_b = pseudo_label(masked_a), pseudo_label(masked_b)
+        if self.config.cfc:
+            stage_weights = cfc_stage_weights(len(features_a))
+            stages = slice(-len(stage_weights), None)
+            losses["cfc"] = cfc(features_a[stages], features_b[stages], stage_weights)
+        if self.config.cmd:
+            with torch.no_grad():
+                teacher_a, teacher_b = (self._logits(self.teachers[name], images) for name in "ab")
+            losses["cmd"] = cmd(masked_a, masked_b, teacher_a, teacher_b)
+        self._observe(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
+        yield losses
+
+    def _masked_pass(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+        masked = apply_mask(images, self._sample_mask(images, self.generator))
+        return *forward_with_features(self.students["a"], masked), *forward_with_features(self.students["b"], masked)
+
+    def _sample_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        ratio, block = self.config.mask_ratio, self.config.mask_block
+        return sample_mask(len(images), images.shape[2:], ratio, block, generator, images.device)
+
+    @staticmethod
+    def _logits(network: nn.Module, images: Tensor) -> Tensor:
+        return forward_with_features(network, images)[0]
+
+    def _mcpc_inputs(
+        self,
+        images: Tensor,
+        unlabeled: Tensor,
+        masked: tuple[Tensor, Tensor],
+        labeled: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the students' logits and their pseudo-labels for the configured reading of eq. 3."""
+        reading = self.config.mcpc_reading
+        students = peers = masked
+        if reading == "peer_masked":
+            students = self._logits(self.students["a"], images), self._logits(self.students["b"], images)
+        elif reading == "peer_clean":
+            with torch.no_grad():  # the labeled half is known from the supervised pass
+                clean = (self._logits(self.students["a"], unlabeled), self._logits(self.students["b"], unlabeled))
+            peers = torch.cat((labeled[0], clean[0])), torch.cat((labeled[1], clean[1]))
+        return *students, pseudo_label(peers[0]), pseudo_label(peers[1])
+
+    def _class_weights(self, labeled_a: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """W_diff for A, from its Dice on this labeled batch, and W_dist for B, as it stands."""
+        if not self.config.class_weights:
+            return None, None
+        dice = hard_dice(pseudo_label(labeled_a), target[:, 0].long(), labeled_a.shape[1])
+        return self._difficulty.update(dice), self._distribution.weights
+
+    def _observe(self, pseudo_a: Tensor, pseudo_b: Tensor) -> None:
+        """Let W_dist see B's pseudo-labels of the unlabeled half, and log what both branches say of it."""
+        if self.config.class_weights:
+            self._distribution.update(pseudo_b)
+        self.metrics["agreement"] = (pseudo_a == pseudo_b).float().mean()
+        self.metrics["foreground_a"] = (pseudo_a > 0).float().mean()
+        self.metrics["foreground_b"] = (pseudo_b > 0).float().mean()
+
+    def method_state(self) -> dict[str, Any]:
+        """Return the state of the class weights."""
+        return {
+            "difficulty": self._difficulty.state_dict(),
+            "distribution": self._distribution.state_dict(),
+        }
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self._difficulty.load_state_dict(state["difficulty"])
+        self._distribution.load_state_dict(state["distribution"])
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, masked image, both pseudo-labels and where they differ."""
+        mask = self._sample_mask(unlabeled, torch.Generator().manual_seed(self.current_epoch))
+        masked = apply_mask(unlabeled, mask)
+        # The images on which the configured reading makes its pseudo-labels.
+        source = unlabeled if self.config.mcpc_reading == "peer_clean" else masked
+        label_a, label_b = (pseudo_label(self._logits(self.students[name], source)) for name in "ab")
+        return {
+            "image": unlabeled[:, 0],
+            "masked image": masked[:, 0],
+            "pseudo-label of A": label_a,
+            "pseudo-label of B": label_b,
+            "A and B differ": label_a != label_b,
+        }
+
+
+class nnUNetTrainerMICD_noMCPC(nnUNetTrainerMICD):
+    """Ablation: without eq. 3."""
+
+    config = replace(nnUNetTrainerMICD.config, mcpc=False)
+
+
+class nnUNetTrainerMICD_noCFC(nnUNetTrainerMICD):
+    """Ablation: without eq. 4."""
+
+    config = replace(nnUNetTrainerMICD.config, cfc=False)
+
+
+class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
+    """Ablation: without eq. 5."""
+
+    config = replace(nnUNetTrainerMICD.config, cmd=False)
+
+
+class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
+    """Ablation: both networks and their teachers, weight zero for all that is unsupervised; needs no unlabeled image.
+
+    Network A is trained exactly as by nnUNetTrainer.
+    """
+
+    config = replace(nnUNetTrainerMICD.config, ramp_peak=0.0)

@@ -1,0 +1,109 @@
+"""The second network, built from the plans of the first, and a forward pass that returns decoder features."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+
+PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+CONVOLUTIONS_PER_BLOCK = 2  # of BasicBlockD, the block of ResidualEncoderUNet
+
+
+def check_architecture(class_name: str) -> None:
+    """Refuse networks whose decoder features are not known.
+
+    Raises:
+        ValueError: if the plans' architecture is neither a PlainConvUNet nor a ResidualEncoderUNet.
+    """
+    if class_name not in (PLAIN, RESIDUAL):
+        raise ValueError(
+            f"The plans ask for the network '{class_name}', which semi-supervised training does not support: plan with "
+            f"nnU-Net's default planner (PlainConvUNet) or a residual encoder preset (ResidualEncoderUNet)."
+        )
+
+
+def peer_architecture(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Describe the other architecture with the stages, strides, kernels and features of the given one.
+
+    A residual block holds two convolutions, so a plain stage of n convolutions becomes n / 2 blocks and the reverse:
+    the encoders compute almost the same. A residual encoder has a stem, one more convolution at full resolution;
+    its decoder therefore gets one convolution less per stage, as in nnU-Net's own residual presets, which brings the
+    cost of the whole network close to that of the plain one. All decoder features keep their shapes.
+
+    Args:
+        class_name: ``network_arch_class_name`` of the plans.
+        kwargs: ``network_arch_init_kwargs`` of the plans.
+
+    Returns:
+        The same two entries for the second network.
+
+    Raises:
+        ValueError: see :func:`check_architecture`.
+    """
+    check_architecture(class_name)
+    peer = dict(kwargs)
+    if class_name == PLAIN:
+        convolutions = peer.pop("n_conv_per_stage")
+        peer["n_blocks_per_stage"] = _map(lambda n: max(1, n // CONVOLUTIONS_PER_BLOCK), convolutions)
+        peer["n_conv_per_stage_decoder"] = _map(lambda n: max(1, n - 1), peer["n_conv_per_stage_decoder"])
+        return RESIDUAL, peer
+    blocks = peer.pop("n_blocks_per_stage")
+    peer["n_conv_per_stage"] = _map(lambda n: CONVOLUTIONS_PER_BLOCK * n, blocks)
+    return PLAIN, peer
+
+
+def _map(function: Callable[[int], int], values: int | list[int] | tuple[int, ...]) -> int | list[int]:
+    return function(values) if isinstance(values, int) else [function(value) for value in values]
+
+
+def build_peer(
+    configuration: ConfigurationManager, input_channels: int, output_channels: int, deep_supervision: bool
+) -> nn.Module:
+    """Build network B for a configuration of the plans; the caller's random state is left as it was.
+
+    Raises:
+        ValueError: for an unknown architecture, see :func:`peer_architecture`.
+    """
+    class_name, kwargs = peer_architecture(
+        configuration.network_arch_class_name, configuration.network_arch_init_kwargs
+    )
+    with torch.random.fork_rng(devices=[]):
+        return get_network_from_plans(
+            class_name,
+            kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            input_channels,
+            output_channels,
+            allow_init=True,
+            deep_supervision=deep_supervision,
+        )
+
+
+def forward_with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Run a U-Net of the plans and keep what its decoder stages compute.
+
+    Args:
+        network: a PlainConvUNet or ResidualEncoderUNet.
+        images: ``(B, channels, *spatial)``.
+
+    Returns:
+        Logits at full resolution ``(B, K, *spatial)``, whether deep supervision is on or not, and the features of
+        the decoder stages, deepest first, ``(B, C_k, *spatial_k)``.
+    """
+    encoder: Any = network.encoder
+    decoder: Any = network.decoder
+    *skips, x = encoder(images)
+    features = []
+    for upsample, stage, skip in zip(decoder.transpconvs, decoder.stages, reversed(skips), strict=True):
+        x = stage(torch.cat((upsample(x), skip), 1))
+        features.append(x)
+    return decoder.seg_layers[-1](x), features
+
+
+def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+    """Return the finest of a network's deep-supervision outputs or targets, or the only one without it."""
+    return output if isinstance(output, Tensor) else output[0]

@@ -1,0 +1,398 @@
+"""Every contact of semi-supervised training with nnU-Net, once: a method adds its losses and nothing else."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+from nnunetv2_micd import checkpoints, history
+from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
+from nnunetv2_micd.networks import check_architecture
+from nnunetv2_micd.pictures import save_patches
+from nnunetv2_micd.schedules import gaussian_ramp_up
+from nnunetv2_micd.unlabeled_cases import find_unlabeled_cases, load_split_unlabeled
+from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages, allowed_workers, start_unlabeled_loader
+
+GRADIENT_NORM = 12  # nnUNetTrainer.train_step
+PICTURE_EVERY = 10  # epochs
+
+
+@dataclass(frozen=True)
+class SemiSupervisedConfig:
+    """What all methods have in common.
+
+    Attributes:
+        ema_decay: a of eq. 1, the largest decay of the teachers.
+        ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the training; at 0 no
+            unlabeled image is read and no unsupervised loss computed.
+    """
+
+    ema_decay: float = 0.99
+    ramp_peak: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, it has to be at least 0 and below 1.")
+        if self.ramp_peak < 0:
+            raise ValueError(f"ramp_peak is {self.ramp_peak}, it has to be 0 or more.")
+
+
+class SemiSupervisedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each.
+
+    A method defines :meth:`compute_losses`, and where it needs them :meth:`build_further_networks`,
+    :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and :meth:`picture_panels`.
+
+    Attributes:
+        config: the method's numbers; a variant is a subclass with another one.
+        students: the trained networks by name, ``"a"`` is that of the plans.
+        teachers: the moving averages of the students by the same names; ``teachers["a"]`` is validated, saved under
+            ``network_weights`` and so predicts.
+        metrics: figures of the current step that are no losses, set by the method.
+        iteration: optimizer steps taken so far.
+        generator: randomness of the method, apart from that of nnU-Net's loaders; on the CPU, continued by ``--c``.
+        labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
+    """
+
+    config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
+    network: Any
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads and repeats this signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.students: dict[str, nn.Module] = {}
+        self.teachers: dict[str, nn.Module] = {}
+        self.metrics: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+        self.iteration = 0
+        self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.dataloader_unlabeled: Any = None
+        self.labeled_cases: Any = None
+        self._images: UnlabeledImages | None = None
+        self._last_unlabeled: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------------ what a method defines
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """Yield named losses; each group is backpropagated, and its graph released, before the next is computed.
+
+        Names that begin with ``supervised`` have weight one, all others the ramped-up weight b(t).
+
+        Args:
+            labeled: ``data`` ``(B, channels, *patch)`` and ``target`` as nnU-Net's loader gives it (a list with deep
+                supervision), on the device.
+            unlabeled: ``(B, channels, *patch)`` on the device, or None when only supervised losses are wanted.
+        """
+        raise NotImplementedError
+
+    def build_further_networks(self) -> dict[str, nn.Module]:
+        """Return the networks that are trained beside that of the plans, by name."""
+        return {}
+
+    def prepare_method(self) -> None:
+        """Prepare what needs the training data; called once at the start of a training, not when it is continued."""
+
+    def method_state(self) -> dict[str, Any]:
+        """Return what the method has to find again when a training is continued."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`method_state` returned."""
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Return titled panels ``(B, *patch)`` for the picture: floats are images, integers labels, bools marks."""
+        return {}
+
+    # ------------------------------------------------------------------------------------------------- set-up
+
+    def initialize(self) -> None:
+        """Build the further networks and the teachers beside nnU-Net's own parts.
+
+        Raises:
+            NotImplementedError: for what is not supported, before any time is spent.
+        """
+        self._check_supported()
+        super().initialize()
+        self.students = {"a": getattr(self.network, "_orig_mod", self.network)}  # not torch.compile's wrapper
+        for name, network in self.build_further_networks().items():
+            self.students[name] = network.to(self.device)
+            self.optimizer.add_param_group({"params": list(network.parameters())})
+        self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
+
+    def _check_supported(self) -> None:
+        unsupported = {
+            "training on several GPUs": self.is_ddp,
+            "region-based training": self.label_manager.has_regions,
+            "an ignore label": self.label_manager.has_ignore_label,
+            "the second stage of the cascade": self.is_cascaded,
+        }
+        check_architecture(self.configuration_manager.network_arch_class_name)
+        for what, present in unsupported.items():
+            if present:
+                raise NotImplementedError(f"{type(self).__name__} does not support {what}; use nnUNetTrainer for it.")
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
+        training, validation = super().get_tr_and_val_datasets()
+        if not training.identifiers:
+            raise ValueError(
+                f"Fold {self.fold} has no labeled training case: add some to its 'train' entry in "
+                f"{join(self.preprocessed_dataset_folder_base, 'splits_final.json')}."
+            )
+        self.labeled_cases = training
+        if self.config.ramp_peak > 0:
+            cases = find_unlabeled_cases(
+                self.preprocessed_dataset_folder,
+                self.plans_manager,
+                self.configuration_manager,
+                self.dataset_json,
+                train=training.identifiers,
+                val=validation.identifiers,
+                split_unlabeled=self.split_unlabeled(),
+            )
+            self._images = UnlabeledImages(cases)
+            self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
+        return training, validation
+
+    def split_unlabeled(self) -> list[str]:
+        """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""
+        return load_split_unlabeled(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
+        allowed = get_allowed_n_proc_DA()
+        for_unlabeled = allowed // 2 if self.config.ramp_peak > 0 else 0
+        with allowed_workers(allowed - for_unlabeled):
+            loaders = super().get_dataloaders()
+        if self._images is not None:
+            self.dataloader_unlabeled = start_unlabeled_loader(
+                self._build_unlabeled_loader(self._images), for_unlabeled, pin_memory=self.device.type == "cuda"
+            )
+        return loaders
+
+    def _build_unlabeled_loader(self, images: UnlabeledImages) -> UnlabeledDataLoader:
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        masked = self.configuration_manager.use_mask_for_norm
+        transforms = self.get_training_transforms(
+            self.configuration_manager.patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=masked
+        )
+        return UnlabeledDataLoader(
+            images,
+            self.batch_size,
+            initial_patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            transforms=transforms,
+            masked_channels=[channel for channel, use in enumerate(masked) if use],
+        )
+
+    def on_train_start(self) -> None:
+        """Start as nnU-Net does; the teachers of a new training begin as copies of what the students are by then."""
+        super().on_train_start()
+        if self.iteration == 0:
+            for name, teacher in self.teachers.items():  # -pretrained_weights may have changed the student
+                teacher.load_state_dict(self.students[name].state_dict())
+            self.prepare_method()
+
+    def on_train_end(self) -> None:
+        """Stop the unlabeled workers before the final validation, and say what to do next."""
+        super().on_train_end()
+        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
+            self.dataloader_unlabeled._finish()
+        self.dataloader_unlabeled = None
+        self.print_to_log_file(self._next_commands(), add_timestamp=False)
+
+    def _next_commands(self) -> str:
+        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
+        model = f"-c {self.configuration_name} -p {plans} -tr {type(self).__name__} -f {self.fold}"
+        comparison = f"-c {self.configuration_name} -p {plans} -tr nnUNetTrainer {type(self).__name__} -f {self.fold}"
+        return (
+            "\nPredict with this model:\n"
+            f"    nnUNetv2_predict -d {dataset} {model} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
+            "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
+            f"    nnUNetv2_find_best_configuration {dataset} {comparison}\n"
+            "Both find the trainer by this variable:\n"
+            f'    export nnUNet_extTrainer="{os.environ.get("nnUNet_extTrainer", "")}"\n'
+        )
+
+    # ------------------------------------------------------------------------------------------------- the step
+
+    @property
+    def unsupervised_weight(self) -> float:
+        """b(t) of eq. 7 for the current step."""
+        total_steps = self.num_epochs * self.num_iterations_per_epoch
+        return gaussian_ramp_up(self.iteration, total_steps, self.config.ramp_peak)
+
+    def on_train_epoch_start(self) -> None:
+        """Put all students into training mode."""
+        super().on_train_epoch_start()
+        for student in self.students.values():
+            student.train()
+
+    def train_step(self, batch: dict) -> dict:
+        """Take one optimizer step on the losses of the method and update the teachers.
+
+        Each network's gradients are clipped by themselves: clipping them together would make the training of one
+        depend on the gradients of the other.
+        """
+        labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
+        unlabeled = None
+        if self.dataloader_unlabeled is not None:
+            unlabeled = self._last_unlabeled = self._to_device(next(self.dataloader_unlabeled)["data"])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.metrics = {}
+        losses: dict[str, Tensor] = {}
+        weight = self.unsupervised_weight
+        for group in self._under_autocast(self.compute_losses(labeled, unlabeled)):
+            total: Any = sum(loss if name.startswith("supervised") else weight * loss for name, loss in group.items())
+            (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+            losses |= {name: loss.detach() for name, loss in group.items()}
+        self._optimizer_step()
+        decay = ema_decay_at(self.iteration, self.config.ema_decay)
+        for name, teacher in self.teachers.items():
+            update_ema(teacher, self.students[name], decay)
+        self.iteration += 1
+        return self._step_record(losses, weight)
+
+    def _to_device(self, data: Any) -> Any:
+        if isinstance(data, list):
+            return [self._to_device(item) for item in data]
+        return data.to(self.device, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision where nnU-Net uses it: on CUDA."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _under_autocast(self, groups: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        while True:
+            with self.autocast():  # around the forward passes only, as in nnU-Net
+                group = next(groups, None)
+            if group is None:
+                return
+            yield group
+
+    def _optimizer_step(self) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        for student in self.students.values():
+            torch.nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _step_record(self, losses: dict[str, Tensor], weight: float) -> dict[str, Any]:
+        """Copy all figures of a step to the host at once; ``loss`` is the loss that nnU-Net reports."""
+        named = losses | self.metrics
+        values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
+        record = dict(zip(named, values, strict=True))
+        unsupervised = weight * sum(record[name] for name in losses if not name.startswith("supervised"))
+        supervised = sum(record[name] for name in losses if name.startswith("supervised"))
+        # nnU-Net's Dice loss is negative, so the share is one of magnitudes.
+        share = abs(unsupervised) / max(abs(unsupervised) + abs(supervised), 1e-8)
+        return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
+
+    # ------------------------------------------------------------------------------------------------- the log
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Average the named figures of the epoch."""
+        super().on_train_epoch_end(train_outputs)
+        row: dict[str, float] = {"epoch": self.current_epoch}
+        for name in train_outputs[0]:
+            if name != "loss":
+                row[name] = float(np.mean([output[name] for output in train_outputs]))
+        self.history = [*self.history[: self.current_epoch], row]
+
+    def on_epoch_end(self) -> None:
+        """Write the figures of the epoch to the log, the CSV, the plot, the picture and nnU-Net's external loggers."""
+        epoch, row = self.current_epoch, self.history[-1]
+        row["mean_fg_dice"] = float(self.logger.get_value("mean_fg_dice", step=-1))
+        figures = {name: value for name, value in row.items() if name != "epoch"}
+        self.print_to_log_file(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        for logger in self.logger.loggers:
+            for name, value in figures.items():
+                logger.log(f"semi_supervised/{name}", value, epoch)
+        super().on_epoch_end()
+        history.write_csv(self.history, join(self.output_folder, "semi_supervised.csv"))
+        history.plot(self.history, join(self.output_folder, "semi_supervised.png"))
+        if (epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1) and self._last_unlabeled is not None:
+            with torch.no_grad(), self.autocast():
+                panels = self.picture_panels(self._last_unlabeled)
+            save_patches(panels, join(self.output_folder, "unlabeled_patches", f"epoch_{epoch:04d}.png"))
+
+    # ------------------------------------------------------------------------------------------- what is deployed
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """Let nnU-Net's own code work on the deployed network, the EMA teacher of A, as if it were the trained one."""
+        student, self.network = self.network, self.teachers["a"]
+        try:
+            yield
+        finally:
+            self.network = student
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate the deployed network."""
+        with self.deployed():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate the deployed network."""
+        with self.deployed():
+            super().perform_actual_validation(save_probabilities)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save the deployed network where nnU-Net looks for it, and all else under one key of ours."""
+        buffer = BytesIO()
+        with self.deployed():
+            super().save_checkpoint(buffer)
+        if buffer.tell() == 0:  # checkpointing is off
+            return
+        state = {
+            "students": {name: student.state_dict() for name, student in self.students.items()},
+            "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items() if name != "a"},
+            "iteration": self.iteration,
+            "history": self.history,
+            "generator": self.generator.get_state(),
+            "method": self.method_state(),
+        }
+        checkpoints.write(filename, buffer, state)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue, or validate, from a checkpoint of the same trainer.
+
+        Raises:
+            ValueError: for a checkpoint of another trainer.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        state = checkpoints.read_state(filename_or_checkpoint, type(self).__name__, self.device)
+        with self.deployed():
+            super().load_checkpoint(filename_or_checkpoint)
+        for name, student in self.students.items():
+            student.load_state_dict(state["students"][name])
+        for name, weights in state["teachers"].items():
+            self.teachers[name].load_state_dict(weights)
+        self.iteration = state["iteration"]
+        self.history = state["history"]
+        self.generator.set_state(state["generator"].cpu())
+        self.load_method_state(state["method"])

@@ -1,0 +1,146 @@
+"""Patches of unlabeled images: streamed from disk, augmented as nnU-Net augments, without any segmentation."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from nnunetv2_micd.unlabeled_cases import UnlabeledCase
+
+
+class UnlabeledImages:
+    """Preprocessed images by identifier; opens neither segmentations nor properties, and keeps nothing open."""
+
+    def __init__(self, cases: Sequence[UnlabeledCase]):
+        self.folders = {case.identifier: case.folder for case in cases}
+        self.identifiers = list(self.folders)
+
+    def load_image(self, identifier: str) -> blosc2.NDArray:
+        """Open one image ``(channels, *spatial)``, decompressed piece by piece where it is sliced."""
+        # As in nnU-Net's own dataset: memory mapping does not work on Windows, and one thread per worker is enough.
+        mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
+        path = os.path.join(self.folders[identifier], identifier + ".b2nd")
+        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
+
+
+class UnlabeledDataLoader(nnUNetDataLoader):
+    """nnU-Net's loader without labels: patches at random places, no foreground oversampling.
+
+    Args as in ``nnUNetDataLoader``, and ``masked_channels``: the channels normalized inside the nonzero mask only
+    (``use_mask_for_norm`` of the plans), which have to be zero outside it after augmentation too.
+    """
+
+    _data: UnlabeledImages
+
+    def __init__(self, data: UnlabeledImages, *args: Any, masked_channels: Sequence[int] = (), **kwargs: Any):
+        super().__init__(data, *args, **kwargs)
+        self.has_ignore = False  # would look for annotated voxels
+        self.masked_channels = list(masked_channels)
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return ``data``, a tensor ``(B, channels, *patch)``, and ``keys``, the identifiers."""
+        keys = self.get_indices()
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+            images = torch.stack([self._load_patch(key) for key in keys])
+        return {"data": images, "keys": keys}
+
+    def _load_patch(self, key: str) -> Tensor:
+        image = self._data.load_image(key)
+        lower, upper = self.get_bbox(image.shape[1:], force_fg=False, class_locations=None)
+        box = [list(bounds) for bounds in zip(lower, upper, strict=True)]
+        patch = torch.from_numpy(crop_and_pad_nd(image, box, 0)).float()
+        if self.patch_size_was_2d:
+            patch = patch[:, 0]
+        sample = {"image": patch}
+        if self.masked_channels:
+            # The nonzero mask lies in the segmentation file, which an unlabeled case must not need.
+            outside = (patch[self.masked_channels] == 0).all(0, keepdim=True)
+            sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
+        return self.transforms(**sample)["image"]
+
+
+class IsolatedAugmenter(SingleThreadedAugmenter):
+    """Loads in the main process with random states of its own.
+
+    So the labeled batches of a training do not depend on whether, and how many, unlabeled patches are drawn.
+    """
+
+    def __init__(self, data_loader: UnlabeledDataLoader):
+        super().__init__(data_loader, None)
+        # A seeded training gets a seeded stream, an unseeded one a new stream each time, and nothing is drawn.
+        seed = int(np.random.get_state(legacy=False)["state"]["key"][0]) ^ 0x5EED
+        with _restored_random_states():
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            self.states = _random_states()
+
+    def __next__(self) -> dict[str, Any]:
+        """Return the next batch, see :class:`UnlabeledDataLoader`."""
+        with _restored_random_states():
+            _set_random_states(self.states)
+            batch = super().__next__()
+            self.states = _random_states()
+        return batch
+
+
+def start_unlabeled_loader(
+    loader: UnlabeledDataLoader, num_processes: int, pin_memory: bool
+) -> IsolatedAugmenter | NonDetMultiThreadedAugmenter:
+    """Start the workers as nnU-Net starts its own; with none, batches are made in the main process."""
+    if num_processes == 0:
+        return IsolatedAugmenter(loader)
+    return NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=num_processes,
+        num_cached=max(6, num_processes // 2),
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )
+
+
+@contextmanager
+def allowed_workers(number: int) -> Iterator[None]:
+    """Let nnU-Net start its labeled loaders with fewer workers than allowed, the rest being for the unlabeled one."""
+    name = "nnUNet_n_proc_DA"
+    old = os.environ.get(name)
+    os.environ[name] = str(number)
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = old
+
+
+def _random_states() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_random_states(states: tuple[Any, Any, Tensor]) -> None:
+    python, numpy, torch_state = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(torch_state)
+
+
+@contextmanager
+def _restored_random_states() -> Iterator[None]:
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _set_random_states(states)

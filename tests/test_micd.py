@@ -1,0 +1,116 @@
+"""What only MICD does: its configuration, the readings of eq. 3, the class weights and the picture."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from conftest import TinyDataset, make_trainer
+
+from nnunetv2_micd.losses import cmd
+from nnunetv2_micd.masking import apply_mask, sample_mask
+from nnunetv2_micd.micd import MICDConfig, Reading, nnUNetTrainerMICD
+from nnunetv2_micd.networks import forward_with_features
+
+
+def start(dataset: TinyDataset, **fields: object) -> nnUNetTrainerMICD:
+    trainer_class = type("Trainer", (nnUNetTrainerMICD,), {"config": replace(nnUNetTrainerMICD.config, **fields)})
+    trainer = make_trainer(trainer_class, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def groups(trainer: nnUNetTrainerMICD) -> list[dict[str, torch.Tensor]]:
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    return list(trainer.compute_losses(labeled, unlabeled))
+
+
+@pytest.mark.parametrize("reading", get_args(Reading))
+def test_each_reading_trains_both_students_and_no_teacher(reading: Reading, dataset: TinyDataset) -> None:
+    trainer = start(dataset, mcpc_reading=reading, cfc=False, cmd=False)
+    _, unsupervised = groups(trainer)
+    assert set(unsupervised) == {"mcpc"}
+    unsupervised["mcpc"].backward()
+    for student in trainer.students.values():
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    for teacher in trainer.teachers.values():
+        assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("term", ["mcpc", "cfc", "cmd"])
+def test_each_term_reaches_encoder_and_decoder(term: str, dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    _, unsupervised = groups(trainer)
+    unsupervised[term].backward()
+    for student in trainer.students.values():
+        assert next(iter(student.encoder.parameters())).grad.abs().sum() > 0
+        assert student.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
+
+
+def test_cmd_compares_the_masked_student_with_its_clean_teacher(dataset: TinyDataset) -> None:
+    """Eq. 5 put together by hand from the networks, on labeled and unlabeled images."""
+    trainer = start(dataset)
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    images = torch.cat((labeled["data"], unlabeled))
+    state = trainer.generator.get_state()
+    _, unsupervised = trainer.compute_losses(labeled, unlabeled)
+    trainer.generator.set_state(state)
+    masked = apply_mask(images, sample_mask(len(images), images.shape[2:], 0.5, 3, trainer.generator))
+    logits = [forward_with_features(trainer.students[name], masked)[0] for name in "ab"]
+    targets = [forward_with_features(trainer.teachers[name], images)[0] for name in "ab"]
+    assert torch.equal(unsupervised["cmd"], cmd(*logits, *targets))
+
+
+def test_both_students_see_the_same_mask(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "nnunetv2_micd.micd.forward_with_features",
+        lambda network, images: seen.append((network, images)) or forward_with_features(network, images),
+    )
+    trainer = start(dataset)
+    groups(trainer)
+    (first, images_a), (second, images_b) = seen[:2]
+    assert first is trainer.students["a"]
+    assert second is trainer.students["b"]
+    assert images_a is images_b
+    assert (images_a == 0).float().mean() > 0.4
+
+
+def test_distribution_weights_start_from_the_labels(dataset: TinyDataset) -> None:
+    trainer = start(dataset, dist_floor=0.0)
+    counts = trainer._count_labels()
+    assert counts.sum() == sum(
+        trainer.labeled_cases.load_case(case)[1][:].size for case in trainer.labeled_cases.identifiers
+    )
+    weights = trainer._distribution.weights
+    assert weights[0] == 0  # the background is the most frequent class
+    assert weights.max() == 3
+
+
+def test_class_weights_move_and_are_saved(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    before = trainer._distribution.weights.clone()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert not torch.equal(trainer._distribution.weights, before)
+    other = start(dataset)
+    other.load_method_state(trainer.method_state())
+    assert torch.equal(other._distribution.weights, trainer._distribution.weights)
+    assert torch.equal(other._difficulty.weights, trainer._difficulty.weights)
+
+
+def test_configuration_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"mcpc_reading is .clean..*peer_clean"):
+        MICDConfig(mcpc_reading="clean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"ema_decay is 1\.5"):
+        MICDConfig(ema_decay=1.5)
+    with pytest.raises(ValueError, match="ramp_peak is -1"):
+        MICDConfig(ramp_peak=-1)
+
+
+def test_picture_does_not_disturb_the_training(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    state = trainer.generator.get_state()
+    panels = trainer.picture_panels(next(trainer.dataloader_unlabeled)["data"])
+    assert torch.equal(trainer.generator.get_state(), state)
+    assert torch.equal(panels["A and B differ"], panels["pseudo-label of A"] != panels["pseudo-label of B"])

@@ -1,0 +1,220 @@
+"""Every trainer trains, is deployed and predicts through nnU-Net's own code; what only MICD does is in test_micd.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyDataset, make_trainer
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
+from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.micd import (
+    nnUNetTrainerMICD,
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_noMCPC,
+    nnUNetTrainerMICD_SupervisedOnly,
+)
+
+METHODS = [
+    nnUNetTrainerMICD,
+    nnUNetTrainerMICD_noMCPC,
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_SupervisedOnly,
+    nnUNetTrainerMeanTeacher,
+]
+UNSUPERVISED = {
+    nnUNetTrainerMICD: {"mcpc", "cfc", "cmd"},
+    nnUNetTrainerMICD_noMCPC: {"cfc", "cmd"},
+    nnUNetTrainerMICD_noCFC: {"mcpc", "cmd"},
+    nnUNetTrainerMICD_noCMD: {"mcpc", "cfc"},
+    nnUNetTrainerMICD_SupervisedOnly: set(),
+    nnUNetTrainerMeanTeacher: {"consistency"},
+}
+
+
+@pytest.mark.parametrize("name", exported.__all__)
+def test_nnunet_finds_the_very_class(name: str, dataset: TinyDataset) -> None:
+    assert recursive_find_trainer_class_by_name(name) is getattr(exported, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "mirrors"),
+    [
+        ("nnUNetTrainerMICD", 1000, True),
+        ("nnUNetTrainerMICD_5epochs", 5, True),
+        ("nnUNetTrainerMICD_50epochs", 50, True),
+        ("nnUNetTrainerMICD_100epochs", 100, True),
+        ("nnUNetTrainerMICD_250epochs", 250, True),
+        ("nnUNetTrainerMICD_NoMirroring", 1000, False),
+        ("nnUNetTrainerMICD_250epochs_NoMirroring", 250, False),
+        ("nnUNetTrainerMICD_2000epochs_NoMirroring", 2000, False),
+        ("nnUNetTrainerMICD_4000epochs_NoMirroring", 4000, False),
+        ("nnUNetTrainerMICD_8000epochs_NoMirroring", 8000, False),
+    ],
+)
+def test_variants_change_length_and_mirroring(name: str, epochs: int, mirrors: bool, dataset: TinyDataset) -> None:
+    trainer = make_trainer(getattr(exported, name), dataset, shortened=False)
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert trainer.num_epochs == epochs
+    assert bool(trainer.inference_allowed_mirroring_axes) == mirrors
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_and_predicts(method: type, configuration: str, dataset: TinyDataset) -> None:
+    trainer = make_trainer(method, dataset, configuration)
+    trainer.run_training()
+    output = Path(trainer.output_folder)
+
+    start = make_trainer(method, dataset, configuration)
+    start.initialize()
+    for name, student in trainer.students.items():
+        assert any(
+            not torch.equal(new, old)
+            for new, old in zip(student.parameters(), start.students[name].parameters(), strict=True)
+        )
+        assert all(parameter.grad is None for parameter in trainer.teachers[name].parameters())
+    assert set(trainer.history[-1]) >= UNSUPERVISED[method] | {"supervised", "b", "unsupervised_share", "mean_fg_dice"}
+    assert [row["epoch"] for row in trainer.history] == [0, 1]
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert (output / "semi_supervised.csv").read_text().count("\n") == 3
+    assert (output / "semi_supervised.png").stat().st_size > 0
+    if UNSUPERVISED[method]:
+        assert {path.name for path in (output / "unlabeled_patches").iterdir()} == {"epoch_0000.png", "epoch_0001.png"}
+    log = Path(trainer.log_file).read_text()
+    assert f"nnUNetv2_predict -d {dataset.name} -c {configuration}" in log
+    assert "nnUNetv2_find_best_configuration" in log
+
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(output.parent), use_folds=(0,))
+    deployed = trainer.teachers["a"].state_dict()
+    assert all(torch.equal(tensor, deployed[name]) for name, tensor in predictor.list_of_parameters[0].items())
+    image = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    predicted = predictor.predict_sliding_window_return_logits(image if configuration == "2d" else image[0])
+    assert predicted.isfinite().all()
+
+
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
+def test_weight_zero_is_stock_nnunet(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all networks, unlabeled images and masks in place: nothing but the weight keeps them apart."""
+
+    def train(trainer_class: type) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        trainer = make_trainer(trainer_class, dataset)
+        trainer.run_training()
+        return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+
+    stock = train(nnUNetTrainer)
+    variants = [nnUNetTrainerMICD_SupervisedOnly] if method is nnUNetTrainerMICD else []
+    monkeypatch.setattr(method, "unsupervised_weight", 0.0)
+    for variant in (method, *variants):
+        trained = train(variant)
+        assert all(torch.equal(stock[name], trained[name]) for name in stock)
+
+
+def test_labels_of_unlabeled_cases_are_never_read(dataset: TinyDataset) -> None:
+    def first_losses() -> list[dict[str, Any]]:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        trainer = make_trainer(nnUNetTrainerMICD, dataset, fold=1)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        return [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+
+    before = first_losses()
+    for case in json.loads(dataset.splits_file.read_text())[1]["unlabeled"]:
+        (dataset.labeled_folder() / f"{case}_seg.b2nd").unlink()
+        (dataset.labeled_folder() / f"{case}.pkl").unlink()
+    assert first_losses() == before
+
+
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
+def test_resume_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
+    trainer = make_trainer(method, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    checkpoint = str(tmp_path / "checkpoint.pth")
+    trainer.save_checkpoint(checkpoint)
+    resumed = make_trainer(method, dataset)
+    resumed.load_checkpoint(checkpoint)
+    resumed.on_train_start()
+    resumed.on_train_epoch_start()
+    trainer.lr_scheduler.step(resumed.current_epoch)  # the checkpoint belongs to the end of an epoch
+
+    for _ in range(2):
+        labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
+        records = []
+        for one in (trainer, resumed):
+            one.dataloader_unlabeled = iter([unlabeled])
+            torch.manual_seed(2)
+            records.append(one.train_step(labeled))
+        trainer.dataloader_unlabeled = resumed.dataloader_unlabeled = iter([])
+        assert records[0] == records[1]
+        trainer.dataloader_unlabeled = trainer_loader(trainer)
+    assert trainer.iteration == resumed.iteration == 5
+    for kind in ("students", "teachers"):
+        for name, network in getattr(trainer, kind).items():
+            other = getattr(resumed, kind)[name].state_dict()
+            assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
+    states = trainer.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
+
+
+def trainer_loader(trainer: Any) -> Any:
+    _, _ = trainer.get_dataloaders()
+    return trainer.dataloader_unlabeled
+
+
+def test_pretrained_weights_reach_the_teacher(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.initialize()
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.fill_(0.5)
+    trainer.on_train_start()
+    assert all((parameter == 0.5).all() for parameter in trainer.teachers["a"].parameters())
+
+
+@pytest.mark.parametrize("writer", [nnUNetTrainer, nnUNetTrainerMeanTeacher])
+def test_foreign_checkpoint(writer: type, dataset: TinyDataset, tmp_path: Path) -> None:
+    other = make_trainer(writer, dataset)
+    other.initialize()
+    checkpoint = str(tmp_path / "checkpoint.pth")
+    other.save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=f"written by {writer.__name__}.*-pretrained_weights"):
+        make_trainer(nnUNetTrainerMICD, dataset).load_checkpoint(checkpoint)
+
+
+def test_fold_without_labeled_cases(dataset: TinyDataset) -> None:
+    dataset.splits_file.write_text(json.dumps([{"train": [], "val": ["case_3"]}]))
+    with pytest.raises(ValueError, match="Fold 0 has no labeled training case"):
+        make_trainer(nnUNetTrainerMICD, dataset).on_train_start()
+
+
+def test_regions_are_refused_before_training(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.dataset_json["labels"] = {"background": 0, "all": [1, 2], "second": 2}
+    trainer.dataset_json["regions_class_order"] = [1, 2]
+    trainer.label_manager = trainer.plans_manager.get_label_manager(trainer.dataset_json)
+    with pytest.raises(NotImplementedError, match="region-based training"):
+        trainer.initialize()
+
+
+def test_unknown_architecture_is_refused_before_training(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "somewhere.Transformer"
+    dataset.plans_file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"somewhere\.Transformer.*PlainConvUNet"):
+        make_trainer(nnUNetTrainerMICD, dataset).initialize()
