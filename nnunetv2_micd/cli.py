@@ -20,7 +20,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nnUNetv2_micd", description="Semi-supervised training with nnU-Net.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    path = commands.add_parser("path", help="print the folder of the trainers, for nnUNet_extTrainer")
+    path = commands.add_parser(
+        "path",
+        help="print the folder of the trainers, for nnUNet_extTrainer",
+        description="Prints the folder in which nnU-Net finds the trainers of this package, for: "
+        'export nnUNet_extTrainer="$(nnUNetv2_micd path)"',
+    )
     path.set_defaults(run=_path)
 
     preprocess = commands.add_parser(
@@ -61,6 +66,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _path(_: argparse.Namespace) -> None:
     print(TRAINER_FOLDER)
+    if sys.stdout.isatty():  # somebody looks; in "$(nnUNetv2_micd path)" nobody does
+        print('nnU-Net finds the trainers after: export nnUNet_extTrainer="$(nnUNetv2_micd path)"', file=sys.stderr)
 
 
 def _preprocess(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ class MICDConfig(SemiSupervisedConfig):
         mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.
-        class_weights: whether W_diff and W_dist of DHC weigh eq. 3.
+        difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3 and W_dist that of B.
         dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
             which takes the most frequent class, the background, out of the loss of B.
         difficulty_tau: tau of W_diff, in steps.
@@ -37,7 +37,8 @@ class MICDConfig(SemiSupervisedConfig):
     mcpc_reading: Reading = "both_masked"
     mask_ratio: float = 0.5
     mask_block: int = 3
-    class_weights: bool = True
+    difficulty_weights: bool = True
+    distribution_weights: bool = True
     dist_floor: float = 0.3
     difficulty_tau: int = 50
 
@@ -72,7 +73,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
     def prepare_method(self) -> None:
         """W_dist starts from the label counts of the labeled training cases."""
-        if self.config.mcpc and self.config.class_weights and self.config.ramp_peak > 0:
+        if self.config.mcpc and self.config.distribution_weights and self.config.ramp_peak > 0:
             self._distribution = DistributionWeights(self._count_labels(), self.config.dist_floor).to(self.device)
 
     def _count_labels(self) -> Tensor:
@@ -147,14 +148,17 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
     def _class_weights(self, labeled_a: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W_diff for A, from its Dice on this labeled batch, and W_dist for B, as it stands."""
-        if not self.config.class_weights:
-            return None, None
-        dice = hard_dice(pseudo_label(labeled_a), target[:, 0].long(), labeled_a.shape[1])
-        return self._difficulty.update(dice), self._distribution.weights
+        weight_a = weight_b = None
+        if self.config.difficulty_weights:
+            dice = hard_dice(pseudo_label(labeled_a), target[:, 0], labeled_a.shape[1])
+            weight_a = self._difficulty.update(dice)
+        if self.config.distribution_weights:
+            weight_b = self._distribution.weights
+        return weight_a, weight_b
 
     def _observe(self, pseudo_a: Tensor, pseudo_b: Tensor) -> None:
         """Let W_dist see B's pseudo-labels of the unlabeled half, and log what both branches say of it."""
-        if self.config.class_weights:
+        if self.config.distribution_weights:
             self._distribution.update(pseudo_b)
         self.metrics["agreement"] = (pseudo_a == pseudo_b).float().mean()
         self.metrics["foreground_a"] = (pseudo_a > 0).float().mean()

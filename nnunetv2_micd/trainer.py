@@ -35,10 +35,12 @@ class SemiSupervisedConfig:
         ema_decay: a of eq. 1, the largest decay of the teachers.
         ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the training; at 0 no
             unlabeled image is read and no unsupervised loss computed.
+        ramp_up: whether b grows to the peak over the training, or has it from the first step on.
     """
 
     ema_decay: float = 0.99
     ramp_peak: float = 1.0
+    ramp_up: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
@@ -238,6 +240,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     @property
     def unsupervised_weight(self) -> float:
         """b(t) of eq. 7 for the current step."""
+        if not self.config.ramp_up:
+            return self.config.ramp_peak
         total_steps = self.num_epochs * self.num_iterations_per_epoch
         return gaussian_ramp_up(self.iteration, total_steps, self.config.ramp_peak)
 

@@ -1,6 +1,7 @@
 """Every trainer trains, is deployed and predicts through nnU-Net's own code; what only MICD does is in test_micd.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,38 @@ def test_resume_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_pat
 def trainer_loader(trainer: Any) -> Any:
     _, _ = trainer.get_dataloaders()
     return trainer.dataloader_unlabeled
+
+
+def test_external_loggers_get_every_figure(dataset: TinyDataset) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.keys: set[tuple[str, int]] = set()
+
+        def log(self, key: str, value: float, step: int) -> None:
+            assert np.isfinite(value)
+            self.keys.add((key, step))
+
+        def update_config(self, config: dict) -> None:
+            pass
+
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    recorder = Recorder()
+    trainer.logger.loggers.append(recorder)
+    trainer.run_training()
+    for name in ("supervised", "supervised_b", "mcpc", "cfc", "cmd", "b", "unsupervised_share", "agreement"):
+        assert {(f"semi_supervised/{name}", epoch) for epoch in (0, 1)} <= recorder.keys
+
+
+def test_weight_ramps_up_or_is_constant(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    weights = []
+    for trainer.iteration in (0, 2, 4):
+        weights.append(trainer.unsupervised_weight)
+    peak = trainer.config.ramp_peak
+    assert weights == pytest.approx([peak * np.exp(-5), peak * np.exp(-1.25), peak])
+    trainer.iteration = 0
+    trainer.config = replace(trainer.config, ramp_up=False)
+    assert trainer.unsupervised_weight == peak
 
 
 def test_pretrained_weights_reach_the_teacher(dataset: TinyDataset) -> None:
