@@ -55,7 +55,7 @@ class DistributionWeights(nn.Module):
         """Take in the pseudo-labels of B on the unlabeled half.
 
         Args:
-            pseudo: Class indices ``(B, *spatial)``, integers.
+            pseudo: Class indices ``(B, *spatial)``, integers; of regions masks ``(B, K, *spatial)``, bool.
 
         Returns:
             The new weights ``(K,)``.
@@ -136,7 +136,7 @@ class DifficultyWeights(nn.Module):
 
 
 @torch.no_grad()
-def hard_dice(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+def hard_dice(prediction: Tensor, target: Tensor, num_classes: int, ignored: Tensor | None = None) -> Tensor:
     """Dice of hard labels, per class over the whole batch: ``(2 TP + 1e-8) / (2 TP + FP + FN + 2e-8)``.
 
     A class that is in neither gets 0.5. That follows from DHC's smoothing, which is restated here; it is kept because
@@ -144,18 +144,27 @@ def hard_dice(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     patches that say nothing about it.
 
     Args:
-        prediction: Class indices ``(B, *spatial)``, integers.
-        target: Class indices, same shape; what is not in ``0 ... K - 1`` belongs to no class.
+        prediction: Class indices ``(B, *spatial)``, integers; of regions masks ``(B, K, *spatial)``, bool.
+        target: The same of the truth; what is not in ``0 ... K - 1`` belongs to no class.
         num_classes: K.
+        ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
 
     Returns:
         ``(K,)``, float32.
     """
-    hits = _count_classes(torch.where(prediction == target, target, -1), num_classes)
-    sizes = _count_classes(prediction, num_classes) + _count_classes(target, num_classes)
-    return (2 * hits + EPSILON) / (sizes + 2 * EPSILON)
+    if prediction.dtype == torch.bool:
+        counted = torch.ones_like(prediction) if ignored is None else ~ignored[:, None]
+        hits, predicted, true = prediction & target & counted, prediction & counted, target & counted
+    else:
+        predicted = prediction if ignored is None else prediction.masked_fill(ignored, -1)
+        true = target if ignored is None else target.masked_fill(ignored, -1)
+        hits = torch.where(predicted == true, true, -1)
+    sizes = _count_classes(predicted, num_classes) + _count_classes(true, num_classes)
+    return (2 * _count_classes(hits, num_classes) + EPSILON) / (sizes + 2 * EPSILON)
 
 
 def _count_classes(labels: Tensor, num_classes: int) -> Tensor:
+    if labels.dtype == torch.bool:
+        return labels.transpose(0, 1).flatten(1).sum(1)
     # Not torch.bincount, which waits for the device to learn the largest label.
     return torch.stack([(labels == k).sum() for k in range(num_classes)])

@@ -3,6 +3,10 @@
 Paper: Zhou, Zhang & Li, "Boosting Semi-Supervised Medical Image Segmentation via Masked Image Consistency and
 Discrepancy Learning", https://arxiv.org/abs/2503.14013. ``K`` is the number of classes with background, ``spatial`` are
 two or three axes. Everything is computed in float32, whatever the dtype of the input.
+
+Region-based training, where classes overlap and each has a sigmoid of its own: hard labels are then masks ``(B, K,
+*spatial)``, bool, one for each region, and the cross entropy is the binary one, averaged over regions. Which it is
+shows in the shape of the labels.
 """
 
 from collections.abc import Sequence
@@ -16,16 +20,17 @@ CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 
 
 @torch.no_grad()
-def pseudo_label(logits: Tensor) -> Tensor:
-    """Hard pseudo-labels: the most probable class of each voxel, without gradient.
+def pseudo_label(logits: Tensor, regions: bool = False) -> Tensor:
+    """Hard pseudo-labels, without gradient: the most probable class, or the regions more probable than not.
 
     Args:
         logits: ``(B, K, *spatial)``.
+        regions: whether the classes are regions, which may overlap.
 
     Returns:
-        Class indices ``(B, *spatial)``, int64.
+        Class indices ``(B, *spatial)``, int64; of regions masks ``(B, K, *spatial)``, bool.
     """
-    return logits.argmax(dim=1)
+    return logits > 0 if regions else logits.argmax(dim=1)
 
 
 def mcpc(
@@ -58,7 +63,7 @@ def mcpc(
     Args:
         logits_a: Student A, ``(B, K, *spatial)``; receives gradient.
         logits_b: Student B, same shape; receives gradient.
-        pseudo_a: Hard labels of A, ``(B, *spatial)`` int64, followed by B.
+        pseudo_a: Hard labels of A, see ``pseudo_label``, followed by B.
         pseudo_b: Hard labels of B, same shape, followed by A.
         weight_a: W_diff ``(K,)``, weighs the term of A by the class of ``pseudo_b``; None for ones.
         weight_b: W_dist ``(K,)``, weighs the term of B by the class of ``pseudo_a``; None for ones.
@@ -121,7 +126,7 @@ def cfc_stage_weights(n: int) -> tuple[float, ...]:
     return CFC_STAGE_WEIGHTS[-n:]
 
 
-def cmd(logits_a: Tensor, logits_b: Tensor, teacher_a: Tensor, teacher_b: Tensor) -> Tensor:
+def cmd(logits_a: Tensor, logits_b: Tensor, pseudo_teacher_a: Tensor, pseudo_teacher_b: Tensor) -> Tensor:
     """Cross model discrepancy, equation 5: each student on the masked image follows its own teacher on the clean one.
 
     ``CE(p_A(x^m), y^_A'(x)) + CE(p_B(x^m), y^_B'(x))``, mean over batch and voxels. Despite its name no term pushes the
@@ -130,16 +135,16 @@ def cmd(logits_a: Tensor, logits_b: Tensor, teacher_a: Tensor, teacher_b: Tensor
     Args:
         logits_a: Student A on the masked image, ``(B, K, *spatial)``; receives gradient.
         logits_b: Student B on the masked image, same shape; receives gradient.
-        teacher_a: Logits of the teacher of A on the clean image, same shape; no gradient.
-        teacher_b: Logits of the teacher of B on the clean image, same shape; no gradient.
+        pseudo_teacher_a: Hard labels of the teacher of A on the clean image, see ``pseudo_label``.
+        pseudo_teacher_b: Those of the teacher of B.
 
     Returns:
         Scalar in nats.
     """
-    return _cross_entropy(logits_a, pseudo_label(teacher_a)) + _cross_entropy(logits_b, pseudo_label(teacher_b))
+    return _cross_entropy(logits_a, pseudo_teacher_a) + _cross_entropy(logits_b, pseudo_teacher_b)
 
 
-def mean_teacher_consistency(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def mean_teacher_consistency(student_logits: Tensor, teacher_logits: Tensor, regions: bool = False) -> Tensor:
     """Mean squared difference of the class probabilities of student and teacher.
 
     Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, section 3,
@@ -148,22 +153,37 @@ def mean_teacher_consistency(student_logits: Tensor, teacher_logits: Tensor) -> 
     Args:
         student_logits: ``(B, K, *spatial)``; receives gradient.
         teacher_logits: Same shape; no gradient.
+        regions: whether the classes are regions, which may overlap: sigmoid instead of softmax.
 
     Returns:
         Scalar between 0 and 1.
     """
     with torch.no_grad():
-        target = teacher_logits.softmax(dim=1, dtype=torch.float32)
-    return F.mse_loss(student_logits.softmax(dim=1, dtype=torch.float32), target)
+        target = _probabilities(teacher_logits, regions)
+    return F.mse_loss(_probabilities(student_logits, regions), target)
+
+
+def _probabilities(logits: Tensor, regions: bool) -> Tensor:
+    return logits.float().sigmoid() if regions else logits.softmax(dim=1, dtype=torch.float32)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    if target.ndim == logits.ndim:
+        return _binary_cross_entropy(logits, target, weight)
     if weight is None:
         return F.cross_entropy(logits.float(), target)
     weight = weight.float()
     weighted = F.cross_entropy(logits.float(), target, weight, reduction="none")
     # Not reduction="mean": a batch with nothing but classes of weight zero would be NaN.
     return weighted.sum() / weight[target].sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    of_voxels = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    of_regions = of_voxels.transpose(0, 1).flatten(1).mean(1)
+    if weight is None:
+        return of_regions.mean()
+    return (weight * of_regions).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _symmetric_kl(features_a: Tensor, features_b: Tensor) -> Tensor:

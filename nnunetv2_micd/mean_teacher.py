@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.losses import mean_teacher_consistency, pseudo_label
+from nnunetv2_micd.losses import mean_teacher_consistency
 from nnunetv2_micd.networks import forward_with_features
-from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer
+from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer, foreground_share, label_map
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         student, _ = forward_with_features(self.students["a"], unlabeled)
         with torch.no_grad():
             teacher, _ = forward_with_features(self.teachers["a"], self._add_noise(unlabeled))
-        pseudo = pseudo_label(teacher)
-        self.metrics["agreement"] = (pseudo_label(student) == pseudo).float().mean()
-        self.metrics["foreground_teacher"] = (pseudo > 0).float().mean()
-        yield {"consistency": mean_teacher_consistency(student, teacher)}
+        pseudo = self.pseudo_label(teacher)
+        self.metrics["agreement"] = (self.pseudo_label(student) == pseudo).float().mean()
+        self.metrics["foreground_teacher"] = foreground_share(pseudo)
+        yield {"consistency": mean_teacher_consistency(student, teacher, self.label_manager.has_regions)}
 
     def _add_noise(self, images: Tensor) -> Tensor:
         # Drawn on the device, with a seed that is drawn on the CPU, so that no noise has to be copied.
@@ -57,8 +57,8 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, noisy image, the labels of student and teacher and where they differ."""
         noisy = self._add_noise(unlabeled)
-        student = pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
-        teacher = pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
+        student = label_map(self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0]))
+        teacher = label_map(self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0]))
         return {
             "image": unlabeled[:, 0],
             "teacher's image": noisy[:, 0],

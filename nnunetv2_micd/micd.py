@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_micd.class_weights import DifficultyWeights, DistributionWeights, hard_dice
-from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc, pseudo_label
+from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc
 from nnunetv2_micd.masking import apply_mask, sample_mask
 from nnunetv2_micd.networks import build_peer, forward_with_features, full_resolution
-from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer
+from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer, foreground_share, label_map
 
 Reading = Literal["peer_masked", "both_masked", "peer_clean"]
 
@@ -77,12 +77,14 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             self._distribution = DistributionWeights(self._count_labels(), self.config.dist_floor).to(self.device)
 
     def _count_labels(self) -> Tensor:
-        counts = torch.zeros(self.label_manager.num_segmentation_heads)
+        manager = self.label_manager
+        counts = torch.zeros(max(manager.all_labels) + 2, dtype=torch.int64)  # the ignore label may be one more
         for identifier in self.labeled_cases.identifiers:
             _, segmentation, _, _ = self.labeled_cases.load_case(identifier)
             labels = torch.from_numpy(segmentation[:]).flatten().long()
             counts += torch.bincount(labels[labels >= 0], minlength=len(counts))  # -1 lies outside the image
-        return counts
+        classes = manager.foreground_regions if manager.has_regions else manager.all_labels
+        return torch.stack([counts[torch.as_tensor(labels)].sum() for labels in classes])
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on all images (eq. 7 weighs them)."""
@@ -104,14 +106,14 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             )
             losses["mcpc"] = mcpc(student_a, student_b, pseudo_a, pseudo_b, weight_a, weight_b)
         else:
-            pseudo_a, pseudo_b = pseudo_label(masked_a), pseudo_label(masked_b)
+            pseudo_a, pseudo_b = self.pseudo_label(masked_a), self.pseudo_label(masked_b)
         if self.config.cfc:
             stage_weights = cfc_stage_weights(len(features_a))
             stages = slice(-len(stage_weights), None)
             losses["cfc"] = cfc(features_a[stages], features_b[stages], stage_weights)
         if self.config.cmd:
             with torch.no_grad():
-                teacher_a, teacher_b = (self._logits(self.teachers[name], images) for name in "ab")
+                teacher_a, teacher_b = (self.pseudo_label(self._logits(self.teachers[name], images)) for name in "ab")
             losses["cmd"] = cmd(masked_a, masked_b, teacher_a, teacher_b)
         self._observe(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
         yield losses
@@ -144,13 +146,14 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             with torch.no_grad():  # the labeled half is known from the supervised pass
                 clean = (self._logits(self.students["a"], unlabeled), self._logits(self.students["b"], unlabeled))
             peers = torch.cat((labeled[0], clean[0])), torch.cat((labeled[1], clean[1]))
-        return *students, pseudo_label(peers[0]), pseudo_label(peers[1])
+        return *students, self.pseudo_label(peers[0]), self.pseudo_label(peers[1])
 
     def _class_weights(self, labeled_a: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W_diff for A, from its Dice on this labeled batch, and W_dist for B, as it stands."""
         weight_a = weight_b = None
         if self.config.difficulty_weights:
-            dice = hard_dice(pseudo_label(labeled_a), target[:, 0], labeled_a.shape[1])
+            truth, ignored = self.hard_target(target)
+            dice = hard_dice(self.pseudo_label(labeled_a), truth, labeled_a.shape[1], ignored)
             weight_a = self._difficulty.update(dice)
         if self.config.distribution_weights:
             weight_b = self._distribution.weights
@@ -161,8 +164,8 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         if self.config.distribution_weights:
             self._distribution.update(pseudo_b)
         self.metrics["agreement"] = (pseudo_a == pseudo_b).float().mean()
-        self.metrics["foreground_a"] = (pseudo_a > 0).float().mean()
-        self.metrics["foreground_b"] = (pseudo_b > 0).float().mean()
+        self.metrics["foreground_a"] = foreground_share(pseudo_a)
+        self.metrics["foreground_b"] = foreground_share(pseudo_b)
 
     def method_state(self) -> dict[str, Any]:
         """Return the state of the class weights."""
@@ -182,7 +185,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         masked = apply_mask(unlabeled, mask)
         # The images on which the configured reading makes its pseudo-labels.
         source = unlabeled if self.config.mcpc_reading == "peer_clean" else masked
-        label_a, label_b = (pseudo_label(self._logits(self.students[name], source)) for name in "ab")
+        label_a, label_b = (label_map(self.pseudo_label(self._logits(self.students[name], source))) for name in "ab")
         return {
             "image": unlabeled[:, 0],
             "masked image": masked[:, 0],

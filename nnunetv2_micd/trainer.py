@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunetv2_micd import checkpoints, history
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
+from nnunetv2_micd.losses import pseudo_label
 from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.schedules import gaussian_ramp_up
@@ -121,6 +122,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return titled panels ``(B, *patch)`` for the picture: floats are images, integers labels, bools marks."""
         return {}
 
+    # ---------------------------------------------------------------------------------------- what a method can use
+
+    def pseudo_label(self, logits: Tensor) -> Tensor:
+        """Return hard labels of classes or regions, see :func:`nnunetv2_micd.losses.pseudo_label`."""
+        return pseudo_label(logits, self.label_manager.has_regions)
+
+    def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the truth at full resolution in the form of :meth:`pseudo_label`, and which voxels are ignored.
+
+        Args:
+            target: ``(B, 1, *patch)``, or with regions ``(B, K, *patch)`` and one more channel for an ignore label.
+        """
+        ignore = self.label_manager.has_ignore_label
+        if self.label_manager.has_regions:
+            return (target[:, :-1].bool(), target[:, -1].bool()) if ignore else (target.bool(), None)
+        return target[:, 0], target[:, 0] == self.label_manager.ignore_label if ignore else None
+
     # ------------------------------------------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
@@ -140,8 +158,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _check_supported(self) -> None:
         unsupported = {
             "training on several GPUs": self.is_ddp,
-            "region-based training": self.label_manager.has_regions,
-            "an ignore label": self.label_manager.has_ignore_label,
             "the second stage of the cascade": self.is_cascaded,
         }
         check_architecture(self.configuration_manager.network_arch_class_name)
@@ -400,3 +416,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.history = state["history"]
         self.generator.set_state(state["generator"].cpu())
         self.load_method_state(state["method"])
+
+
+def foreground_share(labels: Tensor) -> Tensor:
+    """Return the share of voxels with any foreground in hard labels of classes or regions."""
+    return (labels.any(1) if labels.dtype == torch.bool else labels > 0).float().mean()
+
+
+def label_map(labels: Tensor) -> Tensor:
+    """Return hard labels as one integer per voxel for a picture: the class, or how many regions lie there."""
+    return labels.sum(1) if labels.dtype == torch.bool else labels

@@ -122,25 +122,26 @@ def _shrink_plans(plans_file: Path) -> None:
     plans_file.write_text(json.dumps(plans, indent=4))
 
 
-def _preprocess_labeled(dataset: TinyDataset) -> None:
+def preprocess_labeled(dataset: TinyDataset) -> None:
     """Do what ``nnUNetv2_preprocess`` does, in this process, as it takes seconds to start others."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(str(dataset.plans_file))
-    for name in ("2d", "3d_fullres"):
+    for name in manager.available_configurations:
         configuration = manager.get_configuration(name)
         preprocessor = configuration.preprocessor_class(verbose=False)
+        shutil.rmtree(dataset.labeled_folder(name), ignore_errors=True)
         dataset.labeled_folder(name).mkdir()
         for case in dataset.labeled:
             preprocessor.run_case_save(
                 str(dataset.labeled_folder(name) / case),
-                [str(dataset.raw / "imagesTr" / f"{case}_0000.nii.gz")],
+                [str(path) for path in sorted((dataset.raw / "imagesTr").glob(f"{case}_*.nii.gz"))],
                 str(dataset.raw / "labelsTr" / f"{case}.nii.gz"),
                 manager,
                 configuration,
                 str(dataset.raw / "dataset.json"),
             )
-    shutil.copytree(dataset.raw / "labelsTr", dataset.preprocessed / "gt_segmentations")
+    shutil.copytree(dataset.raw / "labelsTr", dataset.preprocessed / "gt_segmentations", dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +161,7 @@ def dataset_template(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
         extractor.run()
         plan_experiments([dataset.id])
         _shrink_plans(dataset.plans_file)
-        _preprocess_labeled(dataset)
+        preprocess_labeled(dataset)
         assert preprocess_unlabeled(dataset.id, num_processes=1) == []
     splits = [
         {"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]},
@@ -193,7 +194,11 @@ def plans(dataset: TinyDataset) -> SimpleNamespace:
 
 
 def make_trainer(
-    trainer_class: type, dataset: TinyDataset, configuration: str = "3d_fullres", fold: int = 0, shortened: bool = True
+    trainer_class: type,
+    dataset: TinyDataset,
+    configuration: str = "3d_fullres",
+    fold: int | str = 0,
+    shortened: bool = True,
 ) -> Any:
     """Return a trainer on the CPU as ``nnUNetv2_train`` makes it, but of two epochs of two steps."""
     plans = {**json.loads(dataset.plans_file.read_text()), "continue_training": False}

@@ -102,3 +102,20 @@ def test_hard_dice_over_the_batch():
 def test_hard_dice_of_a_voxel_without_a_class():
     dice = hard_dice(torch.tensor([[0, 1]]), torch.tensor([[0, -1]]), 2)
     torch.testing.assert_close(dice, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_hard_dice_of_regions_and_of_what_is_not_ignored():
+    prediction = torch.tensor([[[True, True, False], [True, False, False]]])
+    target = torch.tensor([[[True, False, False], [True, True, True]]])
+    torch.testing.assert_close(hard_dice(prediction, target, 2), torch.tensor([2 / 3, 2 / 4]))
+    ignored = torch.tensor([[False, True, False]])
+    torch.testing.assert_close(hard_dice(prediction, target, 2, ignored), torch.tensor([1.0, 2 / 3]))
+    labels, truth = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 2, 0]])
+    torch.testing.assert_close(hard_dice(labels, truth, 2, ignored), torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(hard_dice(labels, truth, 2), torch.tensor([1.0, 2 / 3]))
+
+
+def test_distribution_weights_count_regions():
+    module = DistributionWeights(torch.tensor([10, 1]), floor=0.0, momentum=0.0)
+    masks = torch.tensor([[[True, False, False], [True, True, True]]])
+    torch.testing.assert_close(module.update(masks), torch.tensor([2.0, 0.0]))

@@ -22,7 +22,7 @@ def all_losses(a, b, c, d):
         "mcpc": mcpc(a, b, pseudo_label(c), pseudo_label(d)),
         "weighted mcpc": mcpc(a, b, pseudo_label(c), pseudo_label(d), weight, weight.flip(0)),
         "cfc": cfc([a], [b], (0.8,)),
-        "cmd": cmd(a, b, c, d),
+        "cmd": cmd(a, b, pseudo_label(c), pseudo_label(d)),
         "mean teacher": mean_teacher_consistency(a, c) + mean_teacher_consistency(b, d),
     }
 
@@ -114,7 +114,7 @@ def test_cmd_follows_the_own_teacher():
     # A on the teacher's (1, 1): 1/4 and 1/2; B on the teacher's (0, 1): 1/2 and 3/4
     teacher_a, teacher_b = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     expected = (CE_25 + CE_50) / 2 + (CE_50 + CE_75) / 2
-    assert cmd(A, B, teacher_a, teacher_b).item() == pytest.approx(expected)
+    assert cmd(A, B, pseudo_label(teacher_a), pseudo_label(teacher_b)).item() == pytest.approx(expected)
 
 
 def test_mean_teacher_consistency_known_value():
@@ -150,3 +150,33 @@ def test_extreme_float16_logits_stay_finite(name):
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
     assert all(torch.isfinite(tensor.grad).all() for tensor in logits[:2])
+
+
+# Two regions, which may overlap, on two voxels: the sigmoid of log 3 is 3/4.
+REGIONS = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]])
+
+
+def test_pseudo_labels_of_regions_are_masks():
+    assert pseudo_label(torch.tensor([[[1.0, -1.0], [2.0, 0.0]]]), regions=True).tolist() == [
+        [[True, False], [True, False]]
+    ]
+
+
+def test_regions_are_compared_by_binary_cross_entropy():
+    none, both = torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2, dtype=torch.bool)
+    # A on everything: 3/4 and 1/2 in each region; B, the same logits, on nothing: 1/4 and 1/2
+    loss = mcpc(REGIONS, REGIONS, pseudo_a=none, pseudo_b=both)
+    assert loss.item() == pytest.approx((CE_75 + CE_50) / 2 + (CE_25 + CE_50) / 2)
+    assert cmd(REGIONS, REGIONS, both, none).item() == pytest.approx(loss.item())
+
+
+def test_weights_of_regions_belong_to_their_region():
+    first = torch.tensor([[[True, True], [False, False]]])
+    # region 0 on everything: 3/4 and 1/2; region 1 on nothing: 1/2 and 1/4
+    weight = torch.tensor([1.0, 3.0])
+    expected = ((CE_75 + CE_50) / 2 + 3 * (CE_50 + CE_25) / 2) / 4
+    assert mcpc(REGIONS, REGIONS, first, first, weight, weight).item() == pytest.approx(2 * expected)
+
+
+def test_mean_teacher_of_regions_compares_sigmoids():
+    assert mean_teacher_consistency(REGIONS, torch.zeros_like(REGIONS), regions=True).item() == pytest.approx(1 / 32)

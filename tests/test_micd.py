@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TinyDataset, make_trainer
 
-from nnunetv2_micd.losses import cmd
+from nnunetv2_micd.losses import cmd, pseudo_label
 from nnunetv2_micd.masking import apply_mask, sample_mask
 from nnunetv2_micd.micd import MICDConfig, Reading, nnUNetTrainerMICD
 from nnunetv2_micd.networks import forward_with_features
@@ -58,7 +58,7 @@ def test_cmd_compares_the_masked_student_with_its_clean_teacher(dataset: TinyDat
     trainer.generator.set_state(state)
     masked = apply_mask(images, sample_mask(len(images), images.shape[2:], 0.5, 3, trainer.generator))
     logits = [forward_with_features(trainer.students[name], masked)[0] for name in "ab"]
-    targets = [forward_with_features(trainer.teachers[name], images)[0] for name in "ab"]
+    targets = [pseudo_label(forward_with_features(trainer.teachers[name], images)[0]) for name in "ab"]
     assert torch.equal(unsupervised["cmd"], cmd(*logits, *targets))
 
 

@@ -236,15 +236,6 @@ def test_fold_without_labeled_cases(dataset: TinyDataset) -> None:
         make_trainer(nnUNetTrainerMICD, dataset).on_train_start()
 
 
-def test_regions_are_refused_before_training(dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
-    trainer.dataset_json["labels"] = {"background": 0, "all": [1, 2], "second": 2}
-    trainer.dataset_json["regions_class_order"] = [1, 2]
-    trainer.label_manager = trainer.plans_manager.get_label_manager(trainer.dataset_json)
-    with pytest.raises(NotImplementedError, match="region-based training"):
-        trainer.initialize()
-
-
 def test_unknown_architecture_is_refused_before_training(dataset: TinyDataset) -> None:
     plans = json.loads(dataset.plans_file.read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "somewhere.Transformer"

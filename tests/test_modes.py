@@ -1,0 +1,131 @@
+"""The modes of nnU-Net: regions, ignore label, deep supervision off, all folds, several channels, masks, dummy 2D."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import TinyDataset, make_trainer, preprocess_labeled, write_image
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
+
+from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.micd import nnUNetTrainerMICD
+from nnunetv2_micd.preprocessing import preprocess_unlabeled
+
+REGIONS = {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]}
+IGNORE = {"labels": {"background": 0, "first": 1, "second": 2, "ignore": 3}}
+BOTH = {**REGIONS, "labels": {**REGIONS["labels"], "ignore": 3}}
+METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
+
+
+def relabel(dataset: TinyDataset, description: dict[str, Any], annotated_slices: int | None = None) -> None:
+    """Change the labels of the dataset, leave only some slices annotated, and preprocess it again."""
+    for folder in (dataset.raw, dataset.preprocessed):
+        path = folder / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | description))
+    if annotated_slices is not None:
+        for path in (dataset.raw / "labelsTr").iterdir():
+            labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            labels[: len(labels) // 2 - annotated_slices // 2] = 3
+            labels[len(labels) // 2 + annotated_slices // 2 :] = 3
+            write_image(path, labels)
+    preprocess_labeled(dataset)
+
+
+def train(method: type, dataset: TinyDataset, configuration: str = "3d_fullres", **options: Any) -> Any:
+    trainer = make_trainer(method, dataset, configuration, **options)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    predict(trainer)
+    return trainer
+
+
+def predict(trainer: Any) -> None:
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(Path(trainer.output_folder).parent), use_folds=(trainer.fold,))
+    image = torch.randn(trainer.num_input_channels, 1, *trainer.configuration_manager.patch_size)
+    logits = predictor.predict_sliding_window_return_logits(image if image.ndim == 4 else image[:, 0])
+    assert logits.isfinite().all()
+    assert len(logits) == trainer.label_manager.num_segmentation_heads
+
+
+@pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
+@pytest.mark.parametrize("method", METHODS)
+def test_regions_and_ignore_label(method: type, description: dict[str, Any], dataset: TinyDataset) -> None:
+    relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
+    train(method, dataset)
+
+
+def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dataset: TinyDataset) -> None:
+    relabel(dataset, IGNORE, annotated_slices=6)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    for target in labeled["target"]:
+        target.fill_(3)
+    supervised, consistency = trainer.compute_losses(labeled, unlabeled)
+    gradients = torch.autograd.grad(supervised["supervised"], list(trainer.network.parameters()), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    gradients = torch.autograd.grad(sum(consistency.values()), list(trainer.network.parameters()), allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyDataset) -> None:
+    relabel(dataset, BOTH, annotated_slices=6)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    labels = [trainer.labeled_cases.load_case(case)[1][:] for case in trainer.labeled_cases.identifiers]
+    expected = [sum(np.isin(one, values).sum() for one in labels) for values in ([1, 2], [2])]
+    assert trainer._count_labels().tolist() == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
+    trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert not trainer.teachers["a"].decoder.deep_supervision
+
+
+def test_all_folds(dataset: TinyDataset) -> None:
+    trainer = train(nnUNetTrainerMICD, dataset, fold="all")
+    assert len(trainer.labeled_cases.identifiers) == len(dataset.labeled)
+
+
+def test_several_channels_masks_and_dummy_2d(dataset: TinyDataset) -> None:
+    for path in [*(dataset.raw / "imagesTr").iterdir(), *dataset.images.iterdir()]:
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        array[:2] = 0  # outside of the nonzero mask, but not cropped away:
+        array[0, 0, 0] = 1
+        write_image(path, array, image.GetSpacing())
+        write_image(path.with_name(path.name.replace("_0000", "_0001")), array * 2, image.GetSpacing())
+    for folder in (dataset.raw, dataset.preprocessed):
+        description = json.loads((folder / "dataset.json").read_text())
+        description["channel_names"] = {"0": "T1", "1": "T2"}
+        (folder / "dataset.json").write_text(json.dumps(description))
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"] |= {
+        "patch_size": [4, 20, 24],
+        "use_mask_for_norm": [True, False],
+        "normalization_schemes": ["ZScoreNormalization", "ZScoreNormalization"],
+    }
+    plans["configurations"].pop("2d")
+    properties = plans["foreground_intensity_properties_per_channel"]
+    properties["1"] = properties["0"]
+    dataset.plans_file.write_text(json.dumps(plans))
+    preprocess_labeled(dataset)
+    with pytest.raises(ValueError, match="preprocessed with other plans"):
+        make_trainer(nnUNetTrainerMICD, dataset).on_train_start()
+    assert preprocess_unlabeled(dataset.id, ["3d_fullres"], overwrite=True, num_processes=1) == []
+    trainer = train(nnUNetTrainerMICD, dataset)
+    _, dummy_2d, _, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert dummy_2d
+    assert trainer.num_input_channels == 2
