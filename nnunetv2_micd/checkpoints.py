@@ -26,13 +26,13 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
     os.replace(filename + ".tmp", filename)
 
 
-def read_state(filename: str, trainer_name: str, device: torch.device) -> dict[str, Any]:
-    """Return our part of a checkpoint.
+def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
+    """Return our part of a checkpoint, on the CPU.
 
     Raises:
         ValueError: if another trainer wrote the file.
     """
-    checkpoint = torch.load(filename, map_location=device, weights_only=False)
+    checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
     writer = checkpoint["trainer_name"]
     if KEY not in checkpoint or writer != trainer_name:
         raise ValueError(

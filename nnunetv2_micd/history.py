@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 
+import matplotlib.style
 from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
@@ -21,6 +22,11 @@ def write_csv(rows: Sequence[Row], path: str) -> None:
 
 def plot(rows: Sequence[Row], path: str) -> None:
     """Draw the losses, the weight and share of the unsupervised ones, and what the branches say, over the epochs."""
+    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+        _draw(rows).savefig(path, dpi=100)
+
+
+def _draw(rows: Sequence[Row]) -> Figure:
     names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
     shares = [name for name in names if name == "agreement" or name.startswith(("foreground", "mean_fg"))]
     weights = [name for name in names if name in ("b", "unsupervised_share")]
@@ -36,4 +42,4 @@ def plot(rows: Sequence[Row], path: str) -> None:
         if group:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel("epoch")
-    figure.savefig(path, dpi=100)
+    return figure

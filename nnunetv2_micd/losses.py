@@ -14,23 +14,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """l_k of equation 4: the four highest-resolution decoder stages, deepest first."""
-
-
-@torch.no_grad()
-def pseudo_label(logits: Tensor, regions: bool = False) -> Tensor:
-    """Hard pseudo-labels, without gradient: the most probable class, or the regions more probable than not.
-
-    Args:
-        logits: ``(B, K, *spatial)``.
-        regions: whether the classes are regions, which may overlap.
-
-    Returns:
-        Class indices ``(B, *spatial)``, int64; of regions masks ``(B, K, *spatial)``, bool.
-    """
-    return logits > 0 if regions else logits.argmax(dim=1)
 
 
 def mcpc(
@@ -49,21 +36,22 @@ def mcpc(
     ===============  ==================  ========================  ==================================================
     reading          ``logits_*`` from   ``pseudo_*`` from         further passes of each student
     ===============  ==================  ========================  ==================================================
-    ``peer_masked``  the clean image     the peer's masked image   clean unlabeled images, with gradient
+    ``peer_masked``  the clean image     the peer's masked image   all clean images, with gradient
     ``both_masked``  the masked image    the peer's masked image   none
     ``peer_clean``   the masked image    the peer's clean image    clean unlabeled images, without gradient
     ===============  ==================  ========================  ==================================================
 
-    Reduction: each branch is the weighted mean ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all voxels of the batch. The
-    paper leaves this open; DHC, where the weights and the ramp come from, does it so (torch's ``reduction="mean"``,
-    commit b3dee972 of xmed-lab/DHC, ``RobustCrossEntropyLoss`` in ``train_dhc.py``). The common scale of the weights
-    cancels, their factor K included, so weights redistribute the loss between classes and never change its share in the
-    total, which the ramp alone decides. Where DHC would divide zero by zero (only classes of weight zero), it is zero.
+    Reduction: of classes each branch is the weighted mean ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all voxels of the
+    batch, of regions ``sum_k w_k BCE_k / sum_k w_k``. The paper leaves this open; DHC, where the weights and the ramp
+    come from, does it so (torch's ``reduction="mean"``, commit b3dee972 of xmed-lab/DHC, ``RobustCrossEntropyLoss`` in
+    ``train_dhc.py``). The common scale of the weights cancels, their factor K included, so weights redistribute the
+    loss between classes and never change its share in the total, which the ramp alone decides. Where DHC would divide
+    zero by zero (only classes of weight zero), it is zero.
 
     Args:
         logits_a: Student A, ``(B, K, *spatial)``; receives gradient.
         logits_b: Student B, same shape; receives gradient.
-        pseudo_a: Hard labels of A, see ``pseudo_label``, followed by B.
+        pseudo_a: Hard labels of A, see ``hard_labels.pseudo_label``, followed by B.
         pseudo_b: Hard labels of B, same shape, followed by A.
         weight_a: W_diff ``(K,)``, weighs the term of A by the class of ``pseudo_b``; None for ones.
         weight_b: W_dist ``(K,)``, weighs the term of B by the class of ``pseudo_a``; None for ones.
@@ -103,7 +91,7 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
                 "build both networks from the same plans."
             )
     stages = zip(features_a, features_b, stage_weights, strict=True)
-    return torch.stack([weight * _symmetric_kl(a, b) for a, b, weight in stages]).sum()
+    return torch.stack([weight * _divergence_of_samples(a, b) for a, b, weight in stages]).sum()
 
 
 def cfc_stage_weights(n: int) -> tuple[float, ...]:
@@ -135,7 +123,7 @@ def cmd(logits_a: Tensor, logits_b: Tensor, pseudo_teacher_a: Tensor, pseudo_tea
     Args:
         logits_a: Student A on the masked image, ``(B, K, *spatial)``; receives gradient.
         logits_b: Student B on the masked image, same shape; receives gradient.
-        pseudo_teacher_a: Hard labels of the teacher of A on the clean image, see ``pseudo_label``.
+        pseudo_teacher_a: Hard labels of the teacher of A on the clean image, see ``hard_labels.pseudo_label``.
         pseudo_teacher_b: Those of the teacher of B.
 
     Returns:
@@ -184,6 +172,14 @@ def _binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None)
     if weight is None:
         return of_regions.mean()
     return (weight * of_regions).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _divergence_of_samples(features_a: Tensor, features_b: Tensor) -> Tensor:
+    # Recomputed in the backward pass, sample by sample: at full resolution the six float32 tensors of the size of the
+    # features that autograd would keep are more than the networks' own activations.
+    samples = zip(features_a.split(1), features_b.split(1), strict=True)
+    divergences = [checkpoint(_symmetric_kl, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in samples]
+    return torch.stack(divergences).mean()
 
 
 def _symmetric_kl(features_a: Tensor, features_b: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nnunetv2_micd.config import SemiSupervisedConfig
+from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import mean_teacher_consistency
 from nnunetv2_micd.networks import forward_with_features
-from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer, foreground_share, label_map
+from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,28 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
             return
         student, _ = forward_with_features(self.students["a"], unlabeled)
         with torch.no_grad():
-            teacher, _ = forward_with_features(self.teachers["a"], self._add_noise(unlabeled))
+            teacher, _ = forward_with_features(self.teachers["a"], self._add_noise(unlabeled, self.generator))
         pseudo = self.pseudo_label(teacher)
-        self.metrics["agreement"] = (self.pseudo_label(student) == pseudo).float().mean()
+        self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
         yield {"consistency": mean_teacher_consistency(student, teacher, self.label_manager.has_regions)}
 
-    def _add_noise(self, images: Tensor) -> Tensor:
+    def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
         # Drawn on the device, with a seed that is drawn on the CPU, so that no noise has to be copied.
-        seed = int(torch.randint(2**31, (), generator=self.generator))
-        generator = torch.Generator(images.device).manual_seed(seed)
-        noise = torch.randn(images.shape, generator=generator, device=images.device) * self.config.noise_std
+        seed = int(torch.randint(2**31, (), generator=generator))
+        on_device = torch.Generator(images.device).manual_seed(seed)
+        noise = torch.randn(images.shape, generator=on_device, device=images.device) * self.config.noise_std
         return images + noise.clamp(-self.config.noise_limit, self.config.noise_limit)
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, noisy image, the labels of student and teacher and where they differ."""
-        noisy = self._add_noise(unlabeled)
-        student = label_map(self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0]))
-        teacher = label_map(self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0]))
+        noisy = self._add_noise(unlabeled, torch.Generator().manual_seed(self.current_epoch))
+        student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
         return {
             "image": unlabeled[:, 0],
             "teacher's image": noisy[:, 0],
-            "student": student,
-            "teacher": teacher,
-            "they differ": student != teacher,
+            "student": label_map(student),
+            "teacher": label_map(teacher),
+            "they differ": differing(student, teacher),
         }

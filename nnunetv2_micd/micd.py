@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_micd.class_weights import DifficultyWeights, DistributionWeights, hard_dice
+from nnunetv2_micd.config import SemiSupervisedConfig
+from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc
 from nnunetv2_micd.masking import apply_mask, sample_mask
 from nnunetv2_micd.networks import build_peer, forward_with_features, full_resolution
-from nnunetv2_micd.trainer import SemiSupervisedConfig, SemiSupervisedTrainer, foreground_share, label_map
+from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 Reading = Literal["peer_masked", "both_masked", "peer_clean"]
 
@@ -44,6 +46,14 @@ class MICDConfig(SemiSupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {self.mask_ratio}, it has to be at least 0 and below 1.")
+        if self.mask_block < 1:
+            raise ValueError(f"mask_block is {self.mask_block}, it has to be 1 voxel or more.")
+        if not 0 <= self.dist_floor <= 1:
+            raise ValueError(f"dist_floor is {self.dist_floor}, it has to be between 0 and 1.")
+        if self.difficulty_tau < 1:
+            raise ValueError(f"difficulty_tau is {self.difficulty_tau}, it has to be 1 step or more.")
         if self.mcpc_reading not in get_args(Reading):
             raise ValueError(f"mcpc_reading is '{self.mcpc_reading}', it has to be one of {get_args(Reading)}.")
 
@@ -59,7 +69,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
     config: ClassVar[MICDConfig] = MICDConfig()
 
     def build_further_networks(self) -> dict[str, nn.Module]:
-        """Network B: another architecture from the same plans."""
+        """Network B, another architecture from the same plans; and the class weights, which checkpoints load into."""
         peer = build_peer(
             self.configuration_manager,
             self.num_input_channels,
@@ -160,10 +170,13 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         return weight_a, weight_b
 
     def _observe(self, pseudo_a: Tensor, pseudo_b: Tensor) -> None:
-        """Let W_dist see B's pseudo-labels of the unlabeled half, and log what both branches say of it."""
-        if self.config.distribution_weights:
+        """Let W_dist see B's pseudo-labels of the unlabeled half, and log what both branches say of it.
+
+        The pseudo-labels are those of eq. 3, so it depends on the reading whether they are of masked images.
+        """
+        if self.config.mcpc and self.config.distribution_weights:
             self._distribution.update(pseudo_b)
-        self.metrics["agreement"] = (pseudo_a == pseudo_b).float().mean()
+        self.metrics["agreement"] = 1 - differing(pseudo_a, pseudo_b).float().mean()
         self.metrics["foreground_a"] = foreground_share(pseudo_a)
         self.metrics["foreground_b"] = foreground_share(pseudo_b)
 
@@ -185,13 +198,13 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         masked = apply_mask(unlabeled, mask)
         # The images on which the configured reading makes its pseudo-labels.
         source = unlabeled if self.config.mcpc_reading == "peer_clean" else masked
-        label_a, label_b = (label_map(self.pseudo_label(self._logits(self.students[name], source))) for name in "ab")
+        label_a, label_b = (self.pseudo_label(self._logits(self.students[name], source)) for name in "ab")
         return {
             "image": unlabeled[:, 0],
             "masked image": masked[:, 0],
-            "pseudo-label of A": label_a,
-            "pseudo-label of B": label_b,
-            "A and B differ": label_a != label_b,
+            "pseudo-label of A": label_map(label_a),
+            "pseudo-label of B": label_map(label_b),
+            "A and B differ": differing(label_a, label_b),
         }
 
 
@@ -216,7 +229,7 @@ class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
 class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
     """Ablation: both networks and their teachers, weight zero for all that is unsupervised; needs no unlabeled image.
 
-    Network A is trained exactly as by nnUNetTrainer.
+    Network A is trained exactly as by nnUNetTrainer (in mixed precision up to the steps that an overflow in B skips).
     """
 
     config = replace(nnUNetTrainerMICD.config, ramp_peak=0.0)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+import matplotlib.style
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,6 +19,12 @@ def save_patches(panels: Mapping[str, Tensor], path: str) -> None:
             labels, bools as marks.
         path: of the PNG; its folder is made.
     """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+        _draw(panels).savefig(path, dpi=100)
+
+
+def _draw(panels: Mapping[str, Tensor]) -> Figure:
     rows = min(PATCHES_SHOWN, *(len(panel) for panel in panels.values()))
     figure = Figure(figsize=(2.5 * len(panels), 2.6 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, len(panels), squeeze=False)
@@ -34,8 +41,7 @@ def save_patches(panels: Mapping[str, Tensor], path: str) -> None:
                 axes[row, column].imshow(
                     picture.numpy(), cmap=colors, vmin=0, vmax=highest_label, interpolation="nearest"
                 )
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def _middle_slice(patch: Tensor) -> Tensor:

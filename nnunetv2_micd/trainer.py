@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -16,8 +15,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunetv2_micd import checkpoints, history
+from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
-from nnunetv2_micd.losses import pseudo_label
+from nnunetv2_micd.hard_labels import hard_target, pseudo_label
 from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.schedules import gaussian_ramp_up
@@ -26,28 +26,6 @@ from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages,
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 PICTURE_EVERY = 10  # epochs
-
-
-@dataclass(frozen=True)
-class SemiSupervisedConfig:
-    """What all methods have in common.
-
-    Attributes:
-        ema_decay: a of eq. 1, the largest decay of the teachers.
-        ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the training; at 0 no
-            unlabeled image is read and no unsupervised loss computed.
-        ramp_up: whether b grows to the peak over the training, or has it from the first step on.
-    """
-
-    ema_decay: float = 0.99
-    ramp_peak: float = 1.0
-    ramp_up: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, it has to be at least 0 and below 1.")
-        if self.ramp_peak < 0:
-            raise ValueError(f"ramp_peak is {self.ramp_peak}, it has to be 0 or more.")
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -62,7 +40,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         teachers: the moving averages of the students by the same names; ``teachers["a"]`` is validated, saved under
             ``network_weights`` and so predicts.
         metrics: figures of the current step that are no losses, set by the method.
-        iteration: optimizer steps taken so far.
+        iteration: training steps so far.
         generator: randomness of the method, apart from that of nnU-Net's loaders; on the CPU, continued by ``--c``.
         labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
     """
@@ -125,19 +103,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # ---------------------------------------------------------------------------------------- what a method can use
 
     def pseudo_label(self, logits: Tensor) -> Tensor:
-        """Return hard labels of classes or regions, see :func:`nnunetv2_micd.losses.pseudo_label`."""
+        """Return hard labels of classes or regions, see :func:`hard_labels.pseudo_label`."""
         return pseudo_label(logits, self.label_manager.has_regions)
 
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the truth at full resolution in the form of :meth:`pseudo_label`, and which voxels are ignored.
-
-        Args:
-            target: ``(B, 1, *patch)``, or with regions ``(B, K, *patch)`` and one more channel for an ignore label.
-        """
-        ignore = self.label_manager.has_ignore_label
-        if self.label_manager.has_regions:
-            return (target[:, :-1].bool(), target[:, -1].bool()) if ignore else (target.bool(), None)
-        return target[:, 0], target[:, 0] == self.label_manager.ignore_label if ignore else None
+        """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
+        return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -236,20 +207,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
         self.dataloader_unlabeled = None
-        self.print_to_log_file(self._next_commands(), add_timestamp=False)
+        if not self.disable_checkpointing:
+            self.print_to_log_file(self._next_commands(), add_timestamp=False)
 
     def _next_commands(self) -> str:
-        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
-        model = f"-c {self.configuration_name} -p {plans} -tr {type(self).__name__} -f {self.fold}"
-        comparison = f"-c {self.configuration_name} -p {plans} -tr nnUNetTrainer {type(self).__name__} -f {self.fold}"
-        return (
+        dataset, plans, name = self.plans_manager.dataset_name, self.plans_manager.plans_name, type(self).__name__
+        chosen = f"-c {self.configuration_name} -p {plans}"
+        text = (
             "\nPredict with this model:\n"
-            f"    nnUNetv2_predict -d {dataset} {model} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
-            "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
-            f"    nnUNetv2_find_best_configuration {dataset} {comparison}\n"
-            "Both find the trainer by this variable:\n"
-            f'    export nnUNet_extTrainer="{os.environ.get("nnUNet_extTrainer", "")}"\n'
+            f"    nnUNetv2_predict -d {dataset} {chosen} -tr {name} -f {self.fold} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
         )
+        if self.fold != "all":
+            text += (
+                "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
+                f"    nnUNetv2_find_best_configuration {dataset} {chosen} -tr nnUNetTrainer {name} -f {self.fold}\n"
+            )
+        variable = os.environ.get("nnUNet_extTrainer", "")
+        return text + f'nnU-Net finds the trainer by this variable:\n    export nnUNet_extTrainer="{variable}"\n'
 
     # ------------------------------------------------------------------------------------------------- the step
 
@@ -266,6 +240,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         for student in self.students.values():
             student.train()
+
+    def on_validation_epoch_start(self) -> None:
+        """Take all students out of training mode."""
+        super().on_validation_epoch_start()
+        for student in self.students.values():
+            student.eval()
 
     def train_step(self, batch: dict) -> dict:
         """Take one optimizer step on the losses of the method and update the teachers.
@@ -326,9 +306,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
         record = dict(zip(named, values, strict=True))
         unsupervised = weight * sum(record[name] for name in losses if not name.startswith("supervised"))
-        supervised = sum(record[name] for name in losses if name.startswith("supervised"))
-        # nnU-Net's Dice loss is negative, so the share is one of magnitudes.
-        share = abs(unsupervised) / max(abs(unsupervised) + abs(supervised), 1e-8)
+        # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
+        supervised = sum(1 + record[name] for name in losses if name.startswith("supervised"))
+        share = unsupervised / max(unsupervised + supervised, 1e-8)
         return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
 
     # ------------------------------------------------------------------------------------------------- the log
@@ -352,6 +332,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             for name, value in figures.items():
                 logger.log(f"semi_supervised/{name}", value, epoch)
         super().on_epoch_end()
+        try:
+            self._write_figures(epoch)
+        except OSError as error:  # a full disk, or a CSV that a spreadsheet holds, must not end the training
+            self.print_to_log_file(f"The figures of epoch {epoch} could not be written: {error}")
+
+    def _write_figures(self, epoch: int) -> None:
         history.write_csv(self.history, join(self.output_folder, "semi_supervised.csv"))
         history.plot(self.history, join(self.output_folder, "semi_supervised.png"))
         if (epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1) and self._last_unlabeled is not None:
@@ -405,7 +391,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        state = checkpoints.read_state(filename_or_checkpoint, type(self).__name__, self.device)
+        state = checkpoints.read_state(filename_or_checkpoint, type(self).__name__)
         with self.deployed():
             super().load_checkpoint(filename_or_checkpoint)
         for name, student in self.students.items():
@@ -414,15 +400,5 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.teachers[name].load_state_dict(weights)
         self.iteration = state["iteration"]
         self.history = state["history"]
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])
         self.load_method_state(state["method"])
-
-
-def foreground_share(labels: Tensor) -> Tensor:
-    """Return the share of voxels with any foreground in hard labels of classes or regions."""
-    return (labels.any(1) if labels.dtype == torch.bool else labels > 0).float().mean()
-
-
-def label_map(labels: Tensor) -> Tensor:
-    """Return hard labels as one integer per voxel for a picture: the class, or how many regions lie there."""
-    return labels.sum(1) if labels.dtype == torch.bool else labels

@@ -2,6 +2,7 @@
 
 import os
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,11 +80,11 @@ class IsolatedAugmenter(SingleThreadedAugmenter):
     def __init__(self, data_loader: UnlabeledDataLoader):
         super().__init__(data_loader, None)
         # A seeded training gets a seeded stream, an unseeded one a new stream each time, and nothing is drawn.
-        seed = int(np.random.get_state(legacy=False)["state"]["key"][0]) ^ 0x5EED
+        seed = zlib.crc32(np.random.get_state(legacy=False)["state"]["key"].tobytes()) ^ 0x5EED
         with _restored_random_states():
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.states = _random_states()
 
     def __next__(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def start_unlabeled_loader(
     """Start the workers as nnU-Net starts its own; with none, batches are made in the main process."""
     if num_processes == 0:
         return IsolatedAugmenter(loader)
-    return NonDetMultiThreadedAugmenter(
+    workers = NonDetMultiThreadedAugmenter(
         data_loader=loader,
         transform=None,
         num_processes=num_processes,
@@ -109,6 +110,8 @@ def start_unlabeled_loader(
         pin_memory=pin_memory,
         wait_time=0.002,
     )
+    next(workers)  # starts them, so that a damaged file shows now
+    return workers
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 import csv
 from pathlib import Path
 
+import seaborn
 import torch
 
 from nnunetv2_micd import history
@@ -16,6 +17,13 @@ def test_csv_has_a_line_per_epoch_and_a_column_per_figure(tmp_path: Path) -> Non
     assert lines[0] == {"epoch": "0", "supervised": "1.0", "b": "0.1", "mcpc": ""}
     assert lines[1]["mcpc"] == "0.3"
     assert list(tmp_path.iterdir()) == [tmp_path / "log.csv"]
+
+
+def test_plot_is_not_spoilt_by_the_fonts_of_nnunets_plot(tmp_path: Path) -> None:
+    history.plot(ROWS, str(tmp_path / "clean.png"))
+    seaborn.set(font_scale=2.5)
+    history.plot(ROWS, str(tmp_path / "after.png"))
+    assert (tmp_path / "clean.png").read_bytes() == (tmp_path / "after.png").read_bytes()
 
 
 def test_plot_and_patches_are_drawn(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc, mean_teacher_consistency, pseudo_label
+from nnunetv2_micd.hard_labels import pseudo_label
+from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc, mean_teacher_consistency
 
 # Two voxels, two classes: softmax of (log 3, 0) is (3/4, 1/4), of (0, 0) it is (1/2, 1/2).
 A = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]])

@@ -198,6 +198,16 @@ def test_external_loggers_get_every_figure(dataset: TinyDataset) -> None:
         assert {(f"semi_supervised/{name}", epoch) for epoch in (0, 1)} <= recorder.keys
 
 
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
+def test_picture_does_not_disturb_the_training(method: type, dataset: TinyDataset) -> None:
+    trainer = make_trainer(method, dataset)
+    trainer.on_train_start()
+    states = trainer.generator.get_state(), torch.get_rng_state()
+    trainer.picture_panels(next(trainer.dataloader_unlabeled)["data"])
+    assert torch.equal(trainer.generator.get_state(), states[0])
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
 def test_weight_ramps_up_or_is_constant(dataset: TinyDataset) -> None:
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     weights = []

@@ -1,0 +1,25 @@
+"""The numbers that all methods have; each method adds its own in a subclass, and a variant replaces some."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SemiSupervisedConfig:
+    """What all methods have in common.
+
+    Attributes:
+        ema_decay: a of eq. 1, the largest decay of the teachers.
+        ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the training; at 0 no
+            unlabeled image is read and no unsupervised loss computed.
+        ramp_up: whether b grows to the peak over the training, or has it from the first step on.
+    """
+
+    ema_decay: float = 0.99
+    ramp_peak: float = 1.0
+    ramp_up: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, it has to be at least 0 and below 1.")
+        if self.ramp_peak < 0:
+            raise ValueError(f"ramp_peak is {self.ramp_peak}, it has to be 0 or more.")
