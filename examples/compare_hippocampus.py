@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 DATASET = "Dataset004_Hippocampus"
 STEPS_PER_EPOCH = 25
@@ -37,8 +38,12 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="score on the cases for choosing, not on the test cases")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("-o", "--output", type=Path, default=Path("comparison"))
+    parser.add_argument("--table", action="store_true", help="train nothing, print what is in the output folder")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print_table(args.output, "choose" if args.choose else "test")
+        return
     if args.here:
         run(args, args.methods[0], args.budgets[0], args.seeds[0])
         return
@@ -199,6 +204,46 @@ def dice(trainer: Any, network: torch.nn.Module) -> list[list[float]]:
         pairs = [(predicted == label, truth == label) for label in trainer.label_manager.foreground_labels]
         scores.append([float(2 * (p & t).sum() / (p.sum() + t.sum())) for p, t in pairs])
     return scores
+
+
+def print_table(folder: Path, purpose: str) -> None:
+    """Print mean Dice and its standard deviation over seeds for each network, and the gain over supervised training.
+
+    The gain is that of the deployed network, the teacher of A, over nnU-Net's own, the student of supervised training,
+    on the same cases; its interval (95 %) and p (Wilcoxon) are over cases, each averaged over the seeds.
+    """
+    runs: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"{purpose}-*.json")):
+        run = json.loads(path.read_text())
+        runs.setdefault((run["budget"], " ".join([run["method"], *run["set"]])), {})[run["seed"]] = run
+    names = ("student_a", "teacher_a", "student_b", "teacher_b")
+    print(f"| labels | method | seeds | {' | '.join(names)} | gain | p | minutes |")
+    print("| --- " * (len(names) + 6) + "|")
+    for (budget, method), by_seed in sorted(runs.items()):
+        cells = [cell([run["scores"].get(name) for run in by_seed.values()]) for name in names]
+        minutes = np.mean([run["seconds"] for run in by_seed.values()]) / 60
+        gain, p = gain_over_supervised(by_seed, runs.get((budget, "supervised"), {}))
+        seeds = ", ".join(str(seed) for seed in sorted(by_seed))
+        print(f"| {budget} | {method} | {seeds} | {' | '.join(cells)} | {gain} | {p} | {minutes:.1f} |")
+
+
+def cell(scores: list[list[list[float]] | None]) -> str:
+    means = [100 * np.mean(seed) for seed in scores if seed is not None]
+    return f"{np.mean(means):.1f} ± {np.std(means, ddof=min(1, len(means) - 1)):.1f}" if means else ""
+
+
+def gain_over_supervised(runs: dict[int, dict[str, Any]], supervised: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    seeds = sorted(runs.keys() & supervised.keys())
+    if not seeds:
+        return "", ""
+    gains = [
+        np.mean(runs[seed]["scores"]["teacher_a"], axis=1) - np.mean(supervised[seed]["scores"]["student_a"], axis=1)
+        for seed in seeds
+    ]
+    of_cases = 100 * np.mean(gains, axis=0)
+    interval = stats.bootstrap((of_cases,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+    p = stats.wilcoxon(of_cases).pvalue
+    return f"{of_cases.mean():+.1f} ({interval.low:+.1f} to {interval.high:+.1f})", f"{p:.2g}"
 
 
 if __name__ == "__main__":

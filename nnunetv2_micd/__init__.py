@@ -13,6 +13,9 @@ __all__ = ["TRAINER_FOLDER", "__version__"]
 TRAINER_FOLDER = str(Path(__file__).parent / "ext_trainers")
 """The folder that nnU-Net searches: one file that re-exports the trainers."""
 
+EXT_TRAINER_BEFORE_IMPORT = os.environ.get("nnUNet_extTrainer", "")
+"""Where nnU-Net's own commands search for trainers, as they do not import this package first."""
+
 
 def _add_trainer_folder() -> None:
     folders = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)

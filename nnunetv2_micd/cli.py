@@ -1,8 +1,10 @@
 """The command ``nnUNetv2_micd``, for what nnU-Net's own commands do not do."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from nnunetv2_micd import TRAINER_FOLDER
 
@@ -61,7 +63,59 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     split.add_argument("--val", metavar="FRACTION", type=float, default=0.2, help="share for validation; default: 0.2")
     split.set_defaults(run=_split)
+    _add_list(commands)
+    _add_doctor(commands)
+    _add_export(commands)
     return parser
+
+
+def _add_list(commands: Any) -> None:
+    trainers = commands.add_parser(
+        "list", help="list the trainers", description="Lists the trainers for nnUNetv2_train."
+    )
+    trainers.set_defaults(run=_list)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out what keeps a training from running",
+        description="Checks the installation, nnU-Net's folders and, with -d, whether a dataset is fit for training. "
+        "Changes nothing. Exits with 1 if something prevents training.",
+    )
+    doctor.add_argument("-d", metavar="DATASET", help="number or name of a dataset to check as well")
+    doctor.add_argument("-c", metavar="CONFIG", help="configuration; default: all, of which one has to be fit")
+    doctor.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="name of the plans; default: %(default)s")
+    doctor.set_defaults(run=_doctor)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="make a model folder that nnU-Net predicts with where this package is not",
+        description="Copies a trained network into a folder for nnUNetv2_predict_from_modelfolder, which predicts the "
+        "same with it and needs nothing but nnU-Net.",
+    )
+    export.add_argument("-d", metavar="DATASET", required=True, help="number or name of the dataset")
+    export.add_argument("-c", metavar="CONFIG", required=True, help="configuration, such as 3d_fullres")
+    export.add_argument("-f", metavar="FOLD", nargs="+", required=True, help="trained folds: numbers, or all")
+    export.add_argument("-o", metavar="FOLDER", required=True, help="the folder to make")
+    export.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="name of the plans; default: %(default)s")
+    export.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerMICD", help="trainer; default: %(default)s")
+    export.add_argument(
+        "--network", choices=["a", "b"], default="a", help="which of MICD's networks; default: a, that of the plans"
+    )
+    export.add_argument(
+        "--as",
+        dest="stock_trainer",
+        metavar="TRAINER",
+        default="nnUNetTrainer",
+        help="nnU-Net's own trainer to predict with; default: %(default)s",
+    )
+    export.add_argument(
+        "-chk", metavar="FILE", default="checkpoint_final.pth", help="checkpoint to take; default: %(default)s"
+    )
+    export.set_defaults(run=_export)
 
 
 def _path(_: argparse.Namespace) -> None:
@@ -96,3 +150,32 @@ def _split(arguments: argparse.Namespace) -> None:
     print("Train with:")
     for fold, _, _ in splits:
         print(f"nnUNetv2_train {arguments.d} {'3d_fullres' if is_3d else '2d'} {fold} -tr nnUNetTrainerMICD")
+
+
+def _list(_: argparse.Namespace) -> None:
+    from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
+
+    width = max(map(len, exported.__all__))
+    for name in exported.__all__:
+        summary = (inspect.getdoc(getattr(exported, name)) or "").partition("\n\n")[0]
+        print(f"{name:{width}}  {' '.join(summary.split())}")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.doctor import diagnose, format_findings
+
+    findings = diagnose(arguments.d, arguments.c, arguments.p)
+    print(format_findings(findings))
+    if any(finding.level == "problem" for finding in findings):
+        sys.exit(1)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.export import Training, export_model
+
+    training = Training(arguments.d, arguments.c, arguments.tr, arguments.p)
+    folder = export_model(training, arguments.f, arguments.o, arguments.network, arguments.stock_trainer, arguments.chk)
+    print(
+        "Predict with nnU-Net, here or elsewhere:\n"
+        f"nnUNetv2_predict_from_modelfolder -i INPUT_FOLDER -o OUTPUT_FOLDER -m {folder} -f {' '.join(arguments.f)}"
+    )

@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +14,6 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -157,17 +154,18 @@ def _export_fold(file: Path, folder: Path, fold: int | str, network: str, traine
     configuration = checkpoint["init_args"]["configuration"]
     _check_weights(weights, trainer_class, plans, configuration, dataset_json)
     (folder / f"fold_{fold}").mkdir()
+    ours = checkpoint.get(KEY, {})
     exported = {
         "network_weights": weights,
         "trainer_name": trainer_class.__name__,
         "init_args": {**checkpoint["init_args"], "plans": plans, "dataset_json": dataset_json},
         "inference_allowed_mirroring_axes": checkpoint.get("inference_allowed_mirroring_axes"),
         KEY: {
-            "version": checkpoint.get(KEY, {}).get("version"),
+            "version": ours.get("version"),
             "trainer": checkpoint["trainer_name"],
             "network": network,
             "checkpoint": file.name,
-            "config": _find_config(checkpoint["trainer_name"]),
+            "config": ours.get("config"),
         },
     }
     torch.save(exported, folder / f"fold_{fold}" / FINAL)
@@ -192,26 +190,19 @@ def _check_weights(
     configuration_manager = manager.get_configuration(configuration)
     input_channels = determine_num_input_channels(manager, configuration_manager, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    with torch.device("meta"):
-        network = trainer_class.build_network_architecture(
-            manager, configuration_manager, input_channels, heads, enable_deep_supervision=False
-        )
+    try:
+        with torch.device("meta"):
+            network = trainer_class.build_network_architecture(
+                manager, configuration_manager, input_channels, heads, enable_deep_supervision=False
+            )
+    except Exception as error:  # some trainers take only some plans, and say so in their own ways
+        raise ValueError(f"{trainer_class.__name__} cannot build a network from these plans: {error!r}") from error
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise ValueError(
             f"{trainer_class.__name__} builds another network than the one that was trained; name with --as the "
             "trainer of nnU-Net that builds it, usually nnUNetTrainer"
         )
-
-
-def _find_config(trainer_name: str) -> dict[str, Any] | None:
-    """Return the numbers of the trainer as it is now, None where it has none or is not found any more."""
-    with redirect_stdout(StringIO()):  # nnU-Net tells where it searches
-        try:
-            trainer_class = recursive_find_trainer_class_by_name(trainer_name)
-        except RuntimeError:
-            return None
-    return asdict(trainer_class.config) if hasattr(trainer_class, "config") else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -379,6 +380,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "iteration": self.iteration,
             "history": self.history,
             "generator": self.generator.get_state(),
+            "config": asdict(self.config),
             "method": self.method_state(),
         }
         checkpoints.write(filename, buffer, state)

@@ -5,6 +5,7 @@ import pytest
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli import main
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
 
 def test_path_prints_the_folder_only_and_imports_little():
@@ -14,6 +15,15 @@ def test_path_prints_the_folder_only_and_imports_little():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout, result.stderr.strip()) == (TRAINER_FOLDER + "\n", "")
+
+
+def test_list_says_what_each_trainer_is(capsys):
+    main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == exported.__all__
+    assert all(line.endswith(".") and len(line.split()) > 2 for line in lines)
+    start = lines[0].index("Two different networks")
+    assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
 
 
 def test_split_prints_the_folds_and_the_commands(dataset, capsys):
@@ -50,6 +60,8 @@ def test_preprocess_passes_its_options_on(monkeypatch):
         ("split -d 901 -n 99", "error: 99 labeled cases leave none unlabeled"),
         ("preprocess -d 902", "error: There must be one dataset with the number 902"),
         ("preprocess -d 901 -np 0", "error: The number of processes must be at least 1, not 0"),
+        ("doctor -c 2d", "error: The configuration 2d can only be checked together with a dataset"),
+        ("export -d 901 -c 2d -f 0 -o new", "error: There is no such training in "),
     ],
 )
 def test_user_errors_are_one_line(dataset, arguments, message):
