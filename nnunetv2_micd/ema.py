@@ -10,16 +10,21 @@ from torch import nn
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Decay with the warm-up of Mean Teacher: at first the teacher is the plain average of the students so far.
+    """Decay with a warm-up that lets the teacher average over about the last tenth of the steps so far.
+
+    Mean Teacher's own warm-up, ``1 - 1 / (step + 1)``, averages over all steps so far until it reaches ``decay``: the
+    teacher of a short training lags far behind its student, by two points of Dice after 200 steps in the comparison of
+    ``examples/compare_hippocampus.py``. This one is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``;
+    from step 890 on, with a decay of 0.99, both are the same.
 
     Args:
-        step: Training step, from 0; there the decay is 0, so the teacher becomes the student.
+        step: Training step, from 0.
         decay: Final decay ``a`` per step, 0.99 in MICD.
 
     Returns:
-        ``min(1 - 1 / (step + 1), decay)``.
+        ``min((1 + step) / (10 + step), decay)``.
     """
-    return min(1 - 1 / (step + 1), decay)
+    return min((1 + step) / (10 + step), decay)
 
 
 @torch.no_grad()
