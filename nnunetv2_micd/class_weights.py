@@ -12,6 +12,8 @@ still waits for its backward pass may hold the old weights.
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_micd.processes import sum_over_processes
+
 EPSILON = 1e-8
 """DHC's guard in counts, Dice and the ratio of unlearning to learning; also the Dice before the first step."""
 
@@ -165,6 +167,6 @@ def hard_dice(prediction: Tensor, target: Tensor, num_classes: int, ignored: Ten
 
 def _count_classes(labels: Tensor, num_classes: int) -> Tensor:
     if labels.dtype == torch.bool:
-        return labels.transpose(0, 1).flatten(1).sum(1)
+        return sum_over_processes(labels.transpose(0, 1).flatten(1).sum(1))
     # Not torch.bincount, which waits for the device to learn the largest label.
-    return torch.stack([(labels == k).sum() for k in range(num_classes)])
+    return sum_over_processes(torch.stack([(labels == k).sum() for k in range(num_classes)]))

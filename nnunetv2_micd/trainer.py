@@ -21,6 +21,7 @@ from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.hard_labels import hard_target, pseudo_label
 from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.pictures import save_patches
+from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights
 from nnunetv2_micd.schedules import gaussian_ramp_up
 from nnunetv2_micd.unlabeled_cases import find_unlabeled_cases, load_split_unlabeled
 from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages, allowed_workers, start_unlabeled_loader
@@ -48,6 +49,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
     network: Any
+    is_ddp: bool
 
     def __init__(
         self,
@@ -58,12 +60,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads and repeats this signature
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and device.type == "cpu":  # nnU-Net takes it for granted that several processes mean CUDA
+            self.device, self.grad_scaler = device, None
         self.students: dict[str, nn.Module] = {}
         self.teachers: dict[str, nn.Module] = {}
         self.metrics: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
         self.iteration = 0
-        self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
         self._images: UnlabeledImages | None = None
@@ -120,22 +124,40 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             NotImplementedError: for what is not supported, before any time is spent.
         """
         self._check_supported()
-        super().initialize()
+        with self._as_one_process():  # without DistributedDataParallel, see processes.py
+            super().initialize()
         self.students = {"a": getattr(self.network, "_orig_mod", self.network)}  # not torch.compile's wrapper
         for name, network in self.build_further_networks().items():
             self.students[name] = network.to(self.device)
             self.optimizer.add_param_group({"params": list(network.parameters())})
+        if self.is_ddp:
+            self._prepare_for_several_processes()
         self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
 
     def _check_supported(self) -> None:
-        unsupported = {
-            "training on several GPUs": self.is_ddp,
-            "the second stage of the cascade": self.is_cascaded,
-        }
         check_architecture(self.configuration_manager.network_arch_class_name)
-        for what, present in unsupported.items():
-            if present:
-                raise NotImplementedError(f"{type(self).__name__} does not support {what}; use nnUNetTrainer for it.")
+        if self.is_cascaded:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not support the second stage of the cascade; use nnUNetTrainer for it."
+            )
+
+    @contextmanager
+    def _as_one_process(self) -> Iterator[None]:
+        several, self.is_ddp = self.is_ddp, False
+        try:
+            yield
+        finally:
+            self.is_ddp = several
+
+    def _prepare_for_several_processes(self) -> None:
+        self._set_batch_size_and_oversample()
+        self.loss = self._build_loss()
+        share_weights(self.students.values())
+        for student in self.students.values():
+            if self.device.type == "cuda":
+                nn.SyncBatchNorm.convert_sync_batchnorm(student)
+            # Where nnU-Net expects DistributedDataParallel, it works on the network's ``module``. Not as a submodule.
+            object.__setattr__(student, "module", student)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
@@ -266,6 +288,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             total: Any = sum(loss if name.startswith("supervised") else weight * loss for name, loss in group.items())
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             losses |= {name: loss.detach() for name, loss in group.items()}
+        average_gradients(self.students.values())
         self._optimizer_step()
         decay = ema_decay_at(self.iteration, self.config.ema_decay)
         for name, teacher in self.teachers.items():
@@ -321,7 +344,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         for name in train_outputs[0]:
             if name != "loss":
                 row[name] = float(np.mean([output[name] for output in train_outputs]))
-        self.history = [*self.history[: self.current_epoch], row]
+        self.history = [*self.history[: self.current_epoch], mean_over_processes(row)]
 
     def on_epoch_end(self) -> None:
         """Write the figures of the epoch to the log, the CSV, the plot, the picture and nnU-Net's external loggers."""
@@ -333,6 +356,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             for name, value in figures.items():
                 logger.log(f"semi_supervised/{name}", value, epoch)
         super().on_epoch_end()
+        if self.local_rank != 0:
+            return
         try:
             self._write_figures(epoch)
         except OSError as error:  # a full disk, or a CSV that a spreadsheet holds, must not end the training
@@ -403,4 +428,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.iteration = state["iteration"]
         self.history = state["history"]
         self.generator.set_state(state["generator"])
+        if self.local_rank != 0:  # the state is that of the first process
+            self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
         self.load_method_state(state["method"])

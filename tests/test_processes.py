@@ -1,0 +1,90 @@
+"""Two processes with half of the batch each take the same step as one process with the whole batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATCH_SIZE, TinyDataset, make_trainer
+from torch import distributed, multiprocessing
+
+from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.micd import nnUNetTrainerMICD
+
+STEPS = 3
+
+
+class MICD(nnUNetTrainerMICD):
+    # Masks are drawn by each process for itself, weights normalize the loss within a process.
+    config = replace(
+        nnUNetTrainerMICD.config, mask_ratio=0.0, difficulty_weights=False, distribution_weights=False, ramp_up=False
+    )
+
+
+class MeanTeacher(nnUNetTrainerMeanTeacher):
+    config = replace(nnUNetTrainerMeanTeacher.config, noise_std=0.0, ramp_up=False)
+
+
+def make_batches() -> list[tuple[dict[str, Any], torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(STEPS):
+        targets = [
+            torch.randint(0, 3, (2, 1, *(size // scale for size in PATCH_SIZE)), generator=generator)
+            for scale in (1, 2)
+        ]
+        images, unlabeled = torch.randn(2, 2, 1, *PATCH_SIZE, generator=generator)
+        batches.append(({"data": images, "target": targets}, unlabeled))
+    return batches
+
+
+def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
+    torch.manual_seed(5 + trainer.local_rank)  # whatever a process draws, all start with the weights of the first
+    trainer.initialize()
+    trainer.on_train_epoch_start()
+    records = []
+    for labeled, unlabeled in make_batches():
+        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part]}])
+        batch = {"data": labeled["data"][part], "target": [target[part] for target in labeled["target"]]}
+        records.append(trainer.train_step(batch))
+    trainer.on_train_epoch_end(records)
+    networks = {f"student_{name}": network for name, network in trainer.students.items()}
+    networks |= {f"teacher_{name}": network for name, network in trainer.teachers.items()}
+    return {"weights": {name: net.state_dict() for name, net in networks.items()}, "row": trainer.history[-1]}
+
+
+def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = make_trainer(method, dataset)
+    result = take_steps(trainer, slice(rank, rank + 1))
+    assert trainer.batch_size == 1
+    torch.save(result, folder / f"{rank}.pth")
+    trainer.save_checkpoint(str(folder / "checkpoint.pth"))
+    assert trainer.iteration == STEPS
+    distributed.barrier()
+    resumed = make_trainer(method, dataset)
+    resumed.load_checkpoint(str(folder / "checkpoint.pth"))
+    for name, student in resumed.students.items():
+        expected = trainer.students[name].state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in student.state_dict().items())
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", [MICD, MeanTeacher])
+def test_two_processes_are_one_with_the_whole_batch(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
+    one = take_steps(make_trainer(method, dataset), slice(None))
+    multiprocessing.spawn(run_process, (method, dataset, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1))
+    for name, weights in one["weights"].items():
+        for key, tensor in weights.items():
+            assert torch.equal(first["weights"][name][key], second["weights"][name][key])
+            torch.testing.assert_close(first["weights"][name][key], tensor, rtol=1e-4, atol=2e-5)
+    assert first["row"] == second["row"]
+    assert first["row"] == pytest.approx(one["row"], abs=1e-4)
+
+    alone = make_trainer(method, dataset)  # a checkpoint of several processes continues in one
+    alone.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert alone.iteration == STEPS
+    assert all(torch.equal(t, first["weights"]["student_a"][k]) for k, t in alone.students["a"].state_dict().items())
