@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["supervised"], help="supervised, mean_teacher, micd")
     parser.add_argument("--budgets", nargs="+", type=int, default=[2, 6], help="labeled cases")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the method's config")
     parser.add_argument("--choose", action="store_true", help="score on the cases for choosing, not on the test cases")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")

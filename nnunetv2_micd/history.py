@@ -30,7 +30,7 @@ def _draw(rows: Sequence[Row]) -> Figure:
     names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
     shares = [name for name in names if name == "agreement" or name.startswith(("foreground", "mean_fg"))]
     weights = [name for name in names if name in ("b", "unsupervised_share")]
-    losses = [name for name in names if name not in shares and name not in weights]
+    losses = [name for name in names if name not in (*shares, *weights, "skipped_steps")]
     figure = Figure(figsize=(10, 12), layout="constrained")
     panels = {"loss": losses, "weight b(t) and share of the loss": weights, "share of voxels, Dice": shares}
     for axes, (title, group) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):

@@ -27,7 +27,8 @@ class MICDConfig(SemiSupervisedConfig):
         mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.
-        difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3 and W_dist that of B.
+        difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3 and W_dist that of B. Off
+            by measurement, where classes are few and balanced (README); made for many classes of very different size.
         dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
             which takes the most frequent class, the background, out of the loss of B.
         difficulty_tau: tau of W_diff, in steps.
@@ -39,8 +40,8 @@ class MICDConfig(SemiSupervisedConfig):
     mcpc_reading: Reading = "both_masked"
     mask_ratio: float = 0.5
     mask_block: int = 3
-    difficulty_weights: bool = True
-    distribution_weights: bool = True
+    difficulty_weights: bool = False
+    distribution_weights: bool = False
     dist_floor: float = 0.3
     difficulty_tau: int = 50
 

@@ -21,13 +21,15 @@ from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.hard_labels import hard_target, pseudo_label
 from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.pictures import save_patches
-from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights
+from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights, sum_over_processes
 from nnunetv2_micd.schedules import gaussian_ramp_up
 from nnunetv2_micd.unlabeled_cases import find_unlabeled_cases, load_split_unlabeled
 from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages, allowed_workers, start_unlabeled_loader
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 PICTURE_EVERY = 10  # epochs
+MOST_SKIPPED = 20  # steps in a row whose losses are not finite
+COLLAPSE = 0.7  # of the best online Dice
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -70,6 +72,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
+        self._skipped = self._skipped_in_a_row = 0
+        self._warned_of_collapse = False
         self._images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
 
@@ -289,12 +293,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             losses |= {name: loss.detach() for name, loss in group.items()}
         average_gradients(self.students.values())
-        self._optimizer_step()
-        decay = ema_decay_at(self.iteration, self.config.ema_decay)
-        for name, teacher in self.teachers.items():
-            update_ema(teacher, self.students[name], decay)
+        if self._may_step(losses):
+            self._optimizer_step()
+            decay = ema_decay_at(self.iteration, self.config.ema_decay)
+            for name, teacher in self.teachers.items():
+                update_ema(teacher, self.students[name], decay)
         self.iteration += 1
         return self._step_record(losses, weight)
+
+    def _may_step(self, losses: dict[str, Tensor]) -> bool:
+        """Return whether all losses are finite; on CUDA nnU-Net's GradScaler finds that out without waiting."""
+        if self.grad_scaler is not None:
+            return True
+        not_finite = torch.stack([~loss.isfinite() for loss in losses.values()]).sum()
+        return not sum_over_processes(not_finite)
 
     def _to_device(self, data: Any) -> Any:
         if isinstance(data, list):
@@ -333,7 +345,19 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
         supervised = sum(1 + record[name] for name in losses if name.startswith("supervised"))
         share = unsupervised / max(unsupervised + supervised, 1e-8)
+        self._count_skipped(all(np.isfinite(record[name]) for name in losses))
         return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
+
+    def _count_skipped(self, finite: bool) -> None:
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if not finite:
+            self._skipped += 1
+            self.print_to_log_file(f"Step {self.iteration} was skipped because a loss is not finite.")
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise RuntimeError(
+                f"The losses of {MOST_SKIPPED} steps in a row are not finite, so the training stops; the last "
+                f"checkpoint is whole. Look for broken images, lower the learning rate or the ramp_peak of the config."
+            )
 
     # ------------------------------------------------------------------------------------------------- the log
 
@@ -343,7 +367,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         row: dict[str, float] = {"epoch": self.current_epoch}
         for name in train_outputs[0]:
             if name != "loss":
-                row[name] = float(np.mean([output[name] for output in train_outputs]))
+                values = [output[name] for output in train_outputs if np.isfinite(output[name])]
+                row[name] = float(np.mean(values)) if values else float("nan")
+        row["skipped_steps"] = self._skipped
+        self._skipped = 0
         self.history = [*self.history[: self.current_epoch], mean_over_processes(row)]
 
     def on_epoch_end(self) -> None:
@@ -356,12 +383,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             for name, value in figures.items():
                 logger.log(f"semi_supervised/{name}", value, epoch)
         super().on_epoch_end()
+        self._warn_of_collapse(row["b"])
         if self.local_rank != 0:
             return
         try:
             self._write_figures(epoch)
         except OSError as error:  # a full disk, or a CSV that a spreadsheet holds, must not end the training
             self.print_to_log_file(f"The figures of epoch {epoch} could not be written: {error}")
+
+    def _warn_of_collapse(self, weight: float) -> None:
+        dice = self.logger.get_value("ema_fg_dice", step=-1)
+        if weight > 0 and not self._warned_of_collapse and dice < COLLAPSE * self._best_ema:
+            self._warned_of_collapse = True
+            self.print_to_log_file(
+                f"WARNING: the online Dice has fallen from {self._best_ema:.3f} to {dice:.3f} while the unsupervised "
+                f"losses are on. Look at the pictures in unlabeled_patches; try a trainer whose config has a smaller "
+                f"ramp_peak, or predict with checkpoint_best (-chk checkpoint_best.pth)."
+            )
 
     def _write_figures(self, epoch: int) -> None:
         history.write_csv(self.history, join(self.output_folder, "semi_supervised.csv"))

@@ -79,7 +79,7 @@ def test_both_students_see_the_same_mask(dataset: TinyDataset, monkeypatch: pyte
 
 
 def test_distribution_weights_start_from_the_labels(dataset: TinyDataset) -> None:
-    trainer = start(dataset, dist_floor=0.0)
+    trainer = start(dataset, distribution_weights=True, dist_floor=0.0)
     counts = trainer._count_labels()
     assert counts.sum() == sum(
         trainer.labeled_cases.load_case(case)[1][:].size for case in trainer.labeled_cases.identifiers
@@ -90,10 +90,11 @@ def test_distribution_weights_start_from_the_labels(dataset: TinyDataset) -> Non
 
 
 def test_class_weights_move_and_are_saved(dataset: TinyDataset) -> None:
-    trainer = start(dataset)
+    trainer = start(dataset, distribution_weights=True, difficulty_weights=True)
     before = trainer._distribution.weights.clone()
     trainer.train_step(next(trainer.dataloader_train))
     assert not torch.equal(trainer._distribution.weights, before)
+    assert len(trainer._difficulty.weights.unique()) > 1
     other = start(dataset)
     other.load_method_state(trainer.method_state())
     assert torch.equal(other._distribution.weights, trainer._distribution.weights)

@@ -1,6 +1,7 @@
 """The modes of nnU-Net: regions, ignore label, deep supervision off, all folds, several channels, masks, dummy 2D."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ def predict(trainer: Any) -> None:
 
 @pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
 @pytest.mark.parametrize("method", METHODS)
-def test_regions_and_ignore_label(method: type, description: dict[str, Any], dataset: TinyDataset) -> None:
+def test_regions_and_ignore_label(
+    method: type, description: dict[str, Any], dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted = replace(nnUNetTrainerMICD.config, difficulty_weights=True, distribution_weights=True)
+    monkeypatch.setattr(nnUNetTrainerMICD, "config", weighted)
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     train(method, dataset)
 

@@ -1,0 +1,111 @@
+"""What goes wrong during a training: losses that are not finite, a collapse, a full disk, foreign checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyDataset, make_trainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+import nnunetv2_micd
+from nnunetv2_micd import trainer as trainer_module
+from nnunetv2_micd.micd import nnUNetTrainerMICD
+
+
+def start(dataset: TinyDataset) -> Any:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def weights(trainer: Any) -> list[torch.Tensor]:
+    networks = [*trainer.students.values(), *trainer.teachers.values()]
+    return [tensor.clone() for network in networks for tensor in network.state_dict().values()]
+
+
+@pytest.mark.parametrize("poisoned", ["labeled", "unlabeled"])
+def test_a_step_without_finite_losses_is_skipped_and_counted(poisoned: str, dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    trainer.train_step(next(trainer.dataloader_train))
+    before = weights(trainer)
+    batch, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
+    (batch if poisoned == "labeled" else unlabeled)["data"].fill_(float("nan"))
+    trainer.dataloader_unlabeled = iter([unlabeled])
+    record = trainer.train_step(batch)
+    assert all(torch.equal(old, new) for old, new in zip(before, weights(trainer), strict=True))
+    trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
+    assert trainer.history[-1]["skipped_steps"] == 1
+    assert "Step 2 was skipped" in Path(trainer.log_file).read_text()
+
+
+def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "MOST_SKIPPED", 2)
+    trainer = start(dataset)
+    batch = next(trainer.dataloader_train)
+    batch["data"].fill_(float("inf"))
+    trainer.train_step(batch)
+    with pytest.raises(RuntimeError, match=r"2 steps in a row are not finite.*ramp_peak"):
+        trainer.train_step(batch)
+
+
+def test_a_collapse_is_reported_once(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer._best_ema = 0.9
+    for dice in (0.8, 0.5, 0.4):
+        trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"].append(dice)
+        trainer._warn_of_collapse(0.5)
+    log = Path(trainer.log_file).read_text()
+    assert log.count("WARNING") == 1
+    assert "from 0.900 to 0.500" in log
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+    save = torch.save
+
+    def save_half(content: Any, file: Any) -> None:
+        if isinstance(file, str):
+            Path(file).write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match=r"disk is full.*--c"):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_a_checkpoint_of_another_release(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.initialize()
+    path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    monkeypatch.setattr(nnunetv2_micd, "__version__", "0.0.9")
+    trainer.save_checkpoint(path)
+    monkeypatch.undo()
+    dataset.set_environment(monkeypatch)
+    with pytest.raises(ValueError, match=r"version 0\.0\.9 .*pip install nnunetv2-micd==0\.0\.9"):
+        make_trainer(nnUNetTrainerMICD, dataset).load_checkpoint(path)
+
+
+def test_the_final_checkpoint_is_little_larger_than_two_of_nnunet(dataset: TinyDataset) -> None:
+    sizes = []
+    for trainer_class in (nnUNetTrainer, nnUNetTrainerMICD):
+        trainer = make_trainer(trainer_class, dataset)
+        trainer.configuration_manager.network_arch_init_kwargs.update(  # proportions as nnU-Net plans them
+            features_per_stage=[16, 32, 64], n_conv_per_stage=[2, 2, 2], n_conv_per_stage_decoder=[2, 2]
+        )
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        trainer.train_step(next(trainer.dataloader_train))
+        path = Path(trainer.output_folder) / "checkpoint_final.pth"
+        trainer.save_checkpoint(str(path))
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < 2.2 * sizes[0]
