@@ -89,8 +89,6 @@ def _check_configuration(data: _Dataset, name: str) -> list[Finding]:
         check_architecture(configuration.network_arch_class_name)
     except ValueError as error:
         return [Finding("problem", name, str(error))]
-    if configuration.previous_stage_name is not None:
-        return [Finding("problem", name, "the second stage of the cascade is not supported; use nnUNetTrainer for it")]
     planned = data.dataset_json.get("numTraining", len(labeled))
     findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed")]
     if len(labeled) != planned:

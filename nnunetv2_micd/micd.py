@@ -27,7 +27,7 @@ class MICDConfig(SemiSupervisedConfig):
         mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.
-        difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3 and W_dist that of B. Off
+        difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3, W_dist that of B. Off
             by measurement, where classes are few and balanced (README); made for many classes of very different size.
         dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
             which takes the most frequent class, the background, out of the loss of B.

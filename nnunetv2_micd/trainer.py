@@ -1,7 +1,7 @@
 """Every contact of semi-supervised training with nnU-Net, once: a method adds its losses and nothing else."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from io import BytesIO
@@ -16,6 +16,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunetv2_micd import checkpoints, history
+from nnunetv2_micd.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.hard_labels import hard_target, pseudo_label
@@ -23,7 +24,7 @@ from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights, sum_over_processes
 from nnunetv2_micd.schedules import gaussian_ramp_up
-from nnunetv2_micd.unlabeled_cases import find_unlabeled_cases, load_split_unlabeled
+from nnunetv2_micd.unlabeled_cases import UnlabeledCase, find_unlabeled_cases, load_split_unlabeled
 from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages, allowed_workers, start_unlabeled_loader
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
@@ -125,9 +126,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Build the further networks and the teachers beside nnU-Net's own parts.
 
         Raises:
-            NotImplementedError: for what is not supported, before any time is spent.
+            ValueError: for plans with an architecture that is not supported, before any time is spent.
         """
-        self._check_supported()
+        check_architecture(self.configuration_manager.network_arch_class_name)
         with self._as_one_process():  # without DistributedDataParallel, see processes.py
             super().initialize()
         self.students = {"a": getattr(self.network, "_orig_mod", self.network)}  # not torch.compile's wrapper
@@ -137,13 +138,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             self._prepare_for_several_processes()
         self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
-
-    def _check_supported(self) -> None:
-        check_architecture(self.configuration_manager.network_arch_class_name)
-        if self.is_cascaded:
-            raise NotImplementedError(
-                f"{type(self).__name__} does not support the second stage of the cascade; use nnUNetTrainer for it."
-            )
 
     @contextmanager
     def _as_one_process(self) -> Iterator[None]:
@@ -173,18 +167,30 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             )
         self.labeled_cases = training
         if self.config.ramp_peak > 0:
-            cases = find_unlabeled_cases(
-                self.preprocessed_dataset_folder,
-                self.plans_manager,
-                self.configuration_manager,
-                self.dataset_json,
-                train=training.identifiers,
-                val=validation.identifiers,
-                split_unlabeled=self.split_unlabeled(),
-            )
-            self._images = UnlabeledImages(cases)
+            cases = self._find_unlabeled(training.identifiers, validation.identifiers)
+            if self.is_cascaded:
+                check_previous_stage(self.folder_with_segs_from_previous_stage, cases, self._previous_stage_command())
+            self._images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
             self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
         return training, validation
+
+    def _find_unlabeled(self, training: Sequence[str], validation: Sequence[str]) -> list[UnlabeledCase]:
+        return find_unlabeled_cases(
+            self.preprocessed_dataset_folder,
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            train=training,
+            val=validation,
+            split_unlabeled=self.split_unlabeled(),
+        )
+
+    def _previous_stage_command(self) -> str:
+        stage = self.configuration_manager.previous_stage_name
+        return (
+            f"nnUNetv2_train {self.plans_manager.dataset_name} {stage} FOLD -tr {type(self).__name__} "
+            f"-p {self.plans_manager.plans_name} --val"
+        )
 
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""
@@ -208,7 +214,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
         masked = self.configuration_manager.use_mask_for_norm
         transforms = self.get_training_transforms(
-            self.configuration_manager.patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=masked
+            self.configuration_manager.patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=masked,
+            is_cascaded=self.is_cascaded,
+            foreground_labels=self.label_manager.foreground_labels,
         )
         return UnlabeledDataLoader(
             images,
@@ -426,9 +439,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate the deployed network."""
+        """Validate the deployed network, and let it segment the unlabeled images where a next stage needs that."""
         with self.deployed():
             super().perform_actual_validation(save_probabilities)
+            if self.configuration_manager.next_stage_names and self.config.ramp_peak > 0 and self.local_rank == 0:
+                self.set_deep_supervision_enabled(False)
+                segment_for_next_stages(self, self.network, self._find_unlabeled(*self.do_split()))
+                self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def save_checkpoint(self, filename: str) -> None:
         """Save the deployed network where nnU-Net looks for it, and all else under one key of ours."""

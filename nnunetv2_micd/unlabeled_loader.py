@@ -21,18 +21,30 @@ from nnunetv2_micd.unlabeled_cases import UnlabeledCase
 
 
 class UnlabeledImages:
-    """Preprocessed images by identifier; opens neither segmentations nor properties, and keeps nothing open."""
+    """Preprocessed images by identifier; opens neither labels nor properties, and keeps nothing open.
 
-    def __init__(self, cases: Sequence[UnlabeledCase]):
+    With ``previous_stage``, the folder of the cascade's first stage, it also opens what that saw in the images.
+    """
+
+    def __init__(self, cases: Sequence[UnlabeledCase], previous_stage: str | None = None):
         self.folders = {case.identifier: case.folder for case in cases}
         self.identifiers = list(self.folders)
+        self.previous_stage = previous_stage
 
     def load_image(self, identifier: str) -> blosc2.NDArray:
         """Open one image ``(channels, *spatial)``, decompressed piece by piece where it is sliced."""
-        # As in nnU-Net's own dataset: memory mapping does not work on Windows, and one thread per worker is enough.
-        mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        path = os.path.join(self.folders[identifier], identifier + ".b2nd")
-        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
+        return _open(self.folders[identifier], identifier)
+
+    def load_previous_stage(self, identifier: str) -> blosc2.NDArray | None:
+        """Open the segmentation ``(*spatial)`` of the first stage, None where there is none."""
+        return None if self.previous_stage is None else _open(self.previous_stage, identifier)
+
+
+def _open(folder: str, identifier: str) -> blosc2.NDArray:
+    # As in nnU-Net's own dataset: memory mapping does not work on Windows, and one thread per worker is enough.
+    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
+    path = os.path.join(folder, identifier + ".b2nd")
+    return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
 
 
 class UnlabeledDataLoader(nnUNetDataLoader):
@@ -64,10 +76,14 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         if self.patch_size_was_2d:
             patch = patch[:, 0]
         sample = {"image": patch}
-        if self.masked_channels:
+        previous = self._data.load_previous_stage(key)
+        if self.masked_channels or previous is not None:
             # The nonzero mask lies in the segmentation file, which an unlabeled case must not need.
             outside = (patch[self.masked_channels] == 0).all(0, keepdim=True)
             sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
+        if previous is not None:
+            seen = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
+            sample["segmentation"] = torch.cat((sample["segmentation"], seen[None]))
         return self.transforms(**sample)["image"]
 
 

@@ -11,13 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TinyDataset, make_trainer
+from conftest import TinyDataset
 
 import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER, doctor
 from nnunetv2_micd.cli import main
 from nnunetv2_micd.doctor import Finding, diagnose, format_findings
-from nnunetv2_micd.micd import nnUNetTrainerMICD
 
 
 @pytest.fixture(autouse=True)
@@ -252,15 +251,6 @@ def test_one_fit_configuration_is_enough(dataset: TinyDataset, capsys: pytest.Ca
     assert stop.value.code == 1
     shutil.rmtree(dataset.labeled_folder("2d"))
     assert texts(find("2d", "901")) == ["problem: not preprocessed"]
-
-
-def test_the_cascade_is_refused_as_by_the_trainer(dataset: TinyDataset) -> None:
-    plans = json.loads(dataset.plans_file.read_text())
-    plans["configurations"]["3d_fullres"]["previous_stage"] = "2d"
-    dataset.plans_file.write_text(json.dumps(plans))
-    assert texts(find("3d_fullres", "901", "3d_fullres"))[0].startswith("problem: the second stage of the cascade")
-    with pytest.raises(NotImplementedError, match="cascade"):
-        make_trainer(nnUNetTrainerMICD, dataset).initialize()
 
 
 @pytest.mark.parametrize("content", ["no json", '{"train": []}', '[{"train": ["case_0"]}]', '["case_0"]'])

@@ -134,3 +134,42 @@ def test_several_channels_masks_and_dummy_2d(dataset: TinyDataset) -> None:
     _, dummy_2d, _, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert dummy_2d
     assert trainer.num_input_channels == 2
+
+
+@pytest.mark.slow
+def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)
+    plans = json.loads(dataset.plans_file.read_text())
+    configurations = plans["configurations"]
+    configurations.pop("2d")
+    configurations["3d_lowres"] = {
+        **configurations["3d_fullres"],
+        "spacing": [1.5, 1.5, 1.5],
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "next_stage": "3d_cascade_fullres",
+    }
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset.plans_file.write_text(json.dumps(plans))
+    preprocess_labeled(dataset)
+    assert preprocess_unlabeled(dataset.id, ["3d_lowres"], num_processes=1) == []
+
+    first = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres", fold="all")
+    first.run_training()
+    second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
+    with pytest.raises(ValueError, match=r"4 unlabeled images have no segmentation.*3d_lowres FOLD .*--val"):
+        second.get_tr_and_val_datasets()
+    first.perform_actual_validation()
+    segmentations = Path(second.folder_with_segs_from_previous_stage)
+    assert {path.name for path in segmentations.iterdir()} == {
+        f"{n}.b2nd" for n in (*dataset.labeled, *dataset.unlabeled)
+    }
+    assert first.teachers["a"].decoder.deep_supervision
+
+    second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
+    second.run_training()
+    patch = second._last_unlabeled
+    assert patch.shape[1] == second.num_input_channels == 3  # the image and the two classes of the first stage
+    assert set(patch[:, 1:].unique().tolist()) <= {0.0, 1.0}
+    for name in dataset.unlabeled:
+        image = second._images.load_image(name)
+        assert second._images.load_previous_stage(name).shape == image.shape[1:]
