@@ -16,6 +16,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunetv2_micd import checkpoints, history
+from nnunetv2_micd.alarms import Alarms
 from nnunetv2_micd.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
@@ -29,8 +30,6 @@ from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages,
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 PICTURE_EVERY = 10  # epochs
-MOST_SKIPPED = 20  # steps in a row whose losses are not finite
-COLLAPSE = 0.7  # of the best online Dice
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -73,8 +72,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
-        self._skipped = self._skipped_in_a_row = 0
-        self._warned_of_collapse = False
+        self.alarms = Alarms(self.print_to_log_file)
         self._images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
 
@@ -358,19 +356,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
         supervised = sum(1 + record[name] for name in losses if name.startswith("supervised"))
         share = unsupervised / max(unsupervised + supervised, 1e-8)
-        self._count_skipped(all(np.isfinite(record[name]) for name in losses))
+        self.alarms.step(self.iteration, all(np.isfinite(record[name]) for name in losses))
         return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
-
-    def _count_skipped(self, finite: bool) -> None:
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if not finite:
-            self._skipped += 1
-            self.print_to_log_file(f"Step {self.iteration} was skipped because a loss is not finite.")
-        if self._skipped_in_a_row == MOST_SKIPPED:
-            raise RuntimeError(
-                f"The losses of {MOST_SKIPPED} steps in a row are not finite, so the training stops; the last "
-                f"checkpoint is whole. Look for broken images, lower the learning rate or the ramp_peak of the config."
-            )
 
     # ------------------------------------------------------------------------------------------------- the log
 
@@ -382,8 +369,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             if name != "loss":
                 values = [output[name] for output in train_outputs if np.isfinite(output[name])]
                 row[name] = float(np.mean(values)) if values else float("nan")
-        row["skipped_steps"] = self._skipped
-        self._skipped = 0
+        row["skipped_steps"] = self.alarms.take_skipped()
         self.history = [*self.history[: self.current_epoch], mean_over_processes(row)]
 
     def on_epoch_end(self) -> None:
@@ -396,23 +382,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             for name, value in figures.items():
                 logger.log(f"semi_supervised/{name}", value, epoch)
         super().on_epoch_end()
-        self._warn_of_collapse(row["b"])
+        self.alarms.epoch(self.logger.get_value("ema_fg_dice", step=-1), self._best_ema, row["b"])
         if self.local_rank != 0:
             return
         try:
             self._write_figures(epoch)
         except OSError as error:  # a full disk, or a CSV that a spreadsheet holds, must not end the training
             self.print_to_log_file(f"The figures of epoch {epoch} could not be written: {error}")
-
-    def _warn_of_collapse(self, weight: float) -> None:
-        dice = self.logger.get_value("ema_fg_dice", step=-1)
-        if weight > 0 and not self._warned_of_collapse and dice < COLLAPSE * self._best_ema:
-            self._warned_of_collapse = True
-            self.print_to_log_file(
-                f"WARNING: the online Dice has fallen from {self._best_ema:.3f} to {dice:.3f} while the unsupervised "
-                f"losses are on. Look at the pictures in unlabeled_patches; try a trainer whose config has a smaller "
-                f"ramp_peak, or predict with checkpoint_best (-chk checkpoint_best.pth)."
-            )
 
     def _write_figures(self, epoch: int) -> None:
         history.write_csv(self.history, join(self.output_folder, "semi_supervised.csv"))

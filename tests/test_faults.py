@@ -10,7 +10,8 @@ from conftest import TinyDataset, make_trainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunetv2_micd
-from nnunetv2_micd import trainer as trainer_module
+from nnunetv2_micd import alarms
+from nnunetv2_micd.alarms import Alarms
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 
 
@@ -42,7 +43,7 @@ def test_a_step_without_finite_losses_is_skipped_and_counted(poisoned: str, data
 
 
 def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "MOST_SKIPPED", 2)
+    monkeypatch.setattr(alarms, "MOST_SKIPPED", 2)
     trainer = start(dataset)
     batch = next(trainer.dataloader_train)
     batch["data"].fill_(float("inf"))
@@ -51,15 +52,13 @@ def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypat
         trainer.train_step(batch)
 
 
-def test_a_collapse_is_reported_once(dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
-    trainer._best_ema = 0.9
-    for dice in (0.8, 0.5, 0.4):
-        trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"].append(dice)
-        trainer._warn_of_collapse(0.5)
-    log = Path(trainer.log_file).read_text()
-    assert log.count("WARNING") == 1
-    assert "from 0.900 to 0.500" in log
+def test_a_collapse_is_reported_once() -> None:
+    lines: list[str] = []
+    watch = Alarms(lines.append)
+    for dice, weight in ((0.1, 0.0), (0.8, 0.5), (0.5, 0.5), (0.4, 0.5)):
+        watch.epoch(dice, 0.9, weight)
+    assert len(lines) == 1
+    assert "from 0.900 to 0.500" in lines[0]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
