@@ -29,7 +29,7 @@ class MeanTeacherConfig(SemiSupervisedConfig):
 
 
 class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
-    """The student follows its own moving average, which sees the unlabeled image with other noise.
+    """Mean Teacher: the student follows its own moving average, which sees the unlabeled image with other noise.
 
     Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F.
     """

@@ -60,7 +60,7 @@ class MICDConfig(SemiSupervisedConfig):
 
 
 class nnUNetTrainerMICD(SemiSupervisedTrainer):
-    """Two different networks learn from the labels, from each other and from their own past, on masked images.
+    """MICD: two different networks learn from the labels, from each other and from their own past, on masked images.
 
     Passes of a step, forward F and backward, on a labeled and an unlabeled batch of equal size (stock nnU-Net:
     one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 2 F + 2 backward,
@@ -210,25 +210,25 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
 
 class nnUNetTrainerMICD_noMCPC(nnUNetTrainerMICD):
-    """Ablation: without eq. 3."""
+    """Ablation of MICD: without masked cross pseudo consistency (eq. 3)."""
 
     config = replace(nnUNetTrainerMICD.config, mcpc=False)
 
 
 class nnUNetTrainerMICD_noCFC(nnUNetTrainerMICD):
-    """Ablation: without eq. 4."""
+    """Ablation of MICD: without cross feature consistency (eq. 4)."""
 
     config = replace(nnUNetTrainerMICD.config, cfc=False)
 
 
 class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
-    """Ablation: without eq. 5."""
+    """Ablation of MICD: without cross model discrepancy (eq. 5)."""
 
     config = replace(nnUNetTrainerMICD.config, cmd=False)
 
 
 class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
-    """Ablation: both networks and their teachers, weight zero for all that is unsupervised; needs no unlabeled image.
+    """Ablation of MICD: both networks and teachers, weight zero for all that is unsupervised; needs no unlabeled image.
 
     Network A is trained exactly as by nnUNetTrainer (in mixed precision up to the steps that an overflow in B skips).
     """

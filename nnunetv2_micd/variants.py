@@ -18,36 +18,36 @@ from nnunetv2_micd.micd import nnUNetTrainerMICD
 
 
 class nnUNetTrainerMICD_5epochs(nnUNetTrainer_5epochs, nnUNetTrainerMICD):
-    """5 epochs, to try things out."""
+    """MICD, 5 epochs, to try things out."""
 
 
 class nnUNetTrainerMICD_50epochs(nnUNetTrainer_50epochs, nnUNetTrainerMICD):
-    """50 epochs."""
+    """MICD, 50 epochs."""
 
 
 class nnUNetTrainerMICD_100epochs(nnUNetTrainer_100epochs, nnUNetTrainerMICD):
-    """100 epochs."""
+    """MICD, 100 epochs."""
 
 
 class nnUNetTrainerMICD_250epochs(nnUNetTrainer_250epochs, nnUNetTrainerMICD):
-    """250 epochs."""
+    """MICD, 250 epochs."""
 
 
 class nnUNetTrainerMICD_NoMirroring(nnUNetTrainerNoMirroring, nnUNetTrainerMICD):
-    """1000 epochs without mirroring, for structures that have a side."""
+    """MICD, 1000 epochs without mirroring, for structures that have a side."""
 
 
 class nnUNetTrainerMICD_250epochs_NoMirroring(nnUNetTrainer_250epochs_NoMirroring, nnUNetTrainerMICD):
-    """250 epochs without mirroring."""
+    """MICD, 250 epochs without mirroring."""
 
 
 class nnUNetTrainerMICD_2000epochs_NoMirroring(nnUNetTrainer_2000epochs_NoMirroring, nnUNetTrainerMICD):
-    """2000 epochs without mirroring."""
+    """MICD, 2000 epochs without mirroring."""
 
 
 class nnUNetTrainerMICD_4000epochs_NoMirroring(nnUNetTrainer_4000epochs_NoMirroring, nnUNetTrainerMICD):
-    """4000 epochs without mirroring."""
+    """MICD, 4000 epochs without mirroring."""
 
 
 class nnUNetTrainerMICD_8000epochs_NoMirroring(nnUNetTrainer_8000epochs_NoMirroring, nnUNetTrainerMICD):
-    """8000 epochs without mirroring."""
+    """MICD, 8000 epochs without mirroring."""

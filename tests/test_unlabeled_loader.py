@@ -1,3 +1,4 @@
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,16 @@ def test_workers_are_shared_and_stopped(
     assert trainer.dataloader_unlabeled is None
     assert not any(process.is_alive() for process in processes)
     assert Path(trainer.output_folder, "checkpoint_final.pth").exists()
+
+
+def test_loader_reaches_workers_that_are_not_forked(dataset: TinyDataset) -> None:
+    copy = pickle.loads(pickle.dumps(build(dataset, ["image_0"], transforms=make_transforms(dataset))))
+    assert copy.generate_train_batch()["data"].shape == (3, 1, *PATCH_SIZE)
+
+
+def make_transforms(dataset: TinyDataset) -> BasicTransform:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    return trainer.get_training_transforms(PATCH_SIZE, (-0.5, 0.5), None, (0, 1, 2), False, use_mask_for_norm=[False])
 
 
 def test_worker_errors_surface(dataset: TinyDataset) -> None:
