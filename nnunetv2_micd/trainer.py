@@ -364,13 +364,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the named figures of the epoch."""
         super().on_train_epoch_end(train_outputs)
-        row: dict[str, float] = {"epoch": self.current_epoch}
+        row: dict[str, float] = {}
         for name in train_outputs[0]:
             if name != "loss":
                 values = [output[name] for output in train_outputs if np.isfinite(output[name])]
                 row[name] = float(np.mean(values)) if values else float("nan")
         row["skipped_steps"] = self.alarms.take_skipped()
-        self.history = [*self.history[: self.current_epoch], mean_over_processes(row)]
+        row = {"epoch": self.current_epoch, **mean_over_processes(row)}
+        self.history = [*self.history[: self.current_epoch], row]
 
     def on_epoch_end(self) -> None:
         """Write the figures of the epoch to the log, the CSV, the plot, the picture and nnU-Net's external loggers."""
