@@ -131,15 +131,16 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
     def _masked_pass(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
         masked = apply_mask(images, self._sample_mask(images, self.generator))
-        return *forward_with_features(self.students["a"], masked), *forward_with_features(self.students["b"], masked)
+        return *self.forward_with_features(self.students["a"], masked), *self.forward_with_features(
+            self.students["b"], masked
+        )
 
     def _sample_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
         ratio, block = self.config.mask_ratio, self.config.mask_block
         return sample_mask(len(images), images.shape[2:], ratio, block, generator, images.device)
 
-    @staticmethod
-    def _logits(network: nn.Module, images: Tensor) -> Tensor:
-        return forward_with_features(network, images)[0]
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        return self.forward_with_features(network, images)[0]
 
     def _mcpc_inputs(
         self,
@@ -199,7 +200,8 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         masked = apply_mask(unlabeled, mask)
         # The images on which the configured reading makes its pseudo-labels.
         source = unlabeled if self.config.mcpc_reading == "peer_clean" else masked
-        label_a, label_b = (self.pseudo_label(self._logits(self.students[name], source)) for name in "ab")
+        # Not compiled: for another batch size, now and then, that would cost more than it brings.
+        label_a, label_b = (self.pseudo_label(forward_with_features(self.students[n], source)[0]) for n in "ab")
         return {
             "image": unlabeled[:, 0],
             "masked image": masked[:, 0],

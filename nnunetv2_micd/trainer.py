@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from io import BytesIO
+from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,18 +16,25 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
-from nnunetv2_micd import checkpoints, history
+from nnunetv2_micd import checkpoints, history, random_states
 from nnunetv2_micd.alarms import Alarms
 from nnunetv2_micd.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.hard_labels import hard_target, pseudo_label
-from nnunetv2_micd.networks import check_architecture
+from nnunetv2_micd.networks import check_architecture, forward_with_features
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights, sum_over_processes
 from nnunetv2_micd.schedules import gaussian_ramp_up
 from nnunetv2_micd.unlabeled_cases import UnlabeledCase, find_unlabeled_cases, load_split_unlabeled
-from nnunetv2_micd.unlabeled_loader import UnlabeledDataLoader, UnlabeledImages, allowed_workers, start_unlabeled_loader
+from nnunetv2_micd.unlabeled_loader import (
+    IsolatedAugmenter,
+    UnlabeledDataLoader,
+    UnlabeledImages,
+    allowed_workers,
+    start_unlabeled_loader,
+)
+from nnunetv2_micd.workers import explain_death, processes_of
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 PICTURE_EVERY = 10  # epochs
@@ -47,6 +55,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         iteration: training steps so far.
         generator: randomness of the method, apart from that of nnU-Net's loaders; on the CPU, continued by ``--c``.
         labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
+        forward_with_features: :func:`networks.forward_with_features`, compiled where nnU-Net compiles.
     """
 
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
@@ -72,9 +81,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
+        self.forward_with_features = forward_with_features
         self.alarms = Alarms(self.print_to_log_file)
         self._images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
+        self._workers: dict[str, list[BaseProcess]] = {}
+        self._saved_random: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ what a method defines
 
@@ -136,6 +148,17 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             self._prepare_for_several_processes()
         self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
+        if self._do_i_compile():
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile what nnU-Net does not, in place: a wrapper would change the names of the weights in checkpoints."""
+        for name, student in self.students.items():
+            if name != "a":
+                student.compile()
+        for teacher in self.teachers.values():
+            teacher.compile()
+        self.forward_with_features = torch.compile(forward_with_features)
 
     @contextmanager
     def _as_one_process(self) -> Iterator[None]:
@@ -231,13 +254,43 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             masked_channels=[channel for channel, use in enumerate(masked) if use],
         )
 
+    def run_training(self) -> None:
+        """Train as nnU-Net does, and name the cause when a worker process was killed.
+
+        Raises:
+            RuntimeError: a worker process died, or too many steps in a row were not finite.
+        """
+        try:
+            super().run_training()
+        except RuntimeError as error:
+            if cause := explain_death(self._workers):
+                raise RuntimeError(cause) from error
+            raise
+
     def on_train_start(self) -> None:
         """Start as nnU-Net does; the teachers of a new training begin as copies of what the students are by then."""
         super().on_train_start()
+        self._workers = {
+            "labeled images": processes_of(self.dataloader_train),
+            "validation images": processes_of(self.dataloader_val),
+            "unlabeled images": processes_of(self.dataloader_unlabeled),
+        }
         if self.iteration == 0:
             for name, teacher in self.teachers.items():  # -pretrained_weights may have changed the student
                 teacher.load_state_dict(self.students[name].state_dict())
             self.prepare_method()
+        if self._saved_random is not None:
+            self._continue_random(self._saved_random)
+
+    def _continue_random(self, saved: dict[str, Any]) -> None:
+        """Draw on from where a training was saved, after its loaders have drawn their first batches.
+
+        With ``nnUNet_n_proc_DA=0`` the batches are those of a training that was not interrupted. Worker processes,
+        which nnU-Net seeds anew at every start, cannot be continued.
+        """
+        random_states.set_states(saved["main"])
+        if isinstance(self.dataloader_unlabeled, IsolatedAugmenter) and saved["unlabeled"] is not None:
+            self.dataloader_unlabeled.states = saved["unlabeled"]
 
     def on_train_end(self) -> None:
         """Stop the unlabeled workers before the final validation, and say what to do next."""
@@ -437,6 +490,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "iteration": self.iteration,
             "history": self.history,
             "generator": self.generator.get_state(),
+            "random": {
+                "main": random_states.get_states(),
+                "unlabeled": getattr(self.dataloader_unlabeled, "states", None),
+            },
             "config": asdict(self.config),
             "method": self.method_state(),
         }
@@ -460,6 +517,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.iteration = state["iteration"]
         self.history = state["history"]
         self.generator.set_state(state["generator"])
-        if self.local_rank != 0:  # the state is that of the first process
+        self._saved_random = state["random"]
+        if self.local_rank != 0:  # the states are those of the first process
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
+            self._saved_random = None
         self.load_method_state(state["method"])

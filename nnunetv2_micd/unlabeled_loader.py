@@ -1,7 +1,6 @@
 """Patches of unlabeled images: streamed from disk, augmented as nnU-Net augments, without any segmentation."""
 
 import os
-import random
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from nnunetv2_micd import random_states
 from nnunetv2_micd.unlabeled_cases import UnlabeledCase
 
 
@@ -97,18 +97,16 @@ class IsolatedAugmenter(SingleThreadedAugmenter):
         super().__init__(data_loader, None)
         # A seeded training gets a seeded stream, an unseeded one a new stream each time, and nothing is drawn.
         seed = zlib.crc32(np.random.get_state(legacy=False)["state"]["key"].tobytes()) ^ 0x5EED
-        with _restored_random_states():
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            self.states = _random_states()
+        with random_states.restored():
+            random_states.seed_all(seed)
+            self.states = random_states.get_states()
 
     def __next__(self) -> dict[str, Any]:
         """Return the next batch, see :class:`UnlabeledDataLoader`."""
-        with _restored_random_states():
-            _set_random_states(self.states)
+        with random_states.restored():
+            random_states.set_states(self.states)
             batch = super().__next__()
-            self.states = _random_states()
+            self.states = random_states.get_states()
         return batch
 
 
@@ -143,23 +141,3 @@ def allowed_workers(number: int) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = old
-
-
-def _random_states() -> tuple[Any, Any, Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_random_states(states: tuple[Any, Any, Tensor]) -> None:
-    python, numpy, torch_state = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(torch_state)
-
-
-@contextmanager
-def _restored_random_states() -> Iterator[None]:
-    states = _random_states()
-    try:
-        yield
-    finally:
-        _set_random_states(states)

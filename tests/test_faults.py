@@ -1,6 +1,9 @@
 """What goes wrong during a training: losses that are not finite, a collapse, a full disk, foreign checkpoints."""
 
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import nnunetv2_micd
 from nnunetv2_micd import alarms
 from nnunetv2_micd.alarms import Alarms
 from nnunetv2_micd.micd import nnUNetTrainerMICD
+from nnunetv2_micd.workers import explain_death
 
 
 def start(dataset: TinyDataset) -> Any:
@@ -108,3 +112,33 @@ def test_the_final_checkpoint_is_little_larger_than_two_of_nnunet(dataset: TinyD
         trainer.save_checkpoint(str(path))
         sizes.append(path.stat().st_size)
     assert sizes[1] < 2.2 * sizes[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("loads", ["labeled images", "validation images", "unlabeled images"])
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_ends_the_training(
+    loads: str, killed_by: int, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1000
+    train_step = trainer.train_step
+
+    def kill_and_train(batch: dict[str, Any]) -> dict[str, Any]:
+        os.kill(trainer._workers[loads][0].pid, killed_by)
+        monkeypatch.setattr(trainer, "train_step", train_step)
+        return train_step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", kill_and_train)
+    with pytest.raises(RuntimeError, match=rf"loads {loads} was killed by signal {killed_by}.*there were 3.*n_proc_DA"):
+        trainer.run_training()
+
+
+def test_a_worker_that_fails_by_itself_has_printed_its_error() -> None:
+    assert explain_death({"labeled images": [SimpleNamespace(exitcode=code) for code in (None, 0, 1)]}) is None
+
+
+def test_a_worker_that_was_killed_is_told_from_those_ended_after_it() -> None:
+    workers = {"labeled images": [SimpleNamespace(exitcode=-15)], "unlabeled images": [SimpleNamespace(exitcode=-9)]}
+    assert "loads unlabeled images was killed by signal 9 (Killed)" in str(explain_death(workers))

@@ -1,7 +1,7 @@
 """What only MICD does: its configuration, the readings of eq. 3, the class weights and the picture."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -63,13 +63,15 @@ def test_cmd_compares_the_masked_student_with_its_clean_teacher(dataset: TinyDat
     assert torch.equal(unsupervised["cmd"], cmd(*logits, *targets))
 
 
-def test_both_students_see_the_same_mask(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_students_see_the_same_mask(dataset: TinyDataset) -> None:
     seen = []
-    monkeypatch.setattr(
-        "nnunetv2_micd.micd.forward_with_features",
-        lambda network, images: seen.append((network, images)) or forward_with_features(network, images),
-    )
+
+    def forward(network: Any, images: torch.Tensor) -> Any:
+        seen.append((network, images))
+        return forward_with_features(network, images)
+
     trainer = start(dataset)
+    trainer.forward_with_features = forward
     groups(trainer)
     (first, images_a), (second, images_b) = seen[:2]
     assert first is trainer.students["a"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,36 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in dataset.unlabeled:
         image = second._images.load_image(name)
         assert second._images.load_previous_stage(name).shape == image.shape[1:]
+
+
+@pytest.mark.slow  # tracing takes a while
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and split as on CUDA but run without generating code; nnU-Net never compiles on the CPU by itself."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    plain = take_one_step(method, dataset, configuration)
+    monkeypatch.setattr(method, "_do_i_compile", lambda self: True)
+    compiled = take_one_step(method, dataset, configuration)
+    assert type(compiled.network).__name__ == "OptimizedModule"
+    for kind in ("students", "teachers"):
+        for name, network in getattr(plain, kind).items():
+            other = getattr(compiled, kind)[name].state_dict()
+            for key, tensor in network.state_dict().items():
+                torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=1e-5)
+    compiled.run_training()  # validates during and after the training, where deep supervision is off
+    compiled.perform_actual_validation()
+    predict(compiled)
+    resumed = make_trainer(method, dataset, configuration)
+    resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
+
+
+def take_one_step(method: type, dataset: TinyDataset, configuration: str) -> Any:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    trainer = make_trainer(method, dataset, configuration)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    return trainer

@@ -56,7 +56,9 @@ def test_peer_has_the_same_features_at_a_similar_cost(class_name: str, dimension
             costs.append(counter.get_total_flops())
     assert shapes[0] == shapes[1]
     assert len(shapes[0]) == 5
-    assert 0.8 < costs[1] / costs[0] < 1.25
+    # Without shortcuts a network as deep as nnU-Net's residual ones trains worse, so that of their plans is cheaper.
+    least = 0.8 if class_name == PLAIN else 0.45
+    assert least < costs[1] / costs[0] < 1.25
 
 
 @pytest.mark.parametrize("deep_supervision", [True, False])

@@ -138,46 +138,6 @@ def test_labels_of_unlabeled_cases_are_never_read(dataset: TinyDataset) -> None:
     assert first_losses() == before
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
-def test_resume_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
-    trainer = make_trainer(method, dataset)
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    for _ in range(3):
-        trainer.train_step(next(trainer.dataloader_train))
-    checkpoint = str(tmp_path / "checkpoint.pth")
-    trainer.save_checkpoint(checkpoint)
-    resumed = make_trainer(method, dataset)
-    resumed.load_checkpoint(checkpoint)
-    resumed.on_train_start()
-    resumed.on_train_epoch_start()
-    trainer.lr_scheduler.step(resumed.current_epoch)  # the checkpoint belongs to the end of an epoch
-
-    for _ in range(2):
-        labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
-        records = []
-        for one in (trainer, resumed):
-            one.dataloader_unlabeled = iter([unlabeled])
-            torch.manual_seed(2)
-            records.append(one.train_step(labeled))
-        trainer.dataloader_unlabeled = resumed.dataloader_unlabeled = iter([])
-        assert records[0] == records[1]
-        trainer.dataloader_unlabeled = trainer_loader(trainer)
-    assert trainer.iteration == resumed.iteration == 5
-    for kind in ("students", "teachers"):
-        for name, network in getattr(trainer, kind).items():
-            other = getattr(resumed, kind)[name].state_dict()
-            assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
-    states = trainer.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
-
-
-def trainer_loader(trainer: Any) -> Any:
-    _, _ = trainer.get_dataloaders()
-    return trainer.dataloader_unlabeled
-
-
 def test_external_loggers_get_every_figure(dataset: TinyDataset) -> None:
     class Recorder:
         def __init__(self) -> None:

@@ -1,0 +1,38 @@
+"""The global random states from which nnU-Net, batchgenerators and PyTorch draw."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def get_states() -> dict[str, Any]:
+    """Return the states of Python, NumPy and PyTorch on the CPU; they can be pickled."""
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+
+
+def set_states(states: dict[str, Any]) -> None:
+    """Go back to what :func:`get_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch on the CPU with a number of 32 bits."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leave the states as they were before the block."""
+    states = get_states()
+    try:
+        yield
+    finally:
+        set_states(states)
