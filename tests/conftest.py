@@ -17,6 +17,8 @@ from nnunetv2_micd import TRAINER_FOLDER
 
 PATCH_SIZE = (16, 20, 24)  # uneven, to catch swapped axes
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
 
 @dataclass(frozen=True)
 class TinyDataset:
@@ -199,11 +201,12 @@ def make_trainer(
     configuration: str = "3d_fullres",
     fold: int | str = 0,
     shortened: bool = True,
+    device: str = "cpu",
 ) -> Any:
-    """Return a trainer on the CPU as ``nnUNetv2_train`` makes it, but of two epochs of two steps."""
+    """Return a trainer as ``nnUNetv2_train`` makes it, but of two epochs of two steps."""
     plans = {**json.loads(dataset.plans_file.read_text()), "continue_training": False}
     dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
-    trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    trainer = trainer_class(plans, configuration, fold, dataset_json, torch.device(device))
     if shortened:
         trainer.num_epochs = trainer.num_iterations_per_epoch = 2
         trainer.num_val_iterations_per_epoch = 1

@@ -57,7 +57,7 @@ def go_through(
 def change_plans(dataset: TinyDataset, change: Callable[[dict[str, Any]], Any], plans: str = "nnUNetPlans") -> None:
     path = dataset.preprocessed / f"{plans}.json"
     content = json.loads(path.read_text())
-    change(content["configurations"])
+    change(content)
     path.write_text(json.dumps(content, indent=4))
 
 
@@ -71,7 +71,8 @@ def test_other_trainers(trainer: str, shell: Shell) -> None:
     go_through(shell, "3d_fullres", trainer=trainer)
 
 
-def shrink_residual(configurations: dict[str, Any]) -> None:
+def shrink_residual(plans: dict[str, Any]) -> None:
+    configurations = plans["configurations"]
     for name, patch_size in (("3d_fullres", PATCH_SIZE), ("2d", PATCH_SIZE[1:])):
         dimensions = len(patch_size)
         configurations[name].update(patch_size=patch_size, batch_size=2)
@@ -105,7 +106,8 @@ def test_residual_encoder_plans(configuration: str, shell: Shell) -> None:
 def test_cascade(shell: Shell) -> None:
     dataset = shell.dataset
 
-    def add_stages(configurations: dict[str, Any]) -> None:
+    def add_stages(plans: dict[str, Any]) -> None:
+        configurations = plans["configurations"]
         configurations["3d_lowres"] = {
             **configurations["3d_fullres"],
             "spacing": [1.5, 1.5, 1.5],
@@ -145,8 +147,10 @@ def test_two_channels_masks_and_dummy_2d(shell: Shell) -> None:
         description["channel_names"] = {"0": "T1", "1": "T2"}
         (folder / "dataset.json").write_text(json.dumps(description))
 
-    def flatten(configurations: dict[str, Any]) -> None:
-        configurations["3d_fullres"] |= {
+    def flatten(plans: dict[str, Any]) -> None:
+        properties = plans["foreground_intensity_properties_per_channel"]
+        properties["1"] = properties["0"]
+        plans["configurations"]["3d_fullres"] |= {
             "patch_size": [4, 20, 24],
             "use_mask_for_norm": [True, False],
             "normalization_schemes": ["ZScoreNormalization", "ZScoreNormalization"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import TinyDataset, make_trainer, preprocess_labeled, write_image
+from conftest import TinyDataset, make_trainer, needs_cuda, preprocess_labeled, write_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
@@ -197,6 +197,20 @@ def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkey
     predict(compiled)
     resumed = make_trainer(method, dataset, configuration)
     resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
+
+
+@needs_cuda
+@pytest.mark.parametrize("compiled", ["t", "f"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mixed precision."""
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    trainer = make_trainer(method, dataset, device="cuda")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert trainer.grad_scaler is not None
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    predict(trainer)
 
 
 def take_one_step(method: type, dataset: TinyDataset, configuration: str) -> Any:

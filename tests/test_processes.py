@@ -1,12 +1,13 @@
 """Two processes with half of the batch each take the same step as one process with the whole batch."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PATCH_SIZE, TinyDataset, make_trainer
+from conftest import PATCH_SIZE, TinyDataset, make_trainer, needs_cuda
 from torch import distributed, multiprocessing
 
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
@@ -15,14 +16,21 @@ from nnunetv2_micd.micd import nnUNetTrainerMICD
 STEPS = 3
 
 
-class MICD(nnUNetTrainerMICD):
+class FullPrecision:
+    """On CUDA too: in half precision two sums of halves are not the sum of the whole."""
+
+    def autocast(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class MICD(FullPrecision, nnUNetTrainerMICD):
     # Masks are drawn by each process for itself, weights normalize the loss within a process.
     config = replace(
         nnUNetTrainerMICD.config, mask_ratio=0.0, difficulty_weights=False, distribution_weights=False, ramp_up=False
     )
 
 
-class MeanTeacher(nnUNetTrainerMeanTeacher):
+class MeanTeacher(FullPrecision, nnUNetTrainerMeanTeacher):
     config = replace(nnUNetTrainerMeanTeacher.config, noise_std=0.0, ramp_up=False)
 
 
@@ -39,6 +47,15 @@ def make_batches() -> list[tuple[dict[str, Any], torch.Tensor]]:
     return batches
 
 
+def make(method: type, dataset: TinyDataset, device: str) -> Any:
+    torch.backends.cudnn.allow_tf32 = False
+    trainer = make_trainer(method, dataset, device=device)
+    if device == "cuda":  # one GPU may serve all processes here
+        trainer.device = torch.device("cuda", trainer.local_rank % torch.cuda.device_count())
+        trainer.grad_scaler = None
+    return trainer
+
+
 def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     torch.manual_seed(5 + trainer.local_rank)  # whatever a process draws, all start with the weights of the first
     trainer.initialize()
@@ -51,31 +68,35 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     trainer.on_train_epoch_end(records)
     networks = {f"student_{name}": network for name, network in trainer.students.items()}
     networks |= {f"teacher_{name}": network for name, network in trainer.teachers.items()}
-    return {"weights": {name: net.state_dict() for name, net in networks.items()}, "row": trainer.history[-1]}
+    return {"weights": {name: net.cpu().state_dict() for name, net in networks.items()}, "row": trainer.history[-1]}
 
 
-def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, device: str) -> None:
+    backend = "nccl" if device == "cuda" and torch.cuda.device_count() > 1 else "gloo"  # nccl wants a GPU for each
+    distributed.init_process_group(backend, init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    trainer = make_trainer(method, dataset)
+    trainer = make(method, dataset, device)
     result = take_steps(trainer, slice(rank, rank + 1))
     assert trainer.batch_size == 1
     torch.save(result, folder / f"{rank}.pth")
     trainer.save_checkpoint(str(folder / "checkpoint.pth"))
     assert trainer.iteration == STEPS
     distributed.barrier()
-    resumed = make_trainer(method, dataset)
+    resumed = make(method, dataset, device)
     resumed.load_checkpoint(str(folder / "checkpoint.pth"))
     for name, student in resumed.students.items():
         expected = trainer.students[name].state_dict()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in student.state_dict().items())
+        assert all(torch.equal(tensor.cpu(), expected[key]) for key, tensor in student.state_dict().items())
     distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("method", [MICD, MeanTeacher])
-def test_two_processes_are_one_with_the_whole_batch(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
-    one = take_steps(make_trainer(method, dataset), slice(None))
-    multiprocessing.spawn(run_process, (method, dataset, tmp_path), nprocs=2)
+def test_two_processes_are_one_with_the_whole_batch(
+    method: type, device: str, dataset: TinyDataset, tmp_path: Path
+) -> None:
+    one = take_steps(make(method, dataset, device), slice(None))
+    multiprocessing.spawn(run_process, (method, dataset, tmp_path, device), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1))
     for name, weights in one["weights"].items():
         for key, tensor in weights.items():
