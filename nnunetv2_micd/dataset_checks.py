@@ -1,25 +1,25 @@
 """Looks for what would keep a training on a certain dataset from running: a part of `nnunetv2_micd.doctor`."""
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.dataset_folders import find_dataset, load_plans, preprocessed_folder, raw_folder
 from nnunetv2_micd.doctor import Finding
+from nnunetv2_micd.memory import check_memory
 from nnunetv2_micd.networks import check_architecture
 from nnunetv2_micd.raw_images import group_images, shorten
 from nnunetv2_micd.unlabeled_cases import (
     IMAGES_FOLDER,
     dataset_id,
+    find_damaged,
     find_unlabeled_cases,
     list_preprocessed,
-    load_split_unlabeled,
+    load_splits,
     unlabeled_folder,
 )
 
@@ -41,7 +41,7 @@ def check_dataset(dataset: str, configuration: str | None, plans_name: str) -> l
         name = find_dataset(dataset)
         plans, dataset_json = load_plans(name, plans_name)
         folder = preprocessed_folder(name)
-        data = _Dataset(name, folder, plans, dataset_json, _read_splits(Path(folder, SPLITS_FILE)))
+        data = _Dataset(name, folder, plans, dataset_json, _read_splits(os.path.join(folder, SPLITS_FILE)))
     except (ValueError, OSError) as error:
         return [Finding("problem", f"dataset {dataset}", str(error))]
     names = plans.available_configurations
@@ -56,16 +56,8 @@ def check_dataset(dataset: str, configuration: str | None, plans_name: str) -> l
     return findings + [finding for each in checked for finding in each]
 
 
-def _read_splits(path: Path) -> list[dict[str, list[str]]] | None:
-    if not path.is_file():
-        return None
-    try:
-        splits = json.loads(path.read_text())
-        if all({"train", "val"} <= entry.keys() for entry in splits):
-            return splits
-    except (ValueError, TypeError, AttributeError):
-        pass
-    raise ValueError(f'{path} is not a list of {{"train": [...], "val": [...]}}; correct it or delete it')
+def _read_splits(path: str) -> list[dict[str, list[str]]] | None:
+    return load_splits(path) if os.path.isfile(path) else None
 
 
 def _any_will_do(alternatives: list[list[Finding]]) -> list[list[Finding]]:
@@ -87,8 +79,14 @@ def _check_configuration(data: _Dataset, name: str) -> list[Finding]:
         return [Finding("problem", name, "not preprocessed", remedy)]
     try:
         check_architecture(configuration.network_arch_class_name)
+        memory = check_memory(data.plans, name, data.dataset_json)
     except ValueError as error:
         return [Finding("problem", name, str(error))]
+    except Exception as error:  # what is wrong with the plans shows in any way
+        text = (
+            f"the plans {data.plans.plans_name} describe no network that can be built: {' '.join(repr(error).split())}"
+        )
+        return [Finding("problem", name, text, "correct them, or plan the dataset again")]
     planned = data.dataset_json.get("numTraining", len(labeled))
     findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed")]
     if len(labeled) != planned:
@@ -96,7 +94,25 @@ def _check_configuration(data: _Dataset, name: str) -> list[Finding]:
         findings = [Finding("warning", name, text, remedy)]
     unlabeled = len(list_preprocessed(unlabeled_folder(folder)))
     findings.append(Finding("ok", name, f"{_count_raw(data)} images in {IMAGES_FOLDER}, {unlabeled} preprocessed"))
-    return findings + _check_folds(data, name, labeled)
+    findings.append(memory)
+    return findings + _check_labeled_files(data, name, folder, labeled, remedy) + _check_folds(data, name, labeled)
+
+
+def _check_labeled_files(data: _Dataset, name: str, folder: str, labeled: Sequence[str], remedy: str) -> list[Finding]:
+    findings = []
+    foreign = sorted(file.name for file in os.scandir(folder) if file.is_file() and not _is_of_nnunet(file.name))
+    if foreign:
+        text = f"files in {folder} keep nnU-Net from reading it ({shorten(foreign)})"
+        findings.append(Finding("problem", name, text, "delete these files"))
+    damaged = find_damaged(folder, labeled, data.dataset_json)
+    if damaged:
+        text = f"labeled cases in {folder} are damaged ({shorten(damaged)})"
+        findings.append(Finding("problem", name, text, remedy))
+    return findings
+
+
+def _is_of_nnunet(file_name: str) -> bool:
+    return file_name.endswith((".b2nd", ".pkl")) and not file_name.startswith(".")
 
 
 def _count_raw(data: _Dataset) -> str:
@@ -134,6 +150,8 @@ def _check_fold(
         return [Finding("problem", name, text, "correct the split, or preprocess these cases")]
     if not train:
         return [Finding("problem", name, "no labeled training case", f"add some to its train entry in {SPLITS_FILE}")]
+    if not val and fold != "all":
+        return [Finding("problem", name, "no validation case", f"add some to its val entry in {SPLITS_FILE}")]
     findings = []
     both = sorted(set(train).intersection(val))
     if both:
@@ -141,12 +159,11 @@ def _check_fold(
         findings.append(Finding("warning", name, text, f"correct {SPLITS_FILE}, unless it is meant so"))
     configuration = data.plans.get_configuration(name)
     folder = os.path.join(data.folder, configuration.data_identifier)
-    without_labels = load_split_unlabeled(os.path.join(data.folder, SPLITS_FILE), fold)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             unlabeled = find_unlabeled_cases(
-                folder, data.plans, configuration, data.dataset_json, train, val, without_labels
+                folder, data.plans, configuration, data.dataset_json, train, val, entry.get("unlabeled", [])
             )
         except ValueError as error:
             return [*findings, Finding("problem", name, str(error))]

@@ -9,7 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.unlabeled_cases import dataset_id, list_preprocessed
+from nnunetv2_micd.unlabeled_cases import channel_names, dataset_id, list_preprocessed, preprocessing_fingerprint
 
 
 def find_dataset(dataset: str | int) -> str:
@@ -61,11 +61,49 @@ def load_plans(dataset_name: str, plans_name: str) -> tuple[PlansManager, dict[s
 
     Raises:
         FileNotFoundError: there are no such plans.
+        ValueError: one of the two files is not such as nnU-Net writes it.
     """
     folder = Path(preprocessed_folder(dataset_name))
     if not (folder / f"{plans_name}.json").is_file():
         raise FileNotFoundError(f"There are no plans {plans_name}.json in {folder}; {_first(dataset_name)}")
-    return PlansManager(str(folder / f"{plans_name}.json")), json.loads((folder / "dataset.json").read_text())
+    plans = PlansManager(_load_object(folder / f"{plans_name}.json"))
+    dataset_json = _load_object(folder / "dataset.json")
+    try:
+        _check_plans(plans, dataset_json)
+    except Exception as error:  # nnU-Net does not check its files, so what is wrong with one shows in any way
+        raise ValueError(
+            f"{plans_name}.json or dataset.json in {folder} is not such as nnU-Net writes it ({error!r}); correct it, "
+            f"or plan the dataset again: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"
+        ) from None
+    return plans, dataset_json
+
+
+def _load_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); correct it or restore it") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds no JSON object, but begins with {str(content)[:20]!r}; correct it or restore it"
+        )
+    return content
+
+
+def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
+    """Read what preprocessing, the doctor and a training will read."""
+    for key, kind in (("labels", dict), ("file_ending", str)):
+        if not isinstance(dataset_json[key], kind):
+            raise TypeError(f"{key} is {dataset_json[key]!r}")
+    if not channel_names(dataset_json):
+        raise ValueError("no channel_names")
+    plans.get_label_manager(dataset_json)
+    _ = plans.plans_name, plans.dataset_name, plans.image_reader_writer_class
+    for name in plans.available_configurations:
+        each = plans.get_configuration(name)
+        preprocessing_fingerprint(plans, each, dataset_json)
+        _ = each.data_identifier, each.spacing, each.median_image_size_in_voxels
+        _ = each.patch_size, each.batch_size, each.network_arch_init_kwargs
 
 
 def labeled_folders(dataset_name: str) -> dict[str, list[str]]:

@@ -25,12 +25,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunetv2_micd.dataset_folders import find_dataset, labeled_folders, load_plans, preprocessed_folder, raw_folder
-from nnunetv2_micd.raw_images import find_defect, find_images, shorten
+from nnunetv2_micd.raw_images import find_data_defect, find_defect, find_images, shorten
 from nnunetv2_micd.unlabeled_cases import (
     FINGERPRINT_FILE,
     IMAGES_FOLDER,
     channel_names,
     dataset_id,
+    find_damaged,
     list_preprocessed,
     preprocessing_fingerprint,
     read_fingerprint,
@@ -168,7 +169,8 @@ def _prepare_folder(folder: str, fingerprint: str, cases: Collection[str], overw
 def _preprocess_configuration(
     configuration: str, folder: str, jobs: Sequence[_Job], num_processes: int
 ) -> list[Failure]:
-    done = set(list_preprocessed(folder))
+    there = list_preprocessed(folder)
+    done = set(there).difference(find_damaged(folder, there, jobs[0].dataset_json))
     todo = [job for job in jobs if job.case not in done]
     failures = []
     with tqdm(total=len(todo), desc=configuration) as progress:
@@ -224,23 +226,55 @@ def _preprocess_case(job: _Job) -> tuple[str, str | None]:
     incomplete = os.path.join(job.folder, INCOMPLETE_FOLDER)
     with tempfile.TemporaryDirectory(dir=incomplete, ignore_cleanup_errors=True) as temporary:
         target = os.path.join(temporary, job.case)
-        reason = find_defect(job.images, len(channel_names(job.dataset_json))) or _write_case(job, target)
+        reason = _write_case(job, target)
         if reason is None:
             os.replace(target + ".pkl", os.path.join(job.folder, job.case + ".pkl"))
             os.replace(target + ".b2nd", os.path.join(job.folder, job.case + ".b2nd"))
         return job.case, reason
 
 
+class _UnusableError(Exception):
+    """An image is readable, but of no use."""
+
+
+def _preprocessor(job: _Job) -> Any:
+    """Return nnU-Net's preprocessor, which looks at the image first: reading it twice would take too long."""
+    num_channels = len(channel_names(job.dataset_json))
+
+    class Preprocessor(job.configuration_manager.preprocessor_class):  # type: ignore[name-defined]
+        def run_case_npy(self, data: np.ndarray, seg: None, properties: dict[str, Any], *settings: Any) -> Any:
+            defect = find_data_defect(
+                data,
+                properties["spacing"],
+                job.plans_manager.transpose_forward,
+                job.configuration_manager.spacing,
+                job.configuration_manager.median_image_size_in_voxels,
+                num_channels,
+            )
+            if defect is not None:
+                raise _UnusableError(defect)
+            return super().run_case_npy(data, seg, properties, *settings)
+
+    return Preprocessor(verbose=False)
+
+
 def _write_case(job: _Job, target: str) -> str | None:
     try:
-        job.configuration_manager.preprocessor_class(verbose=False).run_case_save(
+        defect = find_defect(job.case, job.images, len(channel_names(job.dataset_json)))
+        if defect is not None:
+            return defect
+        _preprocessor(job).run_case_save(
             target, job.images, None, job.plans_manager, job.configuration_manager, job.dataset_json
         )
         data = blosc2.open(target + ".b2nd", mode="r", dparams={"nthreads": 1})
         is_finite = all(np.isfinite(data[channel]).all() for channel in range(data.shape[0]))
         return None if is_finite else "contains NaN or Inf values"
+    except _UnusableError as defect:
+        return str(defect)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if reason == "RuntimeError: ":  # of nnU-Net's readers, which print what they mean
+            reason = "the images of its channels differ in shape or spacing; export them again on the same grid"
         if not os.path.exists(target + ".b2nd"):  # which is made only once the images are read and processed
             return reason
         raise OSError(

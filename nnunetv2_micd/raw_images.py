@@ -1,20 +1,31 @@
 """Finds raw images: files named ``<case>_<four digits of the channel><file ending>``, as nnU-Net names them."""
 
 import gzip
+import math
 import os
 import re
+import struct
 import sys
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
+MOST_ENLARGED = 8
+"""How many times as long as a typical labeled image an image may be, on average over its axes: an error of the unit of
+its spacing, such as cm for mm, makes it at least 10 times as long, and no memory holds so many voxels."""
+
 
 def group_images(folder: str, file_ending: str) -> dict[str, list[str]]:
-    """Return the images in ``folder`` for each case, both sorted; files with other names are left out."""
-    pattern = re.compile(r"(.+)_\d{4}" + re.escape(file_ending))
+    """Return the images in ``folder`` for each case, both sorted; files with other names are left out.
+
+    So are names that cannot be printed: SimpleITK ends the whole process where a name is not valid Unicode.
+    """
+    pattern = re.compile(r"(.+)_[0-9]{4}" + re.escape(file_ending))
     cases: dict[str, list[str]] = {}
-    for name in _list_files(folder):
+    for name in _list_folder(folder):
         match = pattern.fullmatch(name)
-        if match:
+        if match and name.isprintable():
             cases.setdefault(match[1], []).append(os.path.join(folder, name))
     return cases
 
@@ -22,7 +33,7 @@ def group_images(folder: str, file_ending: str) -> dict[str, list[str]]:
 def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]]:
     """Return the images in all ``folders`` for each case.
 
-    Files that are not named like images are reported on the standard error stream.
+    What is not named like an image, and folders, are reported on the standard error stream.
 
     Raises:
         FileNotFoundError: a folder is missing or holds no files.
@@ -36,7 +47,7 @@ def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]
             )
         found = group_images(folder, file_ending)
         used = {os.path.basename(file) for files in found.values() for file in files}
-        others = [name for name in _list_files(folder) if name not in used]
+        others = [name for name in _list_folder(folder) if name not in used | {f"{case}.json" for case in found}]
         if not found:
             raise _no_images(folder, file_ending, others)
         if others:
@@ -51,47 +62,121 @@ def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]
     return images
 
 
-def find_defect(files: Sequence[str], num_channels: int) -> str | None:
+def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | None:
     """Return what is wrong with the image of a case as far as its files tell, or None."""
-    channels = [re.findall(r"_(\d{4})\.", os.path.basename(file))[-1] for file in files]
-    expected = [f"{channel:04d}" for channel in range(num_channels)]
-    if channels != expected:
-        return f"has the channels {', '.join(channels)}, but needs {', '.join(expected)}"
-    return next((f"{file} is cut off or damaged" for file in files if not _is_whole(file)), None)
+    if case.endswith("_seg"):
+        return "is named like a segmentation of nnU-Net, the name of which ends in _seg; rename or remove it"
+    channels = [re.findall(r"_([0-9]{4})\.", os.path.basename(file))[-1] for file in files]
+    if channels != _channels(num_channels)[: len(channels)]:  # fewer files may hold as many channels, as RGB images do
+        return _wrong_channels(channels, num_channels)
+    return next((f"{file} {defect}" for file in files if (defect := _find_file_defect(file))), None)
+
+
+def find_data_defect(
+    data: np.ndarray,
+    spacing: Sequence[float],
+    axes: Sequence[int],
+    target_spacing: Sequence[float],
+    typical_shape: Sequence[float],
+    num_channels: int,
+) -> str | None:
+    """Return what makes an image useless for training, or None.
+
+    Args:
+        data: the image ``(channels, *spatial)`` as nnU-Net read it.
+        spacing: that of ``data``.
+        axes: the spatial axes in the order of the plans.
+        target_spacing: that of the plans, with two entries for a 2D configuration.
+        typical_shape: of the labeled images at the target spacing.
+        num_channels: how many the images of the dataset have.
+    """
+    if len(data) != num_channels:
+        return _wrong_channels(_channels(len(data)), num_channels)
+    if all(channel.min() == channel.max() for channel in data):
+        return f"has the value {data.flat[0]:g} everywhere; remove it, or export it again"
+    spacing = [spacing[axis] for axis in axes]
+    size = [data.shape[1 + axis] for axis in axes]
+    if len(target_spacing) == 3 and size[0] == 1 and spacing[0] >= 999 * max(spacing[1:]):
+        # so nnU-Net's readers mark it
+        return "is two-dimensional, which a 3D configuration cannot use; remove it, or preprocess for -c 2d only"
+    # a 2D configuration does not resample across the slices
+    resampled = slice(-len(target_spacing), None)
+    shape = [
+        round(number * old / new)
+        for number, old, new in zip(size[resampled], spacing[resampled], target_spacing, strict=True)
+    ]
+    if not 0 < math.prod(shape) <= math.prod(MOST_ENLARGED * number for number in typical_shape):
+        return (
+            f"would have {' x '.join(map(str, shape))} voxels at the spacing of the plans, labeled images have about "
+            f"{' x '.join(f'{number:.0f}' for number in typical_shape)}; correct the spacing in its header, which is "
+            f"{' x '.join(f'{number:g}' for number in spacing)}"
+        )
+    return None
+
+
+def _channels(number: int) -> list[str]:
+    return [f"{channel:04d}" for channel in range(number)]
+
+
+def _wrong_channels(found: Sequence[str], num_channels: int) -> str:
+    return f"has the channels {shorten(found)}, but needs {', '.join(_channels(num_channels))}"
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Return the names as a message shows them, however many there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    """Return the names as a message shows them, however many there are, and whatever characters they have."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _list_files(folder: str) -> list[str]:
-    """Hidden files are none of ours, such as the ``._case_0000.nii.gz`` that macOS leaves on foreign disks."""
+def _list_folder(folder: str) -> list[str]:
+    """Return what lies in a folder, sorted, folders with a slash at the end.
+
+    Hidden files are none of ours, such as the ``._case_0000.nii.gz`` that macOS leaves on foreign disks.
+    """
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    return [name for name in names if not os.path.isdir(os.path.join(folder, name))]
+    return [f"{name}/" if os.path.isdir(os.path.join(folder, name)) else name for name in names]
 
 
 def _no_images(folder: str, file_ending: str, others: Sequence[str]) -> Exception:
-    if not others:
-        return FileNotFoundError(
-            f"The folder {folder} is empty; put the unlabeled images there, or name another with -i"
+    files = [name for name in others if not name.endswith("/")]
+    if not files:
+        what = f"holds no images, only folders ({shorten(others)})" if others else "is empty"
+        return FileNotFoundError(f"The folder {folder} {what}; put the unlabeled images there, or name another with -i")
+    named = [name for name in files if name.endswith(file_ending)]
+    if named:
+        return ValueError(
+            f"No file in {folder} is named CASE_0000{file_ending}, such as {shorten(named[:1])}; add the channel"
         )
-    if any(name.endswith(file_ending) for name in others):
-        return ValueError(f"No file in {folder} is named CASE_0000{file_ending}, such as {others[0]}; add the channel")
-    found = re.sub(r"^.*?(_\d{4})?(?=\.)", "", others[0])
+    found = re.sub(r"^.*?(_[0-9]{4})?(?=\.)", "", files[0])
     return ValueError(f"The images of this dataset are {file_ending} files, but those in {folder} are {found} files")
 
 
-def _is_whole(file: str) -> bool:
-    """SimpleITK reads a compressed file that was cut off without an error, with zeros for what is missing."""
-    if not file.endswith(".gz"):
-        return True
+def _find_file_defect(file: str) -> str | None:
+    """Return what is wrong with a file, or None; SimpleITK reads a NIfTI file that was cut off without an error."""
+    if not os.path.exists(file):
+        return "is a link to a file that does not exist"
+    with open(file, "rb") as stream:
+        start = stream.read(2)
+    if not start:
+        return "is empty"
+    if not file.endswith((".nii", ".gz")):
+        return None
     try:
-        with gzip.open(file) as stream:
-            while stream.read(1 << 24):
-                pass
-    except (EOFError, zlib.error):
-        return False
-    except OSError:  # not compressed in spite of its name, or not readable: for the reader to say
-        return True
-    return True
+        with (gzip.open if start == b"\x1f\x8b" else open)(file, "rb") as stream:
+            header = stream.read(348)
+            size = len(header)
+            while block := stream.read(1 << 24):
+                size += len(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return "is cut off or damaged"
+    return "is cut off" if size < _nifti_size(header) else None
+
+
+def _nifti_size(header: bytes) -> int:
+    """Return how many bytes a NIfTI file has at least according to its header, 0 for other files."""
+    for order in "<>":
+        if header[:4] == struct.pack(f"{order}i", 348):
+            fields = struct.unpack_from(f"{order}8h 16x h 34x f", header.ljust(348, b"\0"), 40)
+            dimensions, *sizes, bits, offset = fields
+            return max(348, int(offset) + math.prod(sizes[:dimensions]) * bits // 8)
+    return 0

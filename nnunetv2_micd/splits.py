@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_micd.dataset_folders import find_dataset, labeled_folders, preprocessed_folder
+from nnunetv2_micd.unlabeled_cases import load_splits
 
 VALIDATION_SEED = 12345
 """nnU-Net's own seed for splits. The same validation cases for all budgets and seeds make the results comparable."""
@@ -46,7 +46,7 @@ def add_budget_splits(
     name = find_dataset(dataset)
     cases = _list_cases(name)
     path = Path(preprocessed_folder(name), "splits_final.json")
-    splits = _load(path) if path.is_file() else _default_splits(cases)
+    splits = load_splits(str(path)) if path.is_file() else _default_splits(cases)
     before = len(splits) if path.is_file() else 0
     added = []
     for seed in seeds:
@@ -113,14 +113,7 @@ def _parse_count(count: str, num_cases: int) -> int:
     return number
 
 
-def _load(path: Path) -> list[Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); correct it or restore it") from None
-
-
-def _write(splits: list[Any], path: Path) -> None:
+def _write(splits: list[Entry], path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(splits, indent=4) + "\n")

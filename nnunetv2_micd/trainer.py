@@ -1,6 +1,5 @@
 """Every contact of semi-supervised training with nnU-Net, once: a method adds its losses and nothing else."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,16 +21,18 @@ from nnunetv2_micd.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.hard_labels import hard_target, pseudo_label
+from nnunetv2_micd.labeled_cases import check_labeled_cases
 from nnunetv2_micd.networks import check_architecture, forward_with_features
+from nnunetv2_micd.next_commands import next_commands, previous_stage_command
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights, sum_over_processes
 from nnunetv2_micd.schedules import gaussian_ramp_up
 from nnunetv2_micd.unlabeled_cases import UnlabeledCase, find_unlabeled_cases, load_split_unlabeled
 from nnunetv2_micd.unlabeled_loader import (
     IsolatedAugmenter,
-    UnlabeledDataLoader,
     UnlabeledImages,
     allowed_workers,
+    build_unlabeled_loader,
     start_unlabeled_loader,
 )
 from nnunetv2_micd.workers import explain_death, processes_of
@@ -180,17 +181,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
+        self.split_unlabeled()  # whether the file is as it should be; nnU-Net does not look
         training, validation = super().get_tr_and_val_datasets()
-        if not training.identifiers:
-            raise ValueError(
-                f"Fold {self.fold} has no labeled training case: add some to its 'train' entry in "
-                f"{join(self.preprocessed_dataset_folder_base, 'splits_final.json')}."
-            )
+        check_labeled_cases(self, training, "train", "labeled training case")
+        check_labeled_cases(self, validation, "val", "validation case")
         self.labeled_cases = training
         if self.config.ramp_peak > 0:
             cases = self._find_unlabeled(training.identifiers, validation.identifiers)
             if self.is_cascaded:
-                check_previous_stage(self.folder_with_segs_from_previous_stage, cases, self._previous_stage_command())
+                check_previous_stage(self.folder_with_segs_from_previous_stage, cases, previous_stage_command(self))
             self._images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
             self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
         return training, validation
@@ -206,13 +205,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             split_unlabeled=self.split_unlabeled(),
         )
 
-    def _previous_stage_command(self) -> str:
-        stage = self.configuration_manager.previous_stage_name
-        return (
-            f"nnUNetv2_train {self.plans_manager.dataset_name} {stage} FOLD -tr {type(self).__name__} "
-            f"-p {self.plans_manager.plans_name} --val"
-        )
-
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""
         return load_split_unlabeled(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold)
@@ -225,34 +217,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             loaders = super().get_dataloaders()
         if self._images is not None:
             self.dataloader_unlabeled = start_unlabeled_loader(
-                self._build_unlabeled_loader(self._images), for_unlabeled, pin_memory=self.device.type == "cuda"
+                build_unlabeled_loader(self, self._images), for_unlabeled, pin_memory=self.device.type == "cuda"
             )
         return loaders
-
-    def _build_unlabeled_loader(self, images: UnlabeledImages) -> UnlabeledDataLoader:
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        masked = self.configuration_manager.use_mask_for_norm
-        transforms = self.get_training_transforms(
-            self.configuration_manager.patch_size,
-            rotation,
-            None,
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=masked,
-            is_cascaded=self.is_cascaded,
-            foreground_labels=self.label_manager.foreground_labels,
-        )
-        return UnlabeledDataLoader(
-            images,
-            self.batch_size,
-            initial_patch_size,
-            self.configuration_manager.patch_size,
-            self.label_manager,
-            transforms=transforms,
-            masked_channels=[channel for channel, use in enumerate(masked) if use],
-        )
 
     def run_training(self) -> None:
         """Train as nnU-Net does, and name the cause when a worker process was killed.
@@ -299,22 +266,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.dataloader_unlabeled._finish()
         self.dataloader_unlabeled = None
         if not self.disable_checkpointing:
-            self.print_to_log_file(self._next_commands(), add_timestamp=False)
-
-    def _next_commands(self) -> str:
-        dataset, plans, name = self.plans_manager.dataset_name, self.plans_manager.plans_name, type(self).__name__
-        chosen = f"-c {self.configuration_name} -p {plans}"
-        text = (
-            "\nPredict with this model:\n"
-            f"    nnUNetv2_predict -d {dataset} {chosen} -tr {name} -f {self.fold} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
-        )
-        if self.fold != "all":
-            text += (
-                "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
-                f"    nnUNetv2_find_best_configuration {dataset} {chosen} -tr nnUNetTrainer {name} -f {self.fold}\n"
-            )
-        variable = os.environ.get("nnUNet_extTrainer", "")
-        return text + f'nnU-Net finds the trainer by this variable:\n    export nnUNet_extTrainer="{variable}"\n'
+            self.print_to_log_file(next_commands(self), add_timestamp=False)
 
     # ------------------------------------------------------------------------------------------------- the step
 

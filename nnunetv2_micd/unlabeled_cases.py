@@ -2,7 +2,8 @@
 
 There are two sources. Images without labels (raw: ``imagesUn``) are preprocessed into a folder beside the labeled one,
 because nnU-Net takes every case in the labeled folder for a labeled one. And an entry of ``splits_final.json`` may name
-labeled cases under ``"unlabeled"``: these are used as if they had no label. Nothing here opens an image or a label.
+labeled cases under ``"unlabeled"``: these are used as if they had no label. Nothing here opens a label, and of an image
+only its header is read.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -67,7 +69,7 @@ def read_fingerprint(folder: str) -> str | None:
     """Return the fingerprint that the images in ``folder`` were preprocessed with, or None if it is not known."""
     try:
         return str(json.loads(Path(folder, FINGERPRINT_FILE).read_text())["fingerprint"])
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -76,14 +78,57 @@ def list_preprocessed(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     names = (name.removesuffix(".b2nd") for name in os.listdir(folder) if name.endswith(".b2nd"))
-    return sorted(name for name in names if not name.endswith("_seg"))
+    # a hidden file is what macOS leaves beside a file on foreign disks
+    return sorted(name for name in names if not name.endswith("_seg") and not name.startswith("."))
+
+
+def find_damaged(folder: str, cases: Sequence[str], dataset_json: dict[str, Any]) -> list[str]:
+    """Return which preprocessed images are missing, cut off, or not such as nnU-Net writes; only headers are read."""
+    num_channels = len(channel_names(dataset_json))
+    return [case for case in cases if not _is_intact(os.path.join(folder, f"{case}.b2nd"), num_channels)]
+
+
+def _is_intact(file: str, num_channels: int) -> bool:
+    try:
+        image = blosc2.open(file, mode="r")
+        return image.ndim == 4 and image.shape[0] == num_channels and all(image.shape) and image.dtype.kind == "f"
+    except Exception:  # whatever blosc2 makes of a damaged file
+        return False
+
+
+def load_splits(splits_file: str) -> list[dict[str, list[str]]]:
+    """Return the entries of ``splits_final.json``.
+
+    Raises:
+        ValueError: the file is not as nnU-Net and this package need it.
+    """
+    expected = f'{splits_file} is not a list of {{"train": [...], "val": [...]}}'
+    try:
+        splits = json.loads(Path(splits_file).read_text())
+    except ValueError as error:
+        name = os.path.basename(splits_file)
+        raise ValueError(f"{expected}, as {name} is not valid JSON ({error}); correct it or delete it") from None
+    if not isinstance(splits, list):
+        raise ValueError(f"{expected}; correct it or delete it")
+    for fold, entry in enumerate(splits):
+        if not isinstance(entry, dict) or not {"train", "val"} <= entry.keys():
+            raise ValueError(f"{expected}, see fold {fold}; correct it or delete it")
+        for key in ("train", "val", "unlabeled"):
+            cases = entry.get(key, [])
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise ValueError(f'"{key}" of fold {fold} in {splits_file} is not a list of names of cases; correct it')
+    return splits
 
 
 def load_split_unlabeled(splits_file: str, fold: int | str) -> list[str]:
-    """Return the cases that the entry ``fold`` of ``splits_final.json`` uses without their labels, often none."""
+    """Return the cases that the entry ``fold`` of ``splits_final.json`` uses without their labels, often none.
+
+    Raises:
+        ValueError: see `load_splits`.
+    """
     if not isinstance(fold, int) or not os.path.isfile(splits_file):
         return []
-    splits = json.loads(Path(splits_file).read_text())
+    splits = load_splits(splits_file)
     return list(splits[fold].get("unlabeled", [])) if fold < len(splits) else []
 
 
@@ -111,8 +156,8 @@ def find_unlabeled_cases(
         The cases of both sources, sorted by identifier; never empty.
 
     Raises:
-        ValueError: there are none; one is also a training or validation case; one named by the split has no data; or
-            the images were preprocessed with other plans. The message says what to do.
+        ValueError: there are none; one is also a training or validation case; one has no data or damaged data; or the
+            images were preprocessed with other plans. The message says what to do.
     """
     labeled_folder = os.path.normpath(labeled_folder)
     folder = unlabeled_folder(labeled_folder)
@@ -126,7 +171,13 @@ def find_unlabeled_cases(
             f"preprocess them again: {command} --overwrite"
         )
     _check_preprocessed(preprocessed, folder, {*train, *val})
-    _check_split(split_unlabeled, labeled_folder, {*train, *val, *preprocessed})
+    damaged = find_damaged(folder, preprocessed, dataset_json)
+    if damaged:
+        raise ValueError(
+            f"Preprocessed unlabeled images in {folder} are damaged ({shorten(damaged)}); delete their .b2nd and .pkl "
+            f"files, or preprocess them again: {command}"
+        )
+    _check_split(split_unlabeled, labeled_folder, dataset_json, {*train, *val, *preprocessed})
 
     missing = sorted(set(_raw_cases(labeled_folder, dataset_json)) - set(preprocessed))
     cases = [UnlabeledCase(name, folder) for name in preprocessed]
@@ -162,18 +213,21 @@ def _check_preprocessed(preprocessed: Sequence[str], folder: str, others: set[st
         )
 
 
-def _check_split(split_unlabeled: Sequence[str], labeled_folder: str, others: set[str]) -> None:
+def _check_split(
+    split_unlabeled: Sequence[str], labeled_folder: str, dataset_json: dict[str, Any], others: set[str]
+) -> None:
     both = sorted(others.intersection(split_unlabeled))
     if both:
         raise ValueError(
             f'Cases under "unlabeled" in splits_final.json are also training, validation or {IMAGES_FOLDER} cases '
             f"({shorten(both)}); a case can be only one of these"
         )
-    absent = [name for name in split_unlabeled if not os.path.isfile(os.path.join(labeled_folder, name + ".b2nd"))]
+    absent = find_damaged(labeled_folder, split_unlabeled, dataset_json)
     if absent:
         raise ValueError(
-            f'Cases under "unlabeled" in splits_final.json have no data in {labeled_folder} ({shorten(absent)}); '
-            f"correct the split or run: nnUNetv2_preprocess -d {dataset_id(_dataset_name(labeled_folder))}"
+            f'Cases under "unlabeled" in splits_final.json have no data in {labeled_folder} or damaged data '
+            f"({shorten(absent)}); correct the split or run: "
+            f"nnUNetv2_preprocess -d {dataset_id(_dataset_name(labeled_folder))}"
         )
 
 

@@ -110,6 +110,33 @@ class IsolatedAugmenter(SingleThreadedAugmenter):
         return batch
 
 
+def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDataLoader:
+    """Return a loader with the batch and patch size and the augmentation of a trainer."""
+    rotation, dummy_2d, initial_patch_size, mirror_axes = (
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    )
+    configuration = trainer.configuration_manager
+    transforms = trainer.get_training_transforms(
+        configuration.patch_size,
+        rotation,
+        None,
+        mirror_axes,
+        dummy_2d,
+        use_mask_for_norm=configuration.use_mask_for_norm,
+        is_cascaded=trainer.is_cascaded,
+        foreground_labels=trainer.label_manager.foreground_labels,
+    )
+    return UnlabeledDataLoader(
+        images,
+        trainer.batch_size,
+        initial_patch_size,
+        configuration.patch_size,
+        trainer.label_manager,
+        transforms=transforms,
+        masked_channels=[channel for channel, use in enumerate(configuration.use_mask_for_norm) if use],
+    )
+
+
 def start_unlabeled_loader(
     loader: UnlabeledDataLoader, num_processes: int, pin_memory: bool
 ) -> IsolatedAugmenter | NonDetMultiThreadedAugmenter:

@@ -48,6 +48,8 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
         expected += [
             f"ok       {name:21}  6 labeled cases preprocessed",
             f"ok       {name:21}  4 images in imagesUn, 4 preprocessed",
+            f"ok       {name:21}  about 3.0 GiB of GPU memory for a training of MICD (nnU-Net's own: about 0.0 GiB, "
+            "by its planner's measure)",
             f"ok       {name:21}  fold 0: 3 labeled, 4 unlabeled, 2 validation",
             f"ok       {name:21}  fold 1: 1 labeled, 7 unlabeled, 2 validation",
         ]
@@ -60,7 +62,7 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
 
 def test_one_configuration(dataset: TinyDataset) -> None:
     assert not find("2d", "901", "3d_fullres")
-    assert len(find("3d_fullres", "901", "3d_fullres")) == 4
+    assert len(find("3d_fullres", "901", "3d_fullres")) == 5
     assert texts(find(dataset.name, "901", "3d")) == [
         "problem: nnUNetPlans has no configuration 3d, only 2d, 3d_fullres"
     ]

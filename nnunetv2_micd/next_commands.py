@@ -1,0 +1,27 @@
+"""The exact commands that come after, or have to come before, a training."""
+
+import os
+from typing import Any
+
+
+def next_commands(trainer: Any) -> str:
+    """Return how to predict with the model that a trainer has made, and how to compare it with nnU-Net's own."""
+    dataset, plans, name = trainer.plans_manager.dataset_name, trainer.plans_manager.plans_name, type(trainer).__name__
+    chosen = f"-c {trainer.configuration_name} -p {plans}"
+    text = (
+        "\nPredict with this model:\n"
+        f"    nnUNetv2_predict -d {dataset} {chosen} -tr {name} -f {trainer.fold} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
+    )
+    if trainer.fold != "all":
+        text += (
+            "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
+            f"    nnUNetv2_find_best_configuration {dataset} {chosen} -tr nnUNetTrainer {name} -f {trainer.fold}\n"
+        )
+    variable = os.environ.get("nnUNet_extTrainer", "")
+    return text + f'nnU-Net finds the trainer by this variable:\n    export nnUNet_extTrainer="{variable}"\n'
+
+
+def previous_stage_command(trainer: Any) -> str:
+    """Return the command that lets the first stage of a cascade segment the images of the second."""
+    plans, stage = trainer.plans_manager, trainer.configuration_manager.previous_stage_name
+    return f"nnUNetv2_train {plans.dataset_name} {stage} FOLD -tr {type(trainer).__name__} -p {plans.plans_name} --val"
