@@ -109,3 +109,43 @@ def test_two_processes_are_one_with_the_whole_batch(
     alone.load_checkpoint(str(tmp_path / "checkpoint.pth"))
     assert alone.iteration == STEPS
     assert all(torch.equal(t, first["weights"]["student_a"][k]) for k, t in alone.students["a"].state_dict().items())
+
+
+def run_training(rank: int, dataset: TinyDataset, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    networks = [*trainer.students.values(), *trainer.teachers.values()]
+    torch.save([network.state_dict() for network in networks], folder / f"{rank}.pth")
+    torch.save(trainer._last_unlabeled, folder / f"patches{rank}.pth")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_training_of_two_processes_from_start_to_end(
+    workers: str, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    multiprocessing.spawn(run_training, (dataset, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    patches = [torch.load(tmp_path / f"patches{rank}.pth") for rank in (0, 1)]
+    assert not torch.equal(*patches)  # each process draws its own
+    assert all(len(patch) == 1 for patch in patches)
+
+    [folder] = (dataset.results / dataset.name).glob("*/fold_0")
+    assert len(list(folder.glob("training_log*"))) == 1
+    assert (folder / "semi_supervised.csv").read_text().count("\n") == 3
+    assert len(list((folder / "unlabeled_patches").iterdir())) == 2
+    assert (folder / "validation" / "summary.json").exists()
+    assert len(list((folder / "validation").glob("*.nii.gz"))) == 2
+    alone = make_trainer(nnUNetTrainerMICD, dataset)
+    alone.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    networks = [*alone.students.values(), *alone.teachers.values()]
+    for network, expected in zip(networks, first, strict=True):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
