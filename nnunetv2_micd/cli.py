@@ -62,6 +62,13 @@ def _make_parser() -> argparse.ArgumentParser:
         "--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="one fold for each; default: 0"
     )
     split.add_argument("--val", metavar="FRACTION", type=float, default=0.2, help="share for validation; default: 0.2")
+    split.add_argument(
+        "--as-dataset",
+        metavar="NUMBER",
+        type=int,
+        help="make raw datasets instead, this number for the first seed and the following for the others: imagesTr "
+        "holds the labeled cases only, imagesUn the others, imagesTs and labelsTs those for validation",
+    )
     split.set_defaults(run=_split)
     _add_list(commands)
     _add_doctor(commands)
@@ -139,6 +146,9 @@ def _preprocess(arguments: argparse.Namespace) -> None:
 
 
 def _split(arguments: argparse.Namespace) -> None:
+    if arguments.as_dataset is not None:
+        _derive(arguments)
+        return
     from nnunetv2_micd.dataset_folders import find_dataset, labeled_folders
     from nnunetv2_micd.splits import add_budget_splits
 
@@ -150,6 +160,20 @@ def _split(arguments: argparse.Namespace) -> None:
     print("Train with:")
     for fold, _, _ in splits:
         print(f"nnUNetv2_train {arguments.d} {'3d_fullres' if is_3d else '2d'} {fold} -tr nnUNetTrainerMICD")
+
+
+def _derive(arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.derived_datasets import derive_dataset
+
+    for number, seed in enumerate(arguments.seeds, start=arguments.as_dataset):
+        name, entry = derive_dataset(arguments.d, number, arguments.n, seed, arguments.val)
+        counts = f"{len(entry['train'])} labeled, {len(entry['unlabeled'])} unlabeled, {len(entry['val'])} for testing"
+        print(f"{name}: {counts}")
+    print("Plan, preprocess and train each as any other, here with all its labeled cases:")
+    print(
+        f"nnUNetv2_plan_and_preprocess -d {arguments.as_dataset} && nnUNetv2_micd preprocess -d {arguments.as_dataset}"
+    )
+    print(f"nnUNetv2_train {arguments.as_dataset} 3d_fullres all -tr nnUNetTrainerMICD")
 
 
 def _list(_: argparse.Namespace) -> None:

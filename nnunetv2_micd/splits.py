@@ -50,7 +50,7 @@ def add_budget_splits(
     before = len(splits) if path.is_file() else 0
     added = []
     for seed in seeds:
-        entry = _make_entry(cases, count, seed, val_fraction)
+        entry = make_entry(cases, count, seed, val_fraction)
         if entry not in splits:
             splits.append(entry)
         added.append((splits.index(entry), seed, entry))
@@ -82,7 +82,8 @@ def _default_splits(cases: list[str]) -> list[Entry]:
     return [{key: [str(case) for case in names] for key, names in entry.items()} for entry in splits]
 
 
-def _make_entry(cases: list[str], count: str, seed: int, val_fraction: float) -> Entry:
+def make_entry(cases: list[str], count: str, seed: int, val_fraction: float) -> Entry:
+    """Divide sorted cases; see :func:`add_budget_splits` for what the arguments mean and what is raised."""
     if not 0 < val_fraction < 1:
         raise ValueError(f"The share of validation cases must lie between 0 and 1, not {val_fraction}")
     num_val = max(1, round(val_fraction * len(cases)))

@@ -1,0 +1,99 @@
+"""Raw datasets for a label budget, so that not even nnU-Net's planning sees the labels that are not to be used."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_micd.dataset_folders import find_dataset, raw_folder
+from nnunetv2_micd.raw_images import group_images
+from nnunetv2_micd.splits import make_entry
+from nnunetv2_micd.unlabeled_cases import IMAGES_FOLDER
+
+
+def derive_dataset(
+    dataset: str | int, number: int, count: str, seed: int = 0, val_fraction: float = 0.2
+) -> tuple[str, dict[str, list[str]]]:
+    """Lay out a raw dataset in which only some training cases have labels; it refers to the files of the other one.
+
+    The labeled cases are in ``imagesTr`` and ``labelsTr``, those without their labels in ``imagesUn``, with the
+    unlabeled images that the dataset has, and those for validation in ``imagesTs`` and ``labelsTs``: which case is
+    which, the same numbers decide in :func:`nnunetv2_micd.splits.add_budget_splits`. All files are symbolic links.
+
+    Args:
+        dataset: name or number of the raw dataset.
+        number: of the new dataset.
+        count: how many cases keep their labels, as in :func:`nnunetv2_micd.splits.add_budget_splits`.
+        seed: decides which.
+        val_fraction: the share of the cases for validation.
+
+    Returns:
+        The name of the new dataset, and its cases under ``train``, ``val`` and ``unlabeled``.
+
+    Raises:
+        ValueError: the number is taken or none that a dataset can have, or the cases cannot be divided so.
+        OSError: there is no such raw dataset, or no links can be made.
+    """
+    source_name = find_dataset(dataset)
+    source = Path(raw_folder(source_name))
+    if not (source / "dataset.json").is_file():
+        raise FileNotFoundError(f"There is no raw dataset {source}, from which another could be derived")
+    description = json.loads((source / "dataset.json").read_text())
+    cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
+    entry = make_entry(sorted(cases), count, seed, val_fraction)
+    name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"
+    _check_number(number, name)
+
+    ending = description["file_ending"]
+    links = dict(_links_of_cases(cases, entry, ending))
+    unlabeled = source / IMAGES_FOLDER
+    for files in group_images(str(unlabeled), ending).values() if unlabeled.is_dir() else ():
+        links |= {f"{IMAGES_FOLDER}/{os.path.basename(file)}": file for file in files}
+    description.pop("dataset", None)
+    description |= {"numTraining": len(entry["train"]), "name": name, "derived_from": source_name, "seed": seed}
+    _write(Path(raw_folder(name)), description, links)
+    return name, entry
+
+
+def _check_number(number: int, name: str) -> None:
+    if not 0 < number < 1000:
+        raise ValueError(f"A dataset needs a number from 1 to 999, not {number}")
+    taken = [found for found in find_candidate_datasets(number) if found.startswith(f"Dataset{number:03d}_")]
+    if taken:
+        raise ValueError(
+            f"The number {number} belongs to {', '.join(taken)} already; choose another, or delete that dataset, to "
+            f"make {name}"
+        )
+
+
+def _links_of_cases(cases: Mapping[str, Any], entry: Mapping[str, Sequence[str]], ending: str) -> list[tuple[str, str]]:
+    links = []
+    for key, images, labels in (("train", "imagesTr", "labelsTr"), ("val", "imagesTs", "labelsTs")):
+        for case in entry[key]:
+            links += [(f"{images}/{case}_{i:04d}{ending}", file) for i, file in enumerate(cases[case]["images"])]
+            links.append((f"{labels}/{case}{ending}", cases[case]["label"]))
+    for case in entry["unlabeled"]:
+        links += [(f"{IMAGES_FOLDER}/{case}_{i:04d}{ending}", file) for i, file in enumerate(cases[case]["images"])]
+    return links
+
+
+def _write(folder: Path, description: dict[str, Any], links: Mapping[str, str]) -> None:
+    """Make the folder complete beside its place first, so that nnU-Net never sees half of it."""
+    incomplete = folder.with_name(f"incomplete_{folder.name}")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    try:
+        for link, file in links.items():
+            path = incomplete / link
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Relative, so that the folder of all datasets can be moved; the new one will lie as deep as this.
+            path.symlink_to(os.path.relpath(os.path.realpath(file), os.path.realpath(path.parent)))
+        (incomplete / "dataset.json").write_text(json.dumps(description, indent=4))
+        incomplete.replace(folder)
+    except OSError as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise OSError(f"Cannot make {folder} with links to the images of the other dataset ({error})") from error
