@@ -48,7 +48,7 @@ class Alarms:
             best_dice: the best one so far.
             unsupervised_weight: b(t).
         """
-        if unsupervised_weight == 0 or self.collapsed or dice >= COLLAPSE * best_dice:
+        if unsupervised_weight == 0 or self.collapsed or not dice < COLLAPSE * best_dice:
             return
         self.collapsed = True
         self.log(

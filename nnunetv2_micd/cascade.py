@@ -67,28 +67,35 @@ def _save_segmentation(trainer: Any, logits: torch.Tensor, shape: Sequence[int],
     configuration = trainer.configuration_manager
     # All that nnU-Net looks up there; the file of properties of a labeled case would also hold where its labels are.
     properties = {"spacing": configuration.spacing, "shape_after_cropping_and_before_resampling": logits.shape[1:]}
+    incomplete = f"{path}.fold_{trainer.fold}.incomplete"  # folds may be validated at the same time
     resample_and_save(
         logits,
         list(shape),
-        path + ".incomplete",
+        incomplete,
         trainer.plans_manager,
         configuration,
         properties,
         trainer.dataset_json,
         torch.get_num_threads(),
     )
-    os.replace(path + ".incomplete.b2nd", path + ".b2nd")
+    os.replace(incomplete + ".b2nd", path + ".b2nd")
 
 
-def check_previous_stage(folder: str, cases: Sequence[UnlabeledCase], command: str) -> None:
-    """Make sure that the first stage has segmented all unlabeled images.
+def check_previous_stage(folder: str, cases: Sequence[str], meaning: str, command: str) -> None:
+    """Make sure that the first stage has segmented all of these cases.
+
+    Args:
+        folder: where it writes them.
+        cases: identifiers.
+        meaning: of the cases, for the message.
+        command: trains or validates the first stage.
 
     Raises:
         ValueError: it has not; the message holds the command that does it.
     """
-    missing = [case.identifier for case in cases if not os.path.isfile(join(folder, case.identifier + ".b2nd"))]
+    missing = [case for case in cases if not os.path.isfile(join(folder, case + ".b2nd"))]
     if missing:
         raise ValueError(
-            f"{len(missing)} unlabeled images have no segmentation of the previous stage in {folder} "
+            f"{len(missing)} {meaning} have no segmentation of the previous stage in {folder} "
             f"({shorten(missing)}); the final validation of that stage makes them: {command}"
         )

@@ -50,10 +50,11 @@ def derive_dataset(
     _check_number(number, name)
 
     ending = description["file_ending"]
-    links = dict(_links_of_cases(cases, entry, ending))
-    unlabeled = source / IMAGES_FOLDER
-    for files in group_images(str(unlabeled), ending).values() if unlabeled.is_dir() else ():
-        links |= {f"{IMAGES_FOLDER}/{os.path.basename(file)}": file for file in files}
+    links = _links_of_cases(cases, entry, ending)
+    folder = source / IMAGES_FOLDER
+    for case, files in group_images(str(folder), ending).items() if folder.is_dir() else ():
+        for file in files:
+            links |= _link(f"{IMAGES_FOLDER}/{case}", file, os.path.basename(file).removeprefix(case))
     description.pop("dataset", None)
     description |= {"numTraining": len(entry["train"]), "name": name, "derived_from": source_name, "seed": seed}
     _write(Path(raw_folder(name)), description, links)
@@ -71,15 +72,22 @@ def _check_number(number: int, name: str) -> None:
         )
 
 
-def _links_of_cases(cases: Mapping[str, Any], entry: Mapping[str, Sequence[str]], ending: str) -> list[tuple[str, str]]:
-    links = []
-    for key, images, labels in (("train", "imagesTr", "labelsTr"), ("val", "imagesTs", "labelsTs")):
+def _links_of_cases(cases: Mapping[str, Any], entry: Mapping[str, Sequence[str]], ending: str) -> dict[str, str]:
+    links: dict[str, str] = {}
+    for key, images in (("train", "imagesTr"), ("val", "imagesTs"), ("unlabeled", IMAGES_FOLDER)):
         for case in entry[key]:
-            links += [(f"{images}/{case}_{i:04d}{ending}", file) for i, file in enumerate(cases[case]["images"])]
-            links.append((f"{labels}/{case}{ending}", cases[case]["label"]))
-    for case in entry["unlabeled"]:
-        links += [(f"{IMAGES_FOLDER}/{case}_{i:04d}{ending}", file) for i, file in enumerate(cases[case]["images"])]
+            for channel, file in enumerate(cases[case]["images"]):
+                links |= _link(f"{images}/{case}", file, f"_{channel:04d}{ending}")
+    for key, labels in (("train", "labelsTr"), ("val", "labelsTs")):
+        for case in entry[key]:
+            links |= _link(f"{labels}/{case}", cases[case]["label"], ending)
     return links
+
+
+def _link(name: str, file: str, ending: str) -> dict[str, str]:
+    """Return where a file is linked, and with a TIFF image the JSON file beside it, which holds its spacing."""
+    sidecar = file.removesuffix(ending) + ".json"
+    return {name + ending: file} | ({name + ".json": sidecar} if os.path.isfile(sidecar) else {})
 
 
 def _write(folder: Path, description: dict[str, Any], links: Mapping[str, str]) -> None:

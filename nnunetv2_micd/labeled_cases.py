@@ -27,6 +27,9 @@ def check_labeled_cases(trainer: Any, cases: Any, key: str, meaning: str) -> Non
     # nnU-Net's older formats have no header to look at
     blosc2 = isinstance(cases, nnUNetDatasetBlosc2)
     damaged = find_damaged(folder, cases.identifiers, trainer.dataset_json) if blosc2 else []
+    ends = ("_seg.b2nd", ".pkl") if blosc2 else ()
+    complete = [all(os.path.isfile(os.path.join(folder, case + end)) for end in ends) for case in cases.identifiers]
+    damaged += [case for case, is_there in zip(cases.identifiers, complete, strict=True) if not is_there]
     if damaged:
         raise ValueError(
             f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(damaged)}); correct the split or "

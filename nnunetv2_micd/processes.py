@@ -23,9 +23,14 @@ def share_weights(networks: Iterable[nn.Module]) -> None:
 
 
 def average_gradients(networks: Iterable[nn.Module]) -> None:
-    """Replace the gradients of each network by their mean over the processes, in one exchange per network."""
+    """Replace the gradients of each network by their mean over the processes, in one exchange per network.
+
+    The same parameters must have a gradient in all processes.
+    """
     for network in networks if several_processes() else ():
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        if not gradients:  # a network that this step does not train
+            continue
         together = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(together)
         together /= distributed.get_world_size()

@@ -181,20 +181,27 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
-        self.split_unlabeled()  # whether the file is as it should be; nnU-Net does not look
+        without_labels = self.split_unlabeled()  # first, as it sees whether the file is as it should be
         training, validation = super().get_tr_and_val_datasets()
         check_labeled_cases(self, training, "train", "labeled training case")
         check_labeled_cases(self, validation, "val", "validation case")
+        self._check_previous_stage([*training.identifiers, *validation.identifiers], "labeled cases")
         self.labeled_cases = training
         if self.config.ramp_peak > 0:
-            cases = self._find_unlabeled(training.identifiers, validation.identifiers)
-            if self.is_cascaded:
-                check_previous_stage(self.folder_with_segs_from_previous_stage, cases, previous_stage_command(self))
+            cases = self._find_unlabeled(training.identifiers, validation.identifiers, without_labels)
+            self._check_previous_stage([case.identifier for case in cases], "unlabeled images")
             self._images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
             self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
         return training, validation
 
-    def _find_unlabeled(self, training: Sequence[str], validation: Sequence[str]) -> list[UnlabeledCase]:
+    def _check_previous_stage(self, cases: Sequence[str], meaning: str) -> None:
+        if self.is_cascaded:
+            command = previous_stage_command(self)
+            check_previous_stage(self.folder_with_segs_from_previous_stage, cases, meaning, command)
+
+    def _find_unlabeled(
+        self, training: Sequence[str], validation: Sequence[str], without_labels: Sequence[str]
+    ) -> list[UnlabeledCase]:
         return find_unlabeled_cases(
             self.preprocessed_dataset_folder,
             self.plans_manager,
@@ -202,7 +209,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.dataset_json,
             train=training,
             val=validation,
-            split_unlabeled=self.split_unlabeled(),
+            split_unlabeled=without_labels,
         )
 
     def split_unlabeled(self) -> list[str]:
@@ -230,7 +237,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         try:
             super().run_training()
         except RuntimeError as error:
-            if cause := explain_death(self._workers):
+            if cause := explain_death(self._workers, error):
                 raise RuntimeError(cause) from error
             raise
 
@@ -309,20 +316,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             losses |= {name: loss.detach() for name, loss in group.items()}
         average_gradients(self.students.values())
-        if self._may_step(losses):
+        not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.values()]).sum())
+        # On CUDA nnU-Net's GradScaler finds out whether to step, without waiting for the GPU.
+        if self.grad_scaler is not None or not not_finite:
             self._optimizer_step()
             decay = ema_decay_at(self.iteration, self.config.ema_decay)
             for name, teacher in self.teachers.items():
                 update_ema(teacher, self.students[name], decay)
         self.iteration += 1
-        return self._step_record(losses, weight)
-
-    def _may_step(self, losses: dict[str, Tensor]) -> bool:
-        """Return whether all losses are finite; on CUDA nnU-Net's GradScaler finds that out without waiting."""
-        if self.grad_scaler is not None:
-            return True
-        not_finite = torch.stack([~loss.isfinite() for loss in losses.values()]).sum()
-        return not sum_over_processes(not_finite)
+        return self._step_record(losses, weight, not_finite)
 
     def _to_device(self, data: Any) -> Any:
         if isinstance(data, list):
@@ -352,16 +354,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
-    def _step_record(self, losses: dict[str, Tensor], weight: float) -> dict[str, Any]:
+    def _step_record(self, losses: dict[str, Tensor], weight: float, not_finite: Tensor) -> dict[str, Any]:
         """Copy all figures of a step to the host at once; ``loss`` is the loss that nnU-Net reports."""
-        named = losses | self.metrics
+        named = losses | self.metrics | {"not_finite": not_finite}
         values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
         record = dict(zip(named, values, strict=True))
+        self.alarms.step(self.iteration, not record.pop("not_finite"))
         unsupervised = weight * sum(record[name] for name in losses if not name.startswith("supervised"))
         # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
         supervised = sum(1 + record[name] for name in losses if name.startswith("supervised"))
         share = unsupervised / max(unsupervised + supervised, 1e-8)
-        self.alarms.step(self.iteration, all(np.isfinite(record[name]) for name in losses))
         return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
 
     # ------------------------------------------------------------------------------------------------- the log
@@ -425,8 +427,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         with self.deployed():
             super().perform_actual_validation(save_probabilities)
             if self.configuration_manager.next_stage_names and self.config.ramp_peak > 0 and self.local_rank == 0:
+                training, validation = self.do_split()
+                cases = self._find_unlabeled(training, validation, self.split_unlabeled())
                 self.set_deep_supervision_enabled(False)
-                segment_for_next_stages(self, self.network, self._find_unlabeled(*self.do_split()))
+                segment_for_next_stages(self, self.network, cases)
                 self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def save_checkpoint(self, filename: str) -> None:

@@ -19,6 +19,9 @@ from torch import Tensor
 from nnunetv2_micd import random_states
 from nnunetv2_micd.unlabeled_cases import UnlabeledCase
 
+OUTSIDE = 1e-3
+"""Normalized intensities below this in all channels lie outside of the nonzero mask; inside hardly any are."""
+
 
 class UnlabeledImages:
     """Preprocessed images by identifier; opens neither labels nor properties, and keeps nothing open.
@@ -79,7 +82,8 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         previous = self._data.load_previous_stage(key)
         if self.masked_channels or previous is not None:
             # The nonzero mask lies in the segmentation file, which an unlabeled case must not need.
-            outside = (patch[self.masked_channels] == 0).all(0, keepdim=True)
+            # Where it was resampled, the zeros outside of it are not exact.
+            outside = (patch[self.masked_channels].abs() < OUTSIDE).all(0, keepdim=True)
             sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
         if previous is not None:
             seen = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)

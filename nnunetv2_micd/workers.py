@@ -11,12 +11,18 @@ def processes_of(loader: Any) -> list[BaseProcess]:
     return list(getattr(loader, "_processes", ()))
 
 
-def explain_death(processes: Mapping[str, Sequence[BaseProcess]]) -> str | None:
+def explain_death(processes: Mapping[str, Sequence[BaseProcess]], error: Exception) -> str | None:
     """Say which process was killed, if one was; one that fails by itself prints its error before it ends.
 
     Args:
-        processes: by what they load, as in "labeled training images".
+        processes: by what they load, as in "labeled images"; none if they have not all been started.
+        error: with which the training ended.
     """
+    if not processes and "background workers are no longer alive" in str(error):  # as batchgenerators says it
+        return (
+            "A worker process died when the first images were loaded; unless it has printed an error above, the system "
+            "has killed it, most often because main memory was full: use fewer of them by a smaller nnUNet_n_proc_DA."
+        )
     ended = [(loads, one.exitcode) for loads, ones in processes.items() for one in ones]
     killed = [(loads, code) for loads, code in ended if code is not None and code < 0]
     if not killed:
@@ -24,8 +30,9 @@ def explain_death(processes: Mapping[str, Sequence[BaseProcess]]) -> str | None:
     # When one dies, batchgenerators terminates those that do not end at once: the first cause is another signal.
     loads, code = min(killed, key=lambda one: one[1] == -signal.SIGTERM)
     number = sum(map(len, processes.values()))
+    unless = "unless a worker has printed an error above, " if code == -signal.SIGTERM else ""
     return (
-        f"A worker process that loads {loads} was killed by signal {-code} ({signal.strsignal(-code)}), most often by "
-        f"the system because main memory was full; continue with --c, and if it happens again use fewer of them (there "
-        f"were {number}) by a smaller nnUNet_n_proc_DA."
+        f"A worker process that loads {loads} was killed by signal {-code} ({signal.strsignal(-code)}), {unless}most "
+        f"often by the system because main memory was full; continue with --c, and if it happens again use fewer of "
+        f"them (there were {number}) by a smaller nnUNet_n_proc_DA."
     )

@@ -51,6 +51,17 @@ def test_of_a_dataset_with_paths_in_its_description(dataset: TinyDataset) -> Non
     assert "dataset" not in json.loads((folder / "dataset.json").read_text())
 
 
+def test_files_beside_the_images_come_along(dataset: TinyDataset) -> None:
+    for folder, cases in (("imagesTr", dataset.labeled), ("labelsTr", dataset.labeled), ("imagesUn", ["image_0"])):
+        for case in cases:
+            (dataset.raw / folder / f"{case}.json").write_text('{"spacing": [1, 1, 1]}')  # as beside TIFF images
+    name, entry = derive_dataset(dataset.id, 902, "2")
+    folder = dataset.root / "raw" / name
+    assert {path.stem for path in folder.glob("imagesTr/*.json")} == set(entry["train"])
+    assert {path.stem for path in folder.glob("labelsTs/*.json")} == set(entry["val"])
+    assert {path.stem for path in folder.glob("imagesUn/*.json")} == {*entry["unlabeled"], "image_0"}
+
+
 @pytest.mark.parametrize("number", [0, 1000, -1])
 def test_numbers_that_no_dataset_has(number: int, dataset: TinyDataset) -> None:
     with pytest.raises(ValueError, match=f"from 1 to 999, not {number}"):

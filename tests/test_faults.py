@@ -65,6 +65,12 @@ def test_a_collapse_is_reported_once() -> None:
     assert "from 0.900 to 0.500" in lines[0]
 
 
+def test_a_dice_that_is_not_known_is_no_collapse() -> None:
+    watch = Alarms(pytest.fail)
+    watch.epoch(float("nan"), 0.9, 0.5)
+    watch.epoch(0.1, float("nan"), 0.5)
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     trainer.initialize()
@@ -136,9 +142,19 @@ def test_a_killed_worker_ends_the_training(
 
 
 def test_a_worker_that_fails_by_itself_has_printed_its_error() -> None:
-    assert explain_death({"labeled images": [SimpleNamespace(exitcode=code) for code in (None, 0, 1)]}) is None
+    workers = {"labeled images": [SimpleNamespace(exitcode=code) for code in (None, 0, 1)]}
+    assert explain_death(workers, RuntimeError()) is None
+
+
+def test_a_worker_that_dies_at_once(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("One or more background workers are no longer alive. Exiting.")
+
+    monkeypatch.setattr(nnUNetTrainer, "get_dataloaders", fail)
+    with pytest.raises(RuntimeError, match=r"died when the first images were loaded.*nnUNet_n_proc_DA"):
+        make_trainer(nnUNetTrainerMICD, dataset).run_training()
 
 
 def test_a_worker_that_was_killed_is_told_from_those_ended_after_it() -> None:
     workers = {"labeled images": [SimpleNamespace(exitcode=-15)], "unlabeled images": [SimpleNamespace(exitcode=-9)]}
-    assert "loads unlabeled images was killed by signal 9 (Killed)" in str(explain_death(workers))
+    assert "loads unlabeled images was killed by signal 9 (Killed)" in str(explain_death(workers, RuntimeError()))

@@ -157,7 +157,7 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres", fold="all")
     first.run_training()
     second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
-    with pytest.raises(ValueError, match=r"4 unlabeled images have no segmentation.*3d_lowres FOLD .*--val"):
+    with pytest.raises(ValueError, match=r"5 labeled cases have no segmentation.*3d_lowres FOLD .*--val"):
         second.get_tr_and_val_datasets()
     first.perform_actual_validation()
     segmentations = Path(second.folder_with_segs_from_previous_stage)
@@ -165,6 +165,10 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
         f"{n}.b2nd" for n in (*dataset.labeled, *dataset.unlabeled)
     }
     assert first.teachers["a"].decoder.deep_supervision
+    (segmentations / "image_0.b2nd").rename(segmentations / "elsewhere.b2nd")
+    with pytest.raises(ValueError, match=r"1 unlabeled images have no segmentation.*\(image_0\)"):
+        second.get_tr_and_val_datasets()
+    (segmentations / "elsewhere.b2nd").rename(segmentations / "image_0.b2nd")
 
     second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
     second.run_training()
