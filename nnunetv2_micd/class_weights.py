@@ -9,6 +9,8 @@ the number of classes with background. An update replaces the buffers instead of
 still waits for its backward pass may hold the old weights.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -170,3 +172,14 @@ def _count_classes(labels: Tensor, num_classes: int) -> Tensor:
         return sum_over_processes(labels.transpose(0, 1).flatten(1).sum(1))
     # Not torch.bincount, which waits for the device to learn the largest label.
     return sum_over_processes(torch.stack([(labels == k).sum() for k in range(num_classes)]))
+
+
+def count_labels(cases: Any, label_manager: Any) -> Tensor:
+    """Count the voxels of each class, or region, in nnU-Net's dataset of labeled cases; ignored voxels do not count."""
+    counts = torch.zeros(max(label_manager.all_labels) + 2, dtype=torch.int64)  # the ignore label may be one more
+    for identifier in cases.identifiers:
+        _, segmentation, _, _ = cases.load_case(identifier)
+        labels = torch.from_numpy(segmentation[:]).flatten().long()
+        counts += torch.bincount(labels[labels >= 0], minlength=len(counts))  # -1 lies outside the image
+    classes = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
+    return torch.stack([counts[torch.as_tensor(labels)].sum() for labels in classes])

@@ -97,7 +97,7 @@ def export_model(
         temporary.mkdir(parents=True)
         for name in JSON_FILES:
             shutil.copyfile(source / name, temporary / name)
-        if network == "b":
+        if network == "b" and not _are_twins(next(iter(checkpoints.values()))):
             plans = _plans_of_peer(_read_json(source / "plans.json"), training.configuration)
             (temporary / "plans.json").write_text(json.dumps(plans, indent=4))
         for fold, file in checkpoints.items():
@@ -132,6 +132,13 @@ def _find_checkpoint(training: Training, source: Path, fold: int | str, checkpoi
             f"{training.command(fold)}{instead}"
         )
     return file
+
+
+def _are_twins(file: Path) -> bool:
+    """Whether both networks are that of the plans."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    weights = checkpoint.get(KEY, {}).get("teachers", {}).get("b", {})
+    return weights.keys() == checkpoint["network_weights"].keys()
 
 
 def _plans_of_peer(plans: dict[str, Any], configuration: str) -> dict[str, Any]:

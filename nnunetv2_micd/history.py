@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
 
+SHARES = ("agreement", "confident", "certain", "a_is_better")  # of voxels or steps, as methods name them
+
 
 def write_csv(rows: Sequence[Row], path: str) -> None:
     """Write one line per epoch, with a column for each figure that any epoch has."""
@@ -28,7 +30,7 @@ def plot(rows: Sequence[Row], path: str) -> None:
 
 def _draw(rows: Sequence[Row]) -> Figure:
     names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
-    shares = [name for name in names if name == "agreement" or name.startswith(("foreground", "mean_fg"))]
+    shares = [name for name in names if name in SHARES or name.startswith(("foreground", "mean_fg"))]
     weights = [name for name in names if name in ("b", "unsupervised_share")]
     losses = [name for name in names if name not in (*shares, *weights, "skipped_steps")]
     figure = Figure(figsize=(10, 12), layout="constrained")

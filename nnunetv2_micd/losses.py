@@ -147,12 +147,24 @@ def mean_teacher_consistency(student_logits: Tensor, teacher_logits: Tensor, reg
         Scalar between 0 and 1.
     """
     with torch.no_grad():
-        target = _probabilities(teacher_logits, regions)
-    return F.mse_loss(_probabilities(student_logits, regions), target)
+        target = probabilities(teacher_logits, regions)
+    return F.mse_loss(probabilities(student_logits, regions), target)
 
 
-def _probabilities(logits: Tensor, regions: bool) -> Tensor:
+def probabilities(logits: Tensor, regions: bool = False) -> Tensor:
+    """Return the probabilities ``(B, K, *spatial)``, float32, of classes or of regions, which may overlap."""
     return logits.float().sigmoid() if regions else logits.softmax(dim=1, dtype=torch.float32)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of ``values`` where ``mask`` is true, and zero, with a graph, where it is true nowhere.
+
+    Args:
+        values: ``(B, K, *spatial)``.
+        mask: The same shape, or ``(B, 1, *spatial)`` to choose voxels; bool.
+    """
+    chosen = mask.expand_as(values)
+    return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

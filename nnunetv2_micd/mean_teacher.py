@@ -12,6 +12,7 @@ from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import mean_teacher_consistency
 from nnunetv2_micd.networks import forward_with_features
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.views import add_noise
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,7 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         yield {"consistency": mean_teacher_consistency(student, teacher, self.label_manager.has_regions)}
 
     def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        # Drawn on the device, with a seed that is drawn on the CPU, so that no noise has to be copied.
-        seed = int(torch.randint(2**31, (), generator=generator))
-        on_device = torch.Generator(images.device).manual_seed(seed)
-        noise = torch.randn(images.shape, generator=on_device, device=images.device) * self.config.noise_std
-        return images + noise.clamp(-self.config.noise_limit, self.config.noise_limit)
+        return add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, noisy image, the labels of student and teacher and where they differ."""

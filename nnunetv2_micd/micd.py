@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_micd.class_weights import DifficultyWeights, DistributionWeights, hard_dice
+from nnunetv2_micd.class_weights import DifficultyWeights, DistributionWeights, count_labels, hard_dice
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc
@@ -85,17 +85,8 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
     def prepare_method(self) -> None:
         """W_dist starts from the label counts of the labeled training cases."""
         if self.config.mcpc and self.config.distribution_weights and self.config.ramp_peak > 0:
-            self._distribution = DistributionWeights(self._count_labels(), self.config.dist_floor).to(self.device)
-
-    def _count_labels(self) -> Tensor:
-        manager = self.label_manager
-        counts = torch.zeros(max(manager.all_labels) + 2, dtype=torch.int64)  # the ignore label may be one more
-        for identifier in self.labeled_cases.identifiers:
-            _, segmentation, _, _ = self.labeled_cases.load_case(identifier)
-            labels = torch.from_numpy(segmentation[:]).flatten().long()
-            counts += torch.bincount(labels[labels >= 0], minlength=len(counts))  # -1 lies outside the image
-        classes = manager.foreground_regions if manager.has_regions else manager.all_labels
-        return torch.stack([counts[torch.as_tensor(labels)].sum() for labels in classes])
+            counts = count_labels(self.labeled_cases, self.label_manager)
+            self._distribution = DistributionWeights(counts, self.config.dist_floor).to(self.device)
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on all images (eq. 7 weighs them)."""

@@ -1,6 +1,6 @@
 """The second network, built from the plans of the first, and a forward pass that returns decoder features."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,8 +100,36 @@ def forward_with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, l
         the decoder stages, deepest first, ``(B, C_k, *spatial_k)``.
     """
     encoder: Any = network.encoder
+    return _decode(network, encoder(images))
+
+
+def forward_with_scaled_features(network: nn.Module, images: Tensor, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Run a U-Net of the plans once as it is and once with scaled encoder features; the encoder runs only once.
+
+    Args:
+        network: a PlainConvUNet or ResidualEncoderUNet.
+        images: ``(B, channels, *spatial)``.
+        scales: a factor ``(B, C_k)`` for each channel of each encoder stage, highest resolution first.
+
+    Returns:
+        Logits at full resolution ``(B, K, *spatial)`` of both: the first without gradient, the second with it.
+    """
+    encoder: Any = network.encoder
+    skips = encoder(images)
+    scaled = [
+        skip * scale.to(skip.dtype).view(*scale.shape, *[1] * (skip.ndim - 2))
+        for skip, scale in zip(skips, scales, strict=True)
+    ]
+    # First with gradient: autocast of older PyTorch keeps the half-precision weights of a pass, without their graph.
+    scaled_logits, _ = _decode(network, scaled)
+    with torch.no_grad():
+        logits, _ = _decode(network, skips)
+    return logits, scaled_logits
+
+
+def _decode(network: nn.Module, encoded: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     decoder: Any = network.decoder
-    *skips, x = encoder(images)
+    *skips, x = encoded
     features = []
     for upsample, stage, skip in zip(decoder.transpconvs, decoder.stages, reversed(skips), strict=True):
         x = stage(torch.cat((upsample(x), skip), 1))

@@ -44,9 +44,9 @@ def add_budget_splits(
         OSError: the dataset is not preprocessed, or the file cannot be written.
     """
     name = find_dataset(dataset)
-    cases = _list_cases(name)
+    cases = list_cases(name)
     path = Path(preprocessed_folder(name), "splits_final.json")
-    splits = load_splits(str(path)) if path.is_file() else _default_splits(cases)
+    splits = load_splits(str(path)) if path.is_file() else default_splits(cases)
     before = len(splits) if path.is_file() else 0
     added = []
     for seed in seeds:
@@ -55,11 +55,11 @@ def add_budget_splits(
             splits.append(entry)
         added.append((splits.index(entry), seed, entry))
     if len(splits) > before:
-        _write(splits, path)
+        write_splits(splits, path)
     return added
 
 
-def _list_cases(dataset_name: str) -> list[str]:
+def list_cases(dataset_name: str) -> list[str]:
     """Return the cases that nnU-Net would split, which must not depend on the configuration that is trained."""
     folders = labeled_folders(dataset_name)
     first, cases = next(iter(folders.items()))
@@ -72,7 +72,7 @@ def _list_cases(dataset_name: str) -> list[str]:
     return cases
 
 
-def _default_splits(cases: list[str]) -> list[Entry]:
+def default_splits(cases: list[str]) -> list[Entry]:
     """Return what ``nnUNetTrainer.do_split`` would write."""
     if len(cases) < 5:
         raise ValueError(
@@ -114,7 +114,8 @@ def _parse_count(count: str, num_cases: int) -> int:
     return number
 
 
-def _write(splits: list[Entry], path: Path) -> None:
+def write_splits(splits: list[Entry], path: Path) -> None:
+    """Replace ``splits_final.json`` at once, so that nobody reads half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(splits, indent=4) + "\n")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Shell:
 
     def train(self, options: str, trainer: str = MICD, **more: Any) -> str:
         return self(f"nnUNetv2_train {self.dataset.id} {options} -tr {trainer} -device cpu", **more)
+
+    def train_folds(self, configuration: str, folds: int, trainer: str = MICD) -> None:
+        """Train two folds side by side, as users with two GPUs do; each is one thread here."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda fold: self.train(f"{configuration} {fold} --npz", trainer), range(folds)))
 
     def predict(self, options: str, trainer: str = MICD, output: str = "predicted", images: Path | None = None) -> Path:
         folder = self.dataset.root / output

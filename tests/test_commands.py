@@ -221,9 +221,8 @@ def test_best_configuration_ensemble_and_zip(shell: Shell, tmp_path: Path) -> No
     cases = np.array_split(dataset.labeled, 5)
     splits = [{"train": [c for c in dataset.labeled if c not in fold], "val": [str(c) for c in fold]} for fold in cases]
     dataset.splits_file.write_text(json.dumps(splits))
-    for fold in range(5):
-        for trainer in ("nnUNetTrainer_short", MICD):
-            shell.train(f"3d_fullres {fold} --npz", trainer)
+    for trainer in ("nnUNetTrainer_short", MICD):
+        shell.train_folds("3d_fullres", 5, trainer)
     output = shell(f"nnUNetv2_find_best_configuration {dataset.id} -c 3d_fullres -tr nnUNetTrainer_short {MICD} -np 1")
     assert "nnUNetv2_predict" in output
     both = dataset.results / dataset.name / "ensembles"

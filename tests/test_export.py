@@ -15,6 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.cli import main
+from nnunetv2_micd.cps import nnUNetTrainerCPS
 from nnunetv2_micd.export import Training, export_model
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import nnUNetTrainerMICD
@@ -124,6 +125,14 @@ def test_plans_of_network_a_stay_as_they_are(train: Callable, dataset: TinyDatas
     folder = export_model(Training(dataset.id, "3d_fullres", "nnUNetTrainerMeanTeacher"), [0], tmp_path / "model")
     for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
         assert (folder / name).read_bytes() == (Path(trainer.output_folder_base) / name).read_bytes()
+
+
+def test_two_networks_of_the_plans(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    trainer = train(nnUNetTrainerCPS, 0)
+    export_model(Training(dataset.id, "3d_fullres", "nnUNetTrainerCPS"), [0], str(tmp_path / "b"), "b")
+    image = torch.randn(1, 16, 20, 24)
+    expected = predict(Path(trainer.output_folder).parent, image, trainer.teachers["b"])
+    assert torch.equal(predict(tmp_path / "b", image), expected)
 
 
 def test_another_checkpoint_and_trainer(

@@ -80,8 +80,7 @@ def test_integration_sequence(
     dataset.splits_file.write_text(json.dumps(splits))
 
     for configuration in CONFIGURATIONS.split():
-        for fold in range(folds):
-            shell.train(f"{configuration} {fold} --npz")
+        shell.train_folds(configuration, folds)
     chosen = " ".join(str(fold) for fold in range(folds))
     shell(f"nnUNetv2_find_best_configuration {number} -c {CONFIGURATIONS} -tr {MICD} -f {chosen} -np 1")
     information = json.loads((dataset.results / full_name / "inference_information.json").read_text())

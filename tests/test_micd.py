@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TinyDataset, make_trainer
 
+from nnunetv2_micd.class_weights import count_labels
 from nnunetv2_micd.hard_labels import pseudo_label
 from nnunetv2_micd.losses import cmd
 from nnunetv2_micd.masking import apply_mask, sample_mask
@@ -82,7 +83,7 @@ def test_both_students_see_the_same_mask(dataset: TinyDataset) -> None:
 
 def test_distribution_weights_start_from_the_labels(dataset: TinyDataset) -> None:
     trainer = start(dataset, distribution_weights=True, dist_floor=0.0)
-    counts = trainer._count_labels()
+    counts = count_labels(trainer.labeled_cases, trainer.label_manager)
     assert counts.sum() == sum(
         trainer.labeled_cases.load_case(case)[1][:].size for case in trainer.labeled_cases.identifiers
     )

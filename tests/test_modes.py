@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from nnunetv2_micd.class_weights import count_labels
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.preprocessing import preprocess_unlabeled
@@ -89,7 +90,7 @@ def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyD
     trainer.on_train_start()
     labels = [trainer.labeled_cases.load_case(case)[1][:] for case in trainer.labeled_cases.identifiers]
     expected = [sum(np.isin(one, values).sum() for one in labels) for values in ([1, 2], [2])]
-    assert trainer._count_labels().tolist() == expected
+    assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -186,18 +187,15 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and split as on CUDA but run without generating code; nnU-Net never compiles on the CPU by itself."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     plain = take_one_step(method, dataset, configuration)
     monkeypatch.setattr(method, "_do_i_compile", lambda self: True)
-    compiled = take_one_step(method, dataset, configuration)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled = take_one_step(method, dataset, configuration)
+        assert_equal_networks(plain, compiled)
+        compiled.run_training()  # validates during and after the training, where deep supervision is off
+        compiled.perform_actual_validation()
     assert type(compiled.network).__name__ == "OptimizedModule"
-    for kind in ("students", "teachers"):
-        for name, network in getattr(plain, kind).items():
-            other = getattr(compiled, kind)[name].state_dict()
-            for key, tensor in network.state_dict().items():
-                torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=1e-5)
-    compiled.run_training()  # validates during and after the training, where deep supervision is off
-    compiled.perform_actual_validation()
     predict(compiled)
     resumed = make_trainer(method, dataset, configuration)
     resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
@@ -215,6 +213,14 @@ def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch:
     assert trainer.grad_scaler is not None
     assert all(np.isfinite(value) for row in trainer.history for value in row.values())
     predict(trainer)
+
+
+def assert_equal_networks(one: Any, other: Any) -> None:
+    for kind in ("students", "teachers"):
+        for name, network in getattr(one, kind).items():
+            weights = getattr(other, kind)[name].state_dict()
+            for key, tensor in network.state_dict().items():
+                torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
 
 
 def take_one_step(method: type, dataset: TinyDataset, configuration: str) -> Any:

@@ -13,7 +13,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_micd.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import (
     nnUNetTrainerMICD,
@@ -22,8 +26,16 @@ from nnunetv2_micd.micd import (
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
+from nnunetv2_micd.uamt import nnUNetTrainerUAMT
+from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
 
 METHODS = [
+    nnUNetTrainerBCP,
+    nnUNetTrainerCPS,
+    nnUNetTrainerDHC,
+    nnUNetTrainerMCF,
+    nnUNetTrainerUAMT,
+    nnUNetTrainerUniMatch,
     nnUNetTrainerMICD,
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_noCFC,
@@ -32,6 +44,12 @@ METHODS = [
     nnUNetTrainerMeanTeacher,
 ]
 UNSUPERVISED = {
+    nnUNetTrainerBCP: {"copy_paste"},
+    nnUNetTrainerCPS: {"cps"},
+    nnUNetTrainerDHC: {"cps"},
+    nnUNetTrainerMCF: {"review", "consistency"},
+    nnUNetTrainerUAMT: {"consistency"},
+    nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2"},
     nnUNetTrainerMICD: {"mcpc", "cfc", "cmd"},
     nnUNetTrainerMICD_noMCPC: {"cfc", "cmd"},
     nnUNetTrainerMICD_noCFC: {"mcpc", "cmd"},

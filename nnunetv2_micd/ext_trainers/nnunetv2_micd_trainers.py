@@ -1,5 +1,9 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
+from nnunetv2_micd.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import (
     nnUNetTrainerMICD,
@@ -8,6 +12,8 @@ from nnunetv2_micd.micd import (
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
+from nnunetv2_micd.uamt import nnUNetTrainerUAMT
+from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.variants import (
     nnUNetTrainerMICD_5epochs,
     nnUNetTrainerMICD_50epochs,
@@ -21,6 +27,10 @@ from nnunetv2_micd.variants import (
 )
 
 __all__ = [
+    "nnUNetTrainerBCP",
+    "nnUNetTrainerCPS",
+    "nnUNetTrainerDHC",
+    "nnUNetTrainerMCF",
     "nnUNetTrainerMICD",
     "nnUNetTrainerMICD_5epochs",
     "nnUNetTrainerMICD_50epochs",
@@ -36,4 +46,6 @@ __all__ = [
     "nnUNetTrainerMICD_noCMD",
     "nnUNetTrainerMICD_noMCPC",
     "nnUNetTrainerMeanTeacher",
+    "nnUNetTrainerUAMT",
+    "nnUNetTrainerUniMatch",
 ]

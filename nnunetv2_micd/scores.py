@@ -1,0 +1,134 @@
+"""The scores of one segmented case: pure functions on arrays.
+
+The surface metrics are MONAI's: it is maintained, runs with the PyTorch that nnU-Net needs anyway, takes the spacing of
+the image, and follows for the normalized surface Dice the authors' code (DeepMind's surface-distance, which has had no
+release for years) in weighting each piece of surface by its area. The tests compare it with that code and with a
+computation by brute force. The Dice needs no library.
+
+What MONAI leaves open is settled here: empty masks, see :data:`RULE_FOR_EMPTY_MASKS`, regions, and ignored voxels.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+Outcome = Literal["scored", "missed", "false alarm", "absent"]
+
+RULE_FOR_EMPTY_MASKS = (
+    "A class that is neither in the truth nor in the prediction of a case is not scored there, but counted as absent. "
+    "Where only one of the two is empty (missed: the prediction; false alarm: the truth), Dice and surface Dice are 0 "
+    "and both distances are the diagonal of the image in mm."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one class in one case; all are NaN where the class is absent.
+
+    Attributes:
+        dice: overlap, 0 to 1.
+        nsd: normalized surface Dice: the share of both surfaces that lies within the tolerance of the other, 0 to 1.
+        hd95: 95th percentile of the distances between the surfaces in mm, the larger of the two directions.
+        asd: mean of the distances between the surfaces in mm, of both directions together.
+        outcome: which of truth and prediction were empty.
+    """
+
+    dice: float
+    nsd: float
+    hd95: float
+    asd: float
+    outcome: Outcome = "scored"
+
+
+def score_case(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+    classes: Mapping[str, int | tuple[int, ...]],
+    ignore_label: int | None = None,
+    tolerance: float = 1.0,
+) -> dict[str, Score]:
+    """Score each class of a case.
+
+    Args:
+        truth: label map of two or three spatial axes. A first axis of length one, as nnU-Net's readers give two-
+            dimensional images, is left out.
+        prediction: label map of the same shape.
+        spacing: in mm, in the order of the axes.
+        classes: name to label, or to the labels whose union is a region.
+        ignore_label: voxels with this label in the truth are left out of truth and prediction.
+        tolerance: of the normalized surface Dice, in mm.
+
+    Raises:
+        ValueError: the shapes differ, the spacing does not fit them, or the tolerance is not positive.
+    """
+    if truth.shape != prediction.shape or len(spacing) != truth.ndim:
+        raise ValueError(
+            f"Truth {truth.shape}, prediction {prediction.shape} and spacing {tuple(spacing)} do not fit together"
+        )
+    check_tolerance(tolerance)
+    if truth.ndim == 3 and len(truth) == 1:
+        truth, prediction, spacing = truth[0], prediction[0], spacing[1:]
+    if ignore_label is not None:
+        prediction = np.where(truth == ignore_label, 0, prediction)
+    return {
+        name: _score_masks(np.isin(truth, labels), np.isin(prediction, labels), spacing, tolerance)
+        for name, labels in classes.items()
+    }
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise a ``ValueError`` unless the tolerance is a positive number."""
+    if not 0 < tolerance < np.inf:
+        raise ValueError(f"The tolerance must be a positive number of millimeters, not {tolerance}")
+
+
+def _score_masks(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float) -> Score:
+    in_truth, in_prediction = bool(truth.any()), bool(prediction.any())
+    if not in_truth and not in_prediction:
+        return Score(np.nan, np.nan, np.nan, np.nan, "absent")
+    if not in_truth or not in_prediction:
+        diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+        return Score(0.0, 0.0, diagonal, diagonal, "missed" if in_truth else "false alarm")
+    dice = float(2 * np.count_nonzero(truth & prediction) / (np.count_nonzero(truth) + np.count_nonzero(prediction)))
+    # what is empty in both changes no score, but costs MONAI memory
+    box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
+    return Score(dice, *_surface_scores(truth[box], prediction[box], spacing, tolerance))
+
+
+def _surface_scores(
+    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float, float]:
+    metrics = _monai_metrics()
+    # Headers keep the spacing as float32: without this, one voxel of a "1 mm" image may be further than 1 mm.
+    tolerance *= 1 + 1e-5
+    masks: Any = {
+        "y_pred": torch.from_numpy(np.ascontiguousarray(prediction))[None, None],
+        "y": torch.from_numpy(np.ascontiguousarray(truth))[None, None],
+        "include_background": True,  # MONAI takes the first channel for background otherwise
+        "spacing": [float(length) for length in spacing],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI about what MONAI itself calls
+        nsd = metrics.compute_surface_dice(**masks, class_thresholds=[tolerance], use_subvoxels=True)
+        hd95 = metrics.compute_hausdorff_distance(**masks, percentile=95)
+        asd = metrics.compute_average_surface_distance(**masks, symmetric=True)
+    return float(nsd), float(hd95), float(asd)
+
+
+def _monai_metrics() -> ModuleType:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts of MONAI that are not used here
+            import monai.metrics
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'{error.name} is not installed, which the report needs; install it: pip install "nnunetv2_micd[benchmark]"'
+        ) from None
+    return monai.metrics
