@@ -47,7 +47,7 @@ def derive_dataset(
     cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
     entry = make_entry(sorted(cases), count, seed, val_fraction)
     name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"
-    _check_number(number, name)
+    check_number(number, name)
 
     ending = description["file_ending"]
     links = _links_of_cases(cases, entry, ending)
@@ -61,7 +61,12 @@ def derive_dataset(
     return name, entry
 
 
-def _check_number(number: int, name: str) -> None:
+def check_number(number: int, name: str) -> None:
+    """Check that a number can be that of the new dataset ``name``.
+
+    Raises:
+        ValueError: no dataset can have it, or another one has it in one of nnU-Net's folders.
+    """
     if not 0 < number < 1000:
         raise ValueError(f"A dataset needs a number from 1 to 999, not {number}")
     taken = [found for found in find_candidate_datasets(number) if found.startswith(f"Dataset{number:03d}_")]
