@@ -1,4 +1,4 @@
-"""Runs trainers, label budgets and seeds against each other, and against nnU-Net's own trainer, on one dataset.
+"""Runs trainers, label budgets and seeds against each other, and against a baseline, on one dataset.
 
 All is checked before anything is started, see :mod:`nnunetv2_micd.benchmark_plan`. Each run is one process, see
 :mod:`nnunetv2_micd.benchmark_run`. Runs that are done are not repeated, so a benchmark that was killed is called again.
@@ -19,7 +19,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
-from nnunetv2_micd.benchmark_plan import Grid, is_done, plan_runs
+from nnunetv2_micd.benchmark_plan import STOCK, Grid, is_done, plan_runs
 from nnunetv2_micd.benchmark_run import LOG, Run, add_trainer_folder, execute, read_record, write_record
 from nnunetv2_micd.benchmark_trainers import write_trainers
 from nnunetv2_micd.unlabeled_cases import dataset_id
@@ -127,7 +127,7 @@ def run_benchmark(
         raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
     submit = None if executor is None else _make_executor(executor, options, device)
     runs = plan_runs(grid)
-    trainers = write_trainers(list(dict.fromkeys(run.trainer for run in runs)), grid.length)
+    trainers = write_trainers(runs)
     waiting = [run for run in runs if not is_done(run)]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before.", flush=True)
     start = _process_starter(device, jobs or 1) if submit is None else _job_starter(device, submit)
@@ -136,7 +136,8 @@ def run_benchmark(
         add_trainer_folder(str(trainers))
         print("To predict with these trainings later, nnU-Net has to find their trainers:")
         print(f'export nnUNet_extTrainer="{os.environ["nnUNet_extTrainer"]}"')
-    print(f"Compare the runs with: nnUNetv2_micd report -d {dataset_id(runs[0].dataset)} -o OUTPUT_FOLDER")
+    baseline = "" if grid.baseline == STOCK else f" --baseline {grid.baseline}"
+    print(f"Compare the runs with: nnUNetv2_micd report -d {dataset_id(runs[0].dataset)}{baseline} -o OUTPUT_FOLDER")
     return failed
 
 

@@ -4,27 +4,24 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_micd.benchmark_folds import ALL, add_fold, budget_entry, check_different, check_validation
 from nnunetv2_micd.benchmark_run import Run, read_record
 from nnunetv2_micd.benchmark_test_set import check_test_set
 from nnunetv2_micd.benchmark_trainers import OWN_LENGTH, Length, Trainer, check_lengths, find_trainer
 from nnunetv2_micd.dataset_folders import find_dataset, load_plans, preprocessed_folder
 from nnunetv2_micd.raw_images import shorten
-from nnunetv2_micd.splits import Entry, add_budget_splits, default_splits, list_cases, make_entry, write_splits
-from nnunetv2_micd.unlabeled_cases import dataset_id, find_damaged, find_unlabeled_cases, load_splits
+from nnunetv2_micd.splits import Entry, list_cases
+from nnunetv2_micd.unlabeled_cases import dataset_id, find_damaged, find_unlabeled_cases
 
 STOCK = "nnUNetTrainer"
-"""Trained on the same labels in every benchmark: the row that all others are to be compared with."""
-
-ALL = "all"
-"""The budget with which nothing is unlabeled: the ceiling, of nnU-Net's own trainer only."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,16 @@ class Grid:
     Attributes:
         dataset: name or number of the dataset.
         configuration: such as ``3d_fullres``.
-        trainers: names of trainers; nnU-Net's own is added.
-        budgets: how many cases are labeled, ``"6"``, ``"10%"`` or ``"all"``.
-        seeds: each draws other labeled cases.
+        trainers: names of trainers; the baseline is added.
+        budgets: how many cases are labeled, ``"6"``, ``"10%"`` or ``"all"``, or which, ``"f0"``: those of fold 0.
+        seeds: each draws other labeled cases, but for those of a fold.
         plans: name of the plans.
         val_fraction: the share of the cases for validation.
         length: another length of the trainings than the trainers' own.
         test: the folders of test images and of their labels; by default the validation cases are for testing.
         transductive: whether test images may be among the unlabeled ones.
+        baseline: trained on the same labels alone in every benchmark, the row that all others are compared with.
+        longer: how many times as long the baseline is trained as well, for a comparison at equal time.
     """
 
     dataset: str
@@ -54,6 +53,8 @@ class Grid:
     length: Length = OWN_LENGTH
     test: tuple[str, str] | None = None
     transductive: bool = False
+    baseline: str = STOCK
+    longer: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,10 @@ def plan_runs(grid: Grid) -> list[Run]:
     cells = _plan_cells(grid, data)
     for cell in cells:
         _check_leaks(grid, test_cases, cell)
-    folds = {(cell.budget, cell.seed): _add_fold(data.name, grid.val_fraction, cell) for cell in cells}
+    folds = {
+        (cell.budget, cell.seed): add_fold(data.name, grid.val_fraction, cell.budget, cell.seed, cell.entry)
+        for cell in cells
+    }
     images, labels = (str(Path(folder).resolve()) for folder in grid.test) if grid.test else (None, None)
     runs = [
         Run(
@@ -145,24 +149,40 @@ def plan_runs(grid: Grid) -> list[Run]:
 
 def _plan_cells(grid: Grid, data: _Data) -> list[_Cell]:
     """Return the grid, seeds outermost: a benchmark that was interrupted is still one of equals."""
-    trainers = [
-        find_trainer(name, grid.length, data.plans.plans, grid.configuration, data.dataset_json)
-        for name in dict.fromkeys([STOCK, *grid.trainers])
-    ]
+    trainers = [_find_trainer(name, grid.length, grid, data) for name in dict.fromkeys([grid.baseline, *grid.trainers])]
     check_lengths(trainers)
+    baseline = trainers[0]
+    if baseline.needs_unlabeled:
+        raise ValueError(f"The baseline is to learn from the labels alone, but {baseline.name} uses unlabeled images")
+    trainers += [
+        _find_trainer(baseline.name, _times(baseline, times, grid), grid, data) for times in sorted(set(grid.longer))
+    ]
     cases = _find_cases(data, grid)
     keys = [(budget, seed) for seed in dict.fromkeys(grid.seeds) for budget in dict.fromkeys(grid.budgets)]
     for _, seed in keys:
         if not 0 <= seed < 2**32:
             raise ValueError(f"A seed must lie between 0 and {2**32 - 1}, not {seed}")
-    entries = {(budget, seed): _make_entry(cases, budget, seed, grid.val_fraction) for budget, seed in keys}
-    _check_different(entries)
+    entries = {(budget, seed): budget_entry(data.name, cases, budget, seed, grid.val_fraction) for budget, seed in keys}
+    check_different(entries)
+    if grid.test is None:
+        for entry in entries.values():
+            check_validation(entry)
     return [
         _Cell(*key, entry, trainer, data.unlabeled_cases(entry) if trainer.needs_unlabeled else [])
         for key, entry in entries.items()
         for trainer in trainers
-        if key[0] != ALL or trainer.name == STOCK
+        if key[0] != ALL or trainer == baseline
     ]
+
+
+def _find_trainer(name: str, length: Length, grid: Grid, data: _Data) -> Trainer:
+    return find_trainer(name, length, data.plans.plans, grid.configuration, data.dataset_json)
+
+
+def _times(trainer: Trainer, times: int, grid: Grid) -> Length:
+    if times < 2:
+        raise ValueError(f"The baseline is trained at least 2 times as long, not {times}")
+    return replace(grid.length, epochs=times * trainer.epochs)
 
 
 def _find_cases(data: _Data, grid: Grid) -> list[str]:
@@ -203,39 +223,6 @@ def _check_leaks(grid: Grid, test_cases: Sequence[str], cell: _Cell) -> None:
             f"Test images are among the unlabeled ones, too ({shorten(seen)}); remove or rename them, or, if they are "
             "to be learned from, add --transductive"
         )
-
-
-def _make_entry(cases: list[str], budget: str, seed: int, val_fraction: float) -> Entry:
-    if budget != ALL:
-        return make_entry(cases, budget, seed, val_fraction)
-    entry = make_entry(cases, "1", seed, val_fraction)
-    return {"train": sorted(entry["train"] + entry["unlabeled"]), "val": entry["val"], "unlabeled": []}
-
-
-def _check_different(entries: Mapping[tuple[str, int], Entry]) -> None:
-    """Two budgets or seeds with the same labeled cases would be one fold, and so one folder."""
-    seen: dict[tuple[str, ...], tuple[str, int]] = {}
-    for (budget, seed), entry in entries.items():
-        if budget == ALL:
-            continue
-        first = seen.setdefault(tuple(entry["train"]), (budget, seed))
-        if first != (budget, seed):
-            raise ValueError(
-                f"-n {first[0]} with seed {first[1]} and -n {budget} with seed {seed} label the same cases; leave out "
-                "one of them"
-            )
-
-
-def _add_fold(dataset_name: str, val_fraction: float, cell: _Cell) -> int:
-    if cell.budget != ALL:
-        return add_budget_splits(dataset_name, cell.budget, [cell.seed], val_fraction)[0][0]
-    path = Path(preprocessed_folder(dataset_name), "splits_final.json")
-    splits: list[Any] = load_splits(str(path)) if path.is_file() else list(default_splits(list_cases(dataset_name)))
-    fold = {**cell.entry, "seed": cell.seed}  # the same cases with each seed, but a run, and so a folder, of its own
-    if fold not in splits:
-        splits.append(fold)
-        write_splits(splits, path)
-    return splits.index(fold)
 
 
 def _hash(configuration: dict[str, Any]) -> str:

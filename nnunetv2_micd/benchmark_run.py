@@ -74,7 +74,7 @@ class Run:
     plans_hash: str
 
     def __str__(self) -> str:
-        return f"{self.trainer}, {self.budget} labeled, seed {self.seed}"
+        return f"{self.trainer}, {self.budget} labeled, seed {self.seed}, {self.epochs} epochs"
 
     @property
     def folder(self) -> Path:

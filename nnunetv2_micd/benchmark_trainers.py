@@ -7,7 +7,7 @@ file that stays: prediction needs it too.
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_micd.benchmark_run import trainers_folder
+from nnunetv2_micd.benchmark_run import Run, trainers_folder
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 TRAINING_STEPS = 5
@@ -155,14 +155,18 @@ def check_lengths(trainers: Sequence[Trainer]) -> None:
             )
 
 
-def write_trainers(names: Sequence[str], length: Length) -> Path | None:
-    """Write a class of another length for each trainer; return their folder, or None where the length is their own."""
-    if not length.suffix:
+def write_trainers(runs: Iterable[Run]) -> Path | None:
+    """Write the classes of another length that runs need; return their folder, or None where there is none."""
+    lengths = {
+        run.trainer_class: (run.trainer, Length(run.epochs, run.iterations))
+        for run in runs
+        if run.trainer_class != run.trainer
+    }
+    if not lengths:
         return None
     folder = trainers_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    for base in names:
-        name = base + length.suffix
+    for name, (base, length) in lengths.items():
         path = folder / f"{name}.py"
         text = _FILE.format(name=name, base=base, lines="\n        ".join(length.lines))
         if path.exists() and path.read_text() == text:

@@ -143,6 +143,12 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("--epochs", metavar="N", type=int, help="only runs of this length")
     report.add_argument(
+        "--baseline",
+        metavar="TRAINER",
+        default="nnUNetTrainer",
+        help="that of the benchmark, against which all others are tested; default: %(default)s",
+    )
+    report.add_argument(
         "-np", metavar="N", type=int, default=1, help="number of processes for the scores; default: %(default)s"
     )
     report.set_defaults(run=_report)
@@ -152,18 +158,32 @@ def _add_benchmark(commands: Any) -> None:
     benchmark = commands.add_parser(
         "benchmark",
         help="train and test several trainers with few labels, nnU-Net's own among them",
-        description="Trains each trainer, and nnU-Net's own, with each number of labels and each seed, and predicts. "
+        description="Trains each trainer, and the baseline, with each number of labels and each seed, and predicts. "
         "Called again it goes on where it was interrupted. Exits with 1 if a run failed.",
     )
     benchmark.add_argument("-d", metavar="DATASET", required=True, help="number or name of the dataset")
     benchmark.add_argument("-c", metavar="CONFIG", required=True, help="configuration, such as 3d_fullres")
-    benchmark.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help="trainers; nnUNetTrainer is added")
+    benchmark.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help="trainers; the baseline is added")
     benchmark.add_argument(
         "-n",
         metavar="COUNT",
         nargs="+",
         required=True,
-        help="how many cases are labeled: 6, 10%%, or all (for nnUNetTrainer only)",
+        help="how many cases are labeled: 6, 10%%, or all (for the baseline only); f0: those of fold 0",
+    )
+    benchmark.add_argument(
+        "--baseline",
+        metavar="TRAINER",
+        default="nnUNetTrainer",
+        help="trained on the labels alone, the row that all others are compared with; default: %(default)s",
+    )
+    benchmark.add_argument(
+        "--longer",
+        metavar="TIMES",
+        type=int,
+        nargs="+",
+        default=[],
+        help="train the baseline so many times as long as well, for the comparison at equal time; such as 2 4",
     )
     benchmark.add_argument(
         "--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="each draws other labeled cases; default: 0"
@@ -286,7 +306,14 @@ def _report(arguments: argparse.Namespace) -> None:
     from nnunetv2_micd.report import write_report
 
     page, notes = write_report(
-        arguments.d, arguments.o, arguments.c, arguments.p, arguments.tolerance, arguments.epochs, arguments.np
+        arguments.d,
+        arguments.o,
+        arguments.c,
+        arguments.p,
+        arguments.tolerance,
+        arguments.epochs,
+        arguments.np,
+        arguments.baseline,
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -309,6 +336,8 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         Length(arguments.epochs, arguments.iterations),
         tuple(arguments.test) if arguments.test else None,
         arguments.transductive,
+        arguments.baseline,
+        arguments.longer,
     )
     failed = run_benchmark(grid, arguments.device, arguments.jobs, arguments.executor, arguments.executor_options)
     if failed:

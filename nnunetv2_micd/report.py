@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.case_scores import load_scores
 from nnunetv2_micd.paired_tests import BOOTSTRAP_SAMPLES
+from nnunetv2_micd.report_equal_time import TOLERANCE, compare_at_equal_time
 from nnunetv2_micd.report_runs import BASELINE, Run, collect_runs, display_name
 from nnunetv2_micd.report_tables import collect_costs, compare_all, format_tables, summarize
 from nnunetv2_micd.scores import RULE_FOR_EMPTY_MASKS, check_tolerance
@@ -27,6 +28,7 @@ def write_report(
     tolerance: float = 1.0,
     epochs: int | None = None,
     num_processes: int = 1,
+    baseline: str = BASELINE,
 ) -> tuple[Path, list[str]]:
     """Write tables (CSV, Markdown), figures and a self-contained page of all finished runs of a dataset.
 
@@ -36,8 +38,9 @@ def write_report(
         configuration: such as ``3d_fullres``; needed where there are runs of several.
         plans: name of the plans; needed where there are runs of several.
         tolerance: of the normalized surface Dice, in mm.
-        epochs: only runs of this length.
+        epochs: only runs of this length, and longer ones of the baseline.
         num_processes: for the scores, which take most of the time.
+        baseline: the trainer that learned from the labels alone; its longer runs make the comparison at equal time.
 
     Returns:
         The page, and a sentence for each thing that was left out or restricts a comparison.
@@ -50,16 +53,21 @@ def write_report(
     from nnunetv2_micd.report_page import write_page
 
     check_tolerance(tolerance)
-    runs, notes = collect_runs(dataset, configuration, plans, epochs)
-    runs, scores, failures = _score_all(runs, tolerance, num_processes)
-    notes += failures + find_caveats(runs)
+    runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
+    scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
+    notes += failures + find_caveats(scored)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    summary, comparisons, costs = summarize(scores), compare_all(scores), collect_costs(runs)
-    for name, frame in {"cases": scores, "summary": summary, "comparisons": comparisons, "costs": costs}.items():
+    costs = collect_costs(scored)
+    frames = {"cases": scores, "costs": costs, "equal_time": compare_at_equal_time(scores, costs)}
+    # The longer ones have a table and a figure of their own.
+    runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
+    usual = scores[scores["trainer"].isin({run.trainer for run in runs})]
+    frames |= {"summary": summarize(usual), "comparisons": compare_all(usual)}
+    for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False)
-    tables = format_tables(summary, comparisons, costs, _names_of(runs))
-    figures = draw_all(runs, scores, folder / "figures")
+    tables = format_tables(frames, _names_of(scored))
+    figures = draw_all(runs, scores, costs, folder / "figures")
     facts, rules = describe(runs, tolerance), list_rules(tolerance)
     return write_page(folder, facts, notes, tables, figures, rules), notes
 
@@ -163,13 +171,15 @@ def list_rules(tolerance: float) -> list[str]:
         f"{tolerance:g} mm of the other. HD95: 95th percentile of the distances between the surfaces, the larger of "
         "the two directions. ASD: mean of these distances, both directions together.",
         "Tables: a run's score for a class is the mean over its test cases, its mean score the mean over the classes; "
-        "shown are mean and standard deviation over the seeds, each of which has other labeled cases. Counts of empty "
-        "masks are over all test cases, classes and seeds.",
+        "shown are mean and standard deviation over the seeds, each of which has other labeled cases, but for those of "
+        "a fold. Counts of empty masks are over all test cases, classes and seeds.",
         f"Tests: the score of a case is the mean over its classes and then over the seeds that both methods have; a "
         "case that is not scored for one of the two is left out, so the number of cases is given. The p-value is that "
         "of the two-sided Wilcoxon signed-rank test, also corrected after Holm over all comparisons of that metric. "
         f"The interval is the 95 % percentile bootstrap of the mean difference to {BASELINE} with the same labels "
         f"({BOOTSTRAP_SAMPLES} draws of cases). It speaks of other test cases, not of other labeled ones: those "
         "are the standard deviation's matter.",
+        "At equal time: where the baseline was trained longer, too, each method is tested against the shortest of its "
+        f"trainings that took at least {TOLERANCE:.0%} of the method's time, or the longest where none did.",
         "Training and prediction time are means over the seeds; memory is the largest of all seeds.",
     ]

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from nnunetv2_micd.report_examples import choose_examples, draw_examples
-from nnunetv2_micd.report_runs import ALL_LABELS, BASELINE, Run, display_name
+from nnunetv2_micd.report_runs import ALL_LABELS, BASELINE, Run, display_name, is_baseline
 from nnunetv2_micd.report_tables import MEAN, mean_over_cases, mean_over_classes
 
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf", "#999900", "#b22222")
@@ -35,16 +35,19 @@ class Picture:
     """In inches: with it, the letters of all figures are of one size."""
 
 
-def draw_all(runs: Sequence[Run], scores: pd.DataFrame, folder: Path) -> list[Picture]:
+def draw_all(runs: Sequence[Run], scores: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> list[Picture]:
     """Draw every figure for which there is something to draw.
 
     Args:
         runs: in the order of the legends.
-        scores: of all cases of all runs.
+        scores: of all cases of all runs, and of longer ones of the baseline.
+        costs: of the same, see ``report_tables.collect_costs``.
         folder: for the PNGs; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainers = list(dict.fromkeys(run.trainer for run in runs))
+    times = draw_times(mean_over_cases(scores), costs, trainers)
+    scores = scores[scores["trainer"].isin(trainers)]
     examples = choose_examples(runs, mean_over_classes(scores))
     figures = [
         (
@@ -53,6 +56,13 @@ def draw_all(runs: Sequence[Run], scores: pd.DataFrame, folder: Path) -> list[Pi
             "Points are means over the seeds with their standard deviation, small dots the seeds. The dashed line is "
             f"{display_name(BASELINE)} trained on all labels, where there is such a run.",
             draw_budgets(mean_over_cases(scores), trainers),
+        ),
+        (
+            "Dice over training time",
+            "dice_over_time.png",
+            "Points are means over the seeds with their standard deviation. The line is nnU-Net, trained for so many "
+            "times as many steps; a method above it is worth its time.",
+            times,
         ),
         (
             "Case by case against nnU-Net",
@@ -95,6 +105,8 @@ def _budgets(table: pd.DataFrame) -> list[str]:
 def _label(budget: str) -> str:
     if budget.endswith("%"):
         return f"{budget} of the cases labeled"
+    if budget.startswith("f"):
+        return f"labels of fold {budget[1:]}"
     return "all labels" if budget == ALL_LABELS else "1 labeled case" if budget == "1" else f"{budget} labeled cases"
 
 
@@ -144,6 +156,33 @@ def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | Non
     panel.set_xlabel("labeled cases")
     panel.set_ylabel("Dice %, mean of the classes")
     panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
+    """Draw the mean Dice over the training time, a panel for each budget with longer trainings of the baseline."""
+    table = by_seed[by_seed["class"] == MEAN].groupby(["budget", "trainer"], sort=False)["dice"].agg(["mean", "std"])
+    table = 100 * table.fillna(0).join(costs.set_index(["budget", "trainer"])["training_seconds_mean"] / 6000)
+    longer = table[[is_baseline(trainer) and trainer != BASELINE for _, trainer in table.index]]
+    budgets = list(longer.index.unique("budget"))
+    if not budgets:
+        return None
+    styles, handles = _style(trainers), {}
+    figure, axes = _grid(1, len(budgets), 4.6, 3.8)
+    for panel, budget in zip(axes.flat, budgets, strict=True):
+        of_budget = table.loc[budget].sort_values("training_seconds_mean")
+        for trainer in trainers:
+            names = [name for name in of_budget.index if name == trainer or (trainer == BASELINE and is_baseline(name))]
+            mean, std, minutes = (of_budget.loc[names, column] for column in of_budget)
+            line = panel.errorbar(minutes, mean, std, capsize=3, **styles[trainer])
+            handles[display_name(trainer)] = line
+        panel.set_title(_label(str(budget)), fontsize=10)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(ScalarFormatter())
+        panel.set_xlabel("training time in minutes")
+        panel.set_ylabel("Dice %, mean of the classes")
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)
     return figure
 
 

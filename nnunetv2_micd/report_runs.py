@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,7 +15,7 @@ from nnunetv2_micd.raw_images import shorten
 from nnunetv2_micd.unlabeled_cases import dataset_id
 
 BASELINE = "nnUNetTrainer"
-"""Supervised training with the same labels, against which the methods are tested."""
+"""Supervised training with the same labels, against which the methods are tested; what a report calls its baseline."""
 
 ALL_LABELS = "all"
 """The budget of a run with all labels and no unlabeled image."""
@@ -85,15 +85,23 @@ class Run:
 
 
 def collect_runs(
-    dataset: str | int, configuration: str | None = None, plans: str | None = None, epochs: int | None = None
-) -> tuple[list[Run], list[str]]:
-    """Return the finished runs of a dataset and, in a sentence each, what was left out.
+    dataset: str | int,
+    configuration: str | None = None,
+    plans: str | None = None,
+    epochs: int | None = None,
+    baseline: str = BASELINE,
+) -> tuple[list[Run], list[Run], list[str]]:
+    """Return the finished runs of a dataset, longer ones of the baseline, and, in a sentence each, what was left out.
+
+    A baseline of another name is called :data:`BASELINE` in the runs; what its name has more, such as ``_250epochs``,
+    is taken off those of the methods as well.
 
     Args:
         dataset: name or number of the dataset.
         configuration: such as ``3d_fullres``; needed where there are runs of several.
         plans: name of the plans; needed where there are runs of several.
-        epochs: only runs of this length.
+        epochs: only runs of this length, and longer ones of the baseline.
+        baseline: the trainer that learned from the labels alone.
 
     Raises:
         FileNotFoundError: there are no finished runs.
@@ -109,7 +117,11 @@ def collect_runs(
         except (ValueError, OSError) as error:
             left_out.append(f"{file.parent.parent.name}/{file.parent.name} is left out: {error}")
             continue
-        if epochs in (None, run.epochs):
+        if run.trainer == BASELINE != baseline:
+            left_out.append(f"{file.parent.parent.name}/{file.parent.name} is left out: the baseline is {baseline}")
+            continue
+        run = replace(run, trainer=_rename(run.trainer, baseline))
+        if epochs in (None, run.epochs) or (run.trainer == BASELINE and run.epochs > epochs):
             runs.append(run)
     if not runs:
         damage = f" ({left_out[0]})" if left_out else ""
@@ -117,8 +129,22 @@ def collect_runs(
             f"There are no finished runs of {name} in {nnUNet_results}{damage}; make some first: "
             f"nnUNetv2_micd benchmark -d {dataset_id(name)}"
         )
+    runs, longer = _split_longer(runs)
     check_comparable(runs)
-    return runs, left_out
+    check_same_conditions([*runs, *longer])
+    return runs, longer, left_out
+
+
+def _rename(trainer: str, baseline: str) -> str:
+    return BASELINE if trainer == baseline else trainer.removesuffix(baseline.removeprefix(BASELINE))
+
+
+def _split_longer(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Separate the runs of the baseline that are longer than those of the methods, and name their length."""
+    epochs = max({run.epochs for run in runs if run.trainer != BASELINE} or {min(run.epochs for run in runs)})
+    usual = [run for run in runs if run.trainer != BASELINE or run.epochs <= epochs]
+    longer = [run for run in runs if run not in usual]
+    return usual, [replace(run, trainer=f"{BASELINE}, {run.epochs} epochs") for run in longer]
 
 
 def _choose(files: list[Path], configuration: str | None, plans: str | None) -> list[Path]:
@@ -178,13 +204,18 @@ def _list_cases(folder: Path, ending: str) -> tuple[str, ...]:
 
 def check_comparable(runs: Sequence[Run]) -> None:
     """Raise a ``ValueError`` unless the runs differ only in what a benchmark compares."""
-    _refuse_mixed(runs, lambda run: run.plans_hash, "plans", "use -p, or delete the runs with the plans of before")
+    check_same_conditions(runs)
     _refuse_mixed(
         runs,
         lambda run: f"{run.epochs} epochs of {run.iterations} iterations",
         "lengths of training",
         "choose one with --epochs, or move the other runs away",
     )
+
+
+def check_same_conditions(runs: Sequence[Run]) -> None:
+    """Raise a ``ValueError`` unless the runs have the same plans and cases; their lengths may differ."""
+    _refuse_mixed(runs, lambda run: run.plans_hash, "plans", "use -p, or delete the runs with the plans of before")
     _refuse_mixed(runs, lambda run: run.cases, "test cases", "run all on the same test images")
     for one in runs:
         for other in runs:
@@ -216,9 +247,14 @@ def _differing(one: Run, other: Run) -> str:
     return f" ({shorten(sorted(set(one.cases) ^ set(other.cases)))})"
 
 
+def is_baseline(trainer: str) -> bool:
+    """Return whether this is what a report calls its baseline, of whatever length."""
+    return trainer.partition(",")[0] == BASELINE
+
+
 def display_name(trainer: str) -> str:
     """Return what tables and figures call a trainer."""
-    return "nnU-Net" if trainer == BASELINE else trainer.removeprefix(BASELINE) or trainer
+    return trainer.replace(BASELINE, "nnU-Net", 1) if is_baseline(trainer) else trainer.removeprefix(BASELINE)
 
 
 def find_classes(run: Run) -> dict[str, tuple[int, ...]]:

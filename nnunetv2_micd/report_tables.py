@@ -105,10 +105,15 @@ def collect_costs(runs: Sequence[Run]) -> pd.DataFrame:
     return result.reset_index()
 
 
-def format_tables(
-    summary: pd.DataFrame, comparisons: pd.DataFrame, costs: pd.DataFrame, names: dict[tuple[str, str], str]
-) -> list[Table]:
-    """Return the tables of the report for reading; ``names`` are those of each budget and trainer."""
+def format_tables(frames: dict[str, pd.DataFrame], names: dict[tuple[str, str], str]) -> list[Table]:
+    """Return the tables of the report for reading.
+
+    Args:
+        frames: ``summary``, ``comparisons``, ``equal_time`` and ``costs``.
+        names: of each budget and trainer.
+    """
+    summary = frames["summary"]
+    tests = ["difference (95 % interval)", "p", "p (Holm)"]
     first = ["labeled", "method", "seeds", *TITLES.values(), "missed", "false alarms", "absent", "of"]
     overall = summary[summary["class"] == MEAN]
     classes = summary[summary["class"] != MEAN]
@@ -116,13 +121,18 @@ def format_tables(
         Table("Mean over the classes", first, [_summary_row(row, names) for row in overall.to_dict("records")]),
         Table(
             "Against nnU-Net on the same labels",
-            ["metric", "method", "labeled", "cases", "difference (95 % interval)", "p", "p (Holm)"],
-            [_comparison_row(row, names) for row in comparisons.to_dict("records")],
+            ["metric", "method", "labeled", "cases", *tests],
+            [_comparison_row(row, names) for row in frames["comparisons"].to_dict("records")],
+        ),
+        Table(
+            "Against nnU-Net trained at least as long",
+            [*("labeled", "method", "training", "nnU-Net's", "Dice %", "nnU-Net's"), *tests],
+            [_equal_time_row(row, names) for row in frames["equal_time"].to_dict("records")],
         ),
         Table(
             "What it costs",
             ["labeled", "method", "labeled cases", "unlabeled", "training", "prediction", "memory", "GPU memory", "on"],
-            [_cost_row(row, names) for row in costs.to_dict("records")],
+            [_cost_row(row, names) for row in frames["costs"].to_dict("records")],
         ),
         Table(
             "Each class",
@@ -147,12 +157,28 @@ def _mean_sd(mean: float, sd: float, factor: float) -> str:
 
 
 def _comparison_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:
-    factor, digits = (100, 1) if row["metric"] in PERCENT else (1, 2)
+    name = names[row["budget"], row["trainer"]]
+    return [TITLES[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
+
+
+def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:
+    factor, digits = (100, 1) if is_percent else (1, 2)
     difference, low, high = (f"{row[name] * factor:+.{digits}f}" for name in ("difference", "low", "high"))
     values = [f"{difference} ({low} to {high})", *(f"{row[name]:.2g}" for name in ("p", "p_holm"))]
-    values = [value.replace("+nan", "-").replace("nan", "-") for value in values]
-    name = names[row["budget"], row["trainer"]]
-    return [TITLES[row["metric"]], name, row["budget"], str(row["cases"]), *values]
+    return [value.replace("+nan", "-").replace("nan", "-") for value in values]
+
+
+def _equal_time_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:
+    lengths = row["baseline"].removeprefix(BASELINE).removeprefix(", ")
+    rival = _duration(row["baseline_seconds"]) + (f" ({lengths})" if lengths else "")
+    return [
+        row["budget"],
+        names[row["budget"], row["trainer"]],
+        _duration(row["training_seconds"]),
+        rival,
+        *(f"{100 * row[name]:.1f}" for name in ("dice", "baseline_dice")),
+        *_difference(row, is_percent=True),
+    ]
 
 
 def _cost_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:

@@ -71,6 +71,48 @@ def test_stock_is_always_part_of_it_and_all_is_for_stock_only(dataset: TinyDatas
     assert len(json.loads(dataset.splits_file.read_text())) == 6
 
 
+def test_another_baseline_and_longer_trainings_of_it(dataset: TinyDataset, grid: Grid) -> None:
+    ablation = "nnUNetTrainerMICD_SupervisedOnly"
+    runs = plan_runs(replace(grid, baseline=ablation, longer=[3, 2], budgets=["2", "all"]))
+    assert [(run.trainer, run.budget, run.trainer_class, run.epochs) for run in runs] == [
+        (ablation, "2", f"{ablation}_e2_i2", 2),
+        ("nnUNetTrainerMICD", "2", "nnUNetTrainerMICD_e2_i2", 2),
+        (ablation, "2", f"{ablation}_e4_i2", 4),
+        (ablation, "2", f"{ablation}_e6_i2", 6),
+        (ablation, "all", f"{ablation}_e2_i2", 2),
+    ]
+    assert len({run.folder for run in runs}) == 5
+
+
+def test_labeled_cases_of_a_published_fold(dataset: TinyDataset, grid: Grid) -> None:
+    published = {"train": ["case_3"], "val": ["case_0"], "unlabeled": ["case_1", "case_2"]}
+    dataset.splits_file.write_text(json.dumps([published]))
+    runs = plan_runs(replace(grid, trainers=["nnUNetTrainer"], budgets=["f0"], seeds=[0, 1]))
+    assert [(run.budget, run.seed, run.fold, run.labeled) for run in runs] == [
+        ("f0", 0, 1, ("case_3",)),
+        ("f0", 1, 2, ("case_3",)),
+    ]
+    splits = json.loads(dataset.splits_file.read_text())
+    assert splits == [published, {**published, "seed": 0}, {**published, "seed": 1}]
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        ({"train": ["case_3"], "val": ["case_3"]}, r"validates on its labeled cases \(case_3\).*--test"),
+        ({"train": ["case_77"], "val": ["case_3"]}, r"not preprocessed \(case_77\)"),
+    ],
+)
+def test_a_published_fold_that_cannot_be_used(
+    dataset: TinyDataset, grid: Grid, fold: dict[str, list[str]], message: str
+) -> None:
+    dataset.splits_file.write_text(json.dumps([fold]))
+    with pytest.raises(ValueError, match=message):
+        plan_runs(replace(grid, budgets=["f0"]))
+    with pytest.raises(ValueError, match="has no fold 1, only"):
+        plan_runs(replace(grid, budgets=["f1"]))
+
+
 def test_folds_come_after_those_of_nnunet(dataset: TinyDataset, grid: Grid) -> None:
     dataset.splits_file.unlink()
     (run,) = plan_runs(replace(grid, trainers=["nnUNetTrainer"], budgets=["all"]))
@@ -82,19 +124,21 @@ def test_folds_come_after_those_of_nnunet(dataset: TinyDataset, grid: Grid) -> N
 def test_own_length_needs_no_other_class(dataset: TinyDataset, grid: Grid) -> None:
     runs = plan_runs(replace(grid, length=Length()))
     assert {(run.trainer == run.trainer_class, run.epochs, run.iterations) for run in runs} == {(True, 1000, 250)}
-    assert write_trainers([run.trainer for run in runs], Length()) is None
+    assert write_trainers(runs) is None
     assert not list(dataset.results.iterdir())
 
 
-def test_generated_trainers_are_found_by_their_names(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_trainers_are_found_by_their_names(
+    dataset: TinyDataset, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from conftest import make_trainer
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     from nnunetv2_micd.micd import nnUNetTrainerMICD
 
     monkeypatch.setenv("nnUNet_extTrainer", Shell(dataset).environment["nnUNet_extTrainer"])
-    write_trainers(["nnUNetTrainer", "nnUNetTrainerMICD"], Length(3, 25))
-    write_trainers([MICD], Length(epochs=4))
+    write_trainers(plan_runs(replace(grid, trainers=["nnUNetTrainerMICD"], length=Length(3, 25))))
+    write_trainers(plan_runs(replace(grid, baseline="nnUNetTrainer_short", trainers=[MICD], length=Length(epochs=4))))
     benchmark_run.add_trainer_folder(str(benchmark_run.trainers_folder()))
     benchmark_run.add_trainer_folder(str(benchmark_run.trainers_folder()))
     assert os.environ["nnUNet_extTrainer"].count(benchmark_run.TRAINERS_FOLDER) == 1
@@ -119,6 +163,8 @@ def test_generated_trainers_are_found_by_their_names(dataset: TinyDataset, monke
         ({"budgets": ["few"]}, "must be like"),
         ({"budgets": ["2", "40%"]}, "-n 2 with seed 0 and -n 40% with seed 0 label the same cases"),
         ({"budgets": ["1"], "seeds": range(30)}, "label the same cases"),
+        ({"baseline": "nnUNetTrainerCPS"}, "labels alone, but nnUNetTrainerCPS uses unlabeled images"),
+        ({"longer": [1]}, "at least 2 times as long, not 1"),
         ({"seeds": [-1]}, "A seed must lie between 0 and 4294967295, not -1"),
         ({"configuration": "3d_lowres"}, "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         ({"plans": "Other"}, "There are no plans Other.json"),
@@ -280,7 +326,10 @@ def test_a_failed_run_does_not_stop_the_others(
     assert [(run.trainer, run.seed) for run in failed] == [("nnUNetTrainer", 0), ("nnUNetTrainerMICD", 0)]
     assert json.loads((failed[0].folder / "benchmark.json").read_text())["error"] == "it was killed (signal 9)"
     printed = capsys.readouterr().out
-    assert f"FAILED: nnUNetTrainer, 1 labeled, seed 0: it was killed (signal 9); see {failed[0].folder}" in printed
+    assert (
+        f"FAILED: nnUNetTrainer, 1 labeled, seed 0, 2 epochs: it was killed (signal 9); see {failed[0].folder}"
+        in printed
+    )
     assert f'{benchmark_run.TRAINERS_FOLDER}"\n' in printed
     assert Instant.most == 3
     run_benchmark(grid, "cpu", jobs=3)
@@ -373,7 +422,7 @@ def test_a_killed_run_fails_alone_and_continues(dataset: TinyDataset) -> None:
     shell = Shell(dataset)
     command = f"{COMMAND} -tr {MICD} --epochs 3 --iterations 2"
     output = shell(command, code=1, KILL_IN="step")
-    assert f"FAILED: {MICD}, 2 labeled, seed 0: it was killed (signal 9); see " in output
+    assert f"FAILED: {MICD}, 2 labeled, seed 0, 3 epochs: it was killed (signal 9); see " in output
     assert "error: 1 runs failed" in output
     found = records(dataset)
     assert found["nnUNetTrainer"]["status"] == "done"

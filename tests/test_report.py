@@ -24,7 +24,7 @@ from nnunetv2_micd.paired_tests import compare_paired, correct_holm
 from nnunetv2_micd.report import find_caveats, write_report
 from nnunetv2_micd.report_figures import read_curve
 from nnunetv2_micd.report_runs import Run, collect_runs, find_classes
-from nnunetv2_micd.report_tables import MEAN, compare_all, mean_over_cases, summarize
+from nnunetv2_micd.report_tables import MEAN, compare_all, mean_over_cases, mean_over_classes, summarize
 
 NAME = "Dataset902_Report"
 METHODS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD")
@@ -358,6 +358,55 @@ def test_one_of_two_lengths_can_be_chosen(tree: Tree) -> None:
     spoil_length(tree, tree.folder("nnUNetTrainerMICD", 5))
     assert {run.epochs for run in collect_runs(902, epochs=10)[0]} == {10}
     assert len(collect_runs(902, epochs=3)[0]) == 1
+
+
+def add_longer(tree: Tree, trainer: str, epochs: int, seconds: float) -> Path:
+    source = tree.folder(trainer, 5)
+    folder = shutil.copytree(
+        source, source.parent.with_name(f"{trainer}_e{epochs}__nnUNetPlans__3d_fullres") / "fold_5"
+    )
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(source.parent / name, folder.parent)
+    tree.change(folder, epochs=epochs, training_seconds=seconds)
+    return folder
+
+
+def test_methods_are_compared_with_a_baseline_of_their_time(tree: Tree) -> None:
+    perfect = add_longer(tree, "nnUNetTrainer", 30, 310.0)  # MICD: 300.5 seconds, Mean Teacher 200.5
+    for case in tree.cases:
+        shutil.copy(tree.truth / f"{case}.nii.gz", perfect / "predictions")
+    add_longer(tree, "nnUNetTrainer", 15, 150.0)
+    page, _ = tree.report()
+    table = pd.read_csv(tree.root / "report" / "equal_time.csv", dtype={"budget": str}).set_index(["budget", "trainer"])
+    assert set(table.index) == {("2", "nnUNetTrainerMICD"), ("2", "nnUNetTrainerMeanTeacher")}
+    assert set(table["baseline"]) == {"nnUNetTrainer, 30 epochs"}
+    row = table.loc[("2", "nnUNetTrainerMICD")]
+    assert (row["training_seconds"], row["baseline_seconds"], row["baseline_dice"]) == (300.5, 310, 1)
+    assert row["seeds"] == 1
+    cases = mean_over_classes(pd.read_csv(tree.root / "report" / "cases.csv"))
+    dice = cases[(cases["trainer"] == "nnUNetTrainerMICD") & (cases["budget"] == "2") & (cases["seed"] == 0)]["dice"]
+    assert row["difference"] == pytest.approx((dice - 1).mean())
+    summary = pd.read_csv(tree.root / "report" / "summary.csv")
+    assert set(summary["trainer"]) == set(METHODS)
+    assert "at least as long" in page.read_text()
+    assert [run.epochs for run in collect_runs(902, epochs=10)[1]] == [15, 30]
+
+
+def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
+    add_longer(tree, "nnUNetTrainer", 15, 150.0)
+    tree.report()
+    table = pd.read_csv(tree.root / "report" / "equal_time.csv")
+    assert set(table["baseline_seconds"]) == {150}
+
+
+def test_a_baseline_of_another_name(tree: Tree) -> None:
+    for folder in tree.root.glob("results/*/*/fold_*"):
+        record = json.loads((folder / "benchmark.json").read_text())
+        tree.change(folder, trainer=record["trainer"] + "_250epochs")
+    tree.change(tree.folder("nnUNetTrainer", 5), trainer="nnUNetTrainer")
+    runs, _, notes = collect_runs(902, baseline="nnUNetTrainer_250epochs")
+    assert {run.trainer for run in runs} == set(METHODS)
+    assert "the baseline is nnUNetTrainer_250epochs" in notes[0]
 
 
 def damage_json(tree: Tree, folder: Path) -> None:
