@@ -33,7 +33,7 @@ class BCPConfig(SemiSupervisedConfig):
             for organs; switch it off in a subclass where a class has several parts, such as lesions.
     """
 
-    ramp_up: bool = False
+    ramp_length: float = 0.0
     pretraining: float = 0.25
     box: float = 2 / 3
     unlabeled_weight: float = 0.5

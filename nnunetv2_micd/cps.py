@@ -25,7 +25,7 @@ class CPSConfig(SemiSupervisedConfig):
 
     ema_decay: float = 0.0
     ramp_peak: float = 1.5
-    ramp_up: bool = False
+    ramp_length: float = 0.0
 
 
 class nnUNetTrainerCPS(SemiSupervisedTrainer):

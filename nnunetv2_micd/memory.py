@@ -14,10 +14,9 @@ from nnunetv2_micd.networks import PLAIN, RESIDUAL, build_peer
 BYTES_PER_WEIGHT = 18
 """In float32 weight, gradient and momentum of the student and weight of the teacher, and a copy in half precision."""
 
-BYTES_PER_FEATURE = 7.3
-BYTES_PER_CHANNEL = 45
-BYTES_PER_CLASS = 34
-"""Fitted, see `estimate_memory`: per voxel of a feature map, of the first stage's features and of the logits."""
+BYTES = {False: (2.9, 38, 21), True: (7.3, 45, 34)}
+"""Fitted, see `estimate_memory`: per voxel of a feature map, of the first stage's features and of the logits; without
+and with consistency on the labeled images."""
 
 CUDA_BYTES = 3 * 2**30
 """CUDA itself, cuDNN's workspaces and what PyTorch's allocator holds in reserve: not measured, but what is left of
@@ -48,22 +47,24 @@ class MemoryEstimate:
     nnunet: float
 
 
-def estimate_memory(configuration: ConfigurationManager, input_channels: int, classes: int) -> MemoryEstimate:
+def estimate_memory(
+    configuration: ConfigurationManager, input_channels: int, classes: int, labeled_consistency: bool = False
+) -> MemoryEstimate:
     """Estimate what a training with this configuration takes; nothing is computed, and no GPU is needed.
 
     Measured was the peak of all tensors that are alive at once in a step with mixed precision, by taking the step on
-    tensors without content, as ``tests/test_memory.py`` does: for 26 plans, both architectures, 2D and 3D, batches of 2
-    to 49, 3 to 118 classes. It was 3.1 to 4.2 times that of nnUNetTrainer: about 4 with the default network, 3.5 with a
-    residual encoder, less with many classes. The formula here meets all of them to within 8 %.
+    tensors without content, as ``tests/test_memory.py`` does: for 7 plans, both architectures, 2D and 3D, batches of 2
+    to 12, 3 to 118 classes; with consistency on labeled images for 26. With nnU-Net's default network it was 2.4 times
+    that of nnUNetTrainer, with consistency on labeled images 4 times. The formula here meets all to within 8 %.
 
     What such a step cannot know is the rest, see ``CUDA_BYTES``: cuDNN's workspaces, the fragmentation of the memory.
-    ``torch.compile``, which nnU-Net uses by default, was not measured: it may keep less. Without MCPC, CFC or CMD a
-    step takes as much to within 2 %; the reading ``peer_masked`` takes 1.8 times as much (both with nnU-Net's default).
+    ``torch.compile``, which nnU-Net uses by default, was not measured: it may keep less.
 
     Args:
         configuration: of the plans.
         input_channels: of the network, with those of a cascade.
         classes: channels of the network's output.
+        labeled_consistency: that of the configuration of MICD, or whether there is an ignore label.
     """
     with torch.device("meta"):
         network = get_network_from_plans(
@@ -78,8 +79,9 @@ def estimate_memory(configuration: ConfigurationManager, input_channels: int, cl
         peer: Any = build_peer(configuration, input_channels, classes, deep_supervision=False)
     patch_size, batch_size = configuration.patch_size, configuration.batch_size
     features, features_of_peer = (int(each.compute_conv_feature_map_size(patch_size)) for each in (network, peer))
-    of_voxel = BYTES_PER_CHANNEL * network.encoder.output_channels[0] + BYTES_PER_CLASS * classes
-    of_sample = BYTES_PER_FEATURE * (features + features_of_peer) + of_voxel * torch.Size(patch_size).numel()
+    of_feature, of_channel, of_class = BYTES[labeled_consistency]
+    of_voxel = of_channel * network.encoder.output_channels[0] + of_class * classes
+    of_sample = of_feature * (features + features_of_peer) + of_voxel * torch.Size(patch_size).numel()
     weights = sum(parameter.numel() for each in (network, peer) for parameter in each.parameters())
     reference, reference_batch = PLANNER_REFERENCE[configuration.network_arch_class_name, len(patch_size)]
     return MemoryEstimate(
@@ -92,8 +94,8 @@ def check_memory(plans: PlansManager, name: str, dataset_json: dict[str, Any]) -
     """Say what a training with the configuration ``name`` takes, and warn where no GPU has that much."""
     configuration = plans.get_configuration(name)
     channels = determine_num_input_channels(plans, configuration, dataset_json)
-    classes = plans.get_label_manager(dataset_json).num_segmentation_heads
-    estimate = estimate_memory(configuration, channels, classes)
+    labels = plans.get_label_manager(dataset_json)
+    estimate = estimate_memory(configuration, channels, labels.num_segmentation_heads, labels.has_ignore_label)
     text = (
         f"about {_gib(estimate.micd)} of GPU memory for a training of MICD "
         f"(nnU-Net's own: about {_gib(estimate.nnunet)}, by its planner's measure)"

@@ -23,7 +23,11 @@ class MICDConfig(SemiSupervisedConfig):
     """The numbers of MICD; equations are those of the paper.
 
     Attributes:
-        mcpc, cfc, cmd: whether eq. 3, 4 and 5 are part of the loss.
+        mcpc_weight, cfc_weight, cmd_weight: of eq. 3, 4 and 5 in eq. 7, where each has 1; at 0 a term is not computed.
+            CFC, by far the largest term, has less by measurement (README).
+        labeled_consistency: whether eq. 3, 4 and 5 see the labeled images as well, as in the paper. On the unlabeled
+            ones alone a step takes three quarters of the time and the result is no worse (README). With an ignore
+            label they always do: what is ignored there is unlabeled.
         mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.
@@ -34,9 +38,10 @@ class MICDConfig(SemiSupervisedConfig):
         difficulty_tau: tau of W_diff, in steps.
     """
 
-    mcpc: bool = True
-    cfc: bool = True
-    cmd: bool = True
+    mcpc_weight: float = 1.0
+    cfc_weight: float = 0.1
+    cmd_weight: float = 1.0
+    labeled_consistency: bool = False
     mcpc_reading: Reading = "both_masked"
     mask_ratio: float = 0.5
     mask_block: int = 3
@@ -47,6 +52,9 @@ class MICDConfig(SemiSupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("mcpc_weight", "cfc_weight", "cmd_weight"):
+            if (weight := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is {weight}, it has to be 0 or more.")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is {self.mask_ratio}, it has to be at least 0 and below 1.")
         if self.mask_block < 1:
@@ -63,8 +71,9 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
     """MICD: two different networks learn from the labels, from each other and from their own past, on masked images.
 
     Passes of a step, forward F and backward, on a labeled and an unlabeled batch of equal size (stock nnU-Net:
-    one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 2 F + 2 backward,
-    teacher 2 F; ``peer_clean`` adds 1 F, ``peer_masked`` 2 F + 2 backward.
+    one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 1 F + 1 backward,
+    teacher 1 F; ``peer_clean`` adds 1 F, ``peer_masked`` 1 F + 1 backward. With ``labeled_consistency`` masked 2 F +
+    2 backward, teacher 2 F; ``peer_clean`` adds 1 F, ``peer_masked`` 2 F + 2 backward.
     """
 
     config: ClassVar[MICDConfig] = MICDConfig()
@@ -84,12 +93,12 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
     def prepare_method(self) -> None:
         """W_dist starts from the label counts of the labeled training cases."""
-        if self.config.mcpc and self.config.distribution_weights and self.config.ramp_peak > 0:
+        if self.config.mcpc_weight and self.config.distribution_weights and self.config.ramp_peak > 0:
             counts = count_labels(self.labeled_cases, self.label_manager)
             self._distribution = DistributionWeights(counts, self.config.dist_floor).to(self.device)
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
-        """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on all images (eq. 7 weighs them)."""
+        """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on the unlabeled, or all, images (eq. 7 weighs them)."""
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
         yield {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
@@ -98,27 +107,32 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
         labeled_a, labeled_b = full_resolution(output_a).detach(), full_resolution(output_b).detach()
         del output_a, output_b
-        images = torch.cat((images, unlabeled))
+        config = self.config
+        images = torch.cat((images, unlabeled)) if self._labeled_consistency else unlabeled
         masked_a, features_a, masked_b, features_b = self._masked_pass(images)
         losses = {}
-        if self.config.mcpc:
+        if config.mcpc_weight:
             weight_a, weight_b = self._class_weights(labeled_a, full_resolution(target))
             student_a, student_b, pseudo_a, pseudo_b = self._mcpc_inputs(
                 images, unlabeled, (masked_a, masked_b), (labeled_a, labeled_b)
             )
-            losses["mcpc"] = mcpc(student_a, student_b, pseudo_a, pseudo_b, weight_a, weight_b)
+            losses["mcpc"] = config.mcpc_weight * mcpc(student_a, student_b, pseudo_a, pseudo_b, weight_a, weight_b)
         else:
             pseudo_a, pseudo_b = self.pseudo_label(masked_a), self.pseudo_label(masked_b)
-        if self.config.cfc:
+        if config.cfc_weight:
             stage_weights = cfc_stage_weights(len(features_a))
             stages = slice(-len(stage_weights), None)
-            losses["cfc"] = cfc(features_a[stages], features_b[stages], stage_weights)
-        if self.config.cmd:
+            losses["cfc"] = config.cfc_weight * cfc(features_a[stages], features_b[stages], stage_weights)
+        if config.cmd_weight:
             with torch.no_grad():
                 teacher_a, teacher_b = (self.pseudo_label(self._logits(self.teachers[name], images)) for name in "ab")
-            losses["cmd"] = cmd(masked_a, masked_b, teacher_a, teacher_b)
+            losses["cmd"] = config.cmd_weight * cmd(masked_a, masked_b, teacher_a, teacher_b)
         self._observe(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
         yield losses
+
+    @property
+    def _labeled_consistency(self) -> bool:
+        return self.config.labeled_consistency or self.label_manager.has_ignore_label
 
     def _masked_pass(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
         masked = apply_mask(images, self._sample_mask(images, self.generator))
@@ -148,7 +162,9 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         elif reading == "peer_clean":
             with torch.no_grad():  # the labeled half is known from the supervised pass
                 clean = (self._logits(self.students["a"], unlabeled), self._logits(self.students["b"], unlabeled))
-            peers = torch.cat((labeled[0], clean[0])), torch.cat((labeled[1], clean[1]))
+            if self._labeled_consistency:
+                clean = (torch.cat((labeled[0], clean[0])), torch.cat((labeled[1], clean[1])))
+            peers = clean
         return *students, self.pseudo_label(peers[0]), self.pseudo_label(peers[1])
 
     def _class_weights(self, labeled_a: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -167,7 +183,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
 
         The pseudo-labels are those of eq. 3, so it depends on the reading whether they are of masked images.
         """
-        if self.config.mcpc and self.config.distribution_weights:
+        if self.config.mcpc_weight and self.config.distribution_weights:
             self._distribution.update(pseudo_b)
         self.metrics["agreement"] = 1 - differing(pseudo_a, pseudo_b).float().mean()
         self.metrics["foreground_a"] = foreground_share(pseudo_a)
@@ -202,22 +218,28 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         }
 
 
+class nnUNetTrainerMICD_literal(nnUNetTrainerMICD):
+    """MICD by the letter of the paper: eq. 3, 4 and 5 on labeled and unlabeled images, each with weight one."""
+
+    config = replace(nnUNetTrainerMICD.config, cfc_weight=1.0, labeled_consistency=True)
+
+
 class nnUNetTrainerMICD_noMCPC(nnUNetTrainerMICD):
     """Ablation of MICD: without masked cross pseudo consistency (eq. 3)."""
 
-    config = replace(nnUNetTrainerMICD.config, mcpc=False)
+    config = replace(nnUNetTrainerMICD.config, mcpc_weight=0.0)
 
 
 class nnUNetTrainerMICD_noCFC(nnUNetTrainerMICD):
     """Ablation of MICD: without cross feature consistency (eq. 4)."""
 
-    config = replace(nnUNetTrainerMICD.config, cfc=False)
+    config = replace(nnUNetTrainerMICD.config, cfc_weight=0.0)
 
 
 class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
     """Ablation of MICD: without cross model discrepancy (eq. 5)."""
 
-    config = replace(nnUNetTrainerMICD.config, cmd=False)
+    config = replace(nnUNetTrainerMICD.config, cmd_weight=0.0)
 
 
 class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):

@@ -11,16 +11,11 @@ def gaussian_ramp_up(step: int, total_steps: int, peak: float) -> float:
 
     Args:
         step: Training step t, from 0.
-        total_steps: Length T of the ramp in steps.
+        total_steps: Length T of the ramp in steps; without any, the value is the peak.
         peak: Value from step T on.
 
     Returns:
         The weight b(t).
-
-    Raises:
-        ValueError: If ``total_steps`` is less than one.
     """
-    if total_steps < 1:
-        raise ValueError(f"The ramp-up needs at least one step, got {total_steps}.")
-    missing = 1 - min(step, total_steps) / total_steps
+    missing = 0 if step >= total_steps else 1 - step / total_steps
     return peak * math.exp(-5 * missing**2)

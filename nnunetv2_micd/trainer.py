@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -219,14 +220,28 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
         allowed = get_allowed_n_proc_DA()
-        for_unlabeled = allowed // 2 if self.config.ramp_peak > 0 else 0
+        for_unlabeled = allowed // 2 if self.loads_unlabeled else 0
         with allowed_workers(allowed - for_unlabeled):
             loaders = super().get_dataloaders()
-        if self._images is not None:
+        if self.loads_unlabeled:
             self.dataloader_unlabeled = start_unlabeled_loader(
-                build_unlabeled_loader(self, self._images), for_unlabeled, pin_memory=self.device.type == "cuda"
+                self.build_unlabeled_loader(), for_unlabeled, pin_memory=self.device.type == "cuda"
             )
         return loaders
+
+    @property
+    def loads_unlabeled(self) -> bool:
+        """Whether the steps to come need unlabeled patches."""
+        return self.config.ramp_peak > 0
+
+    def build_unlabeled_loader(self) -> nnUNetDataLoader:
+        """Build the loader of unlabeled patches, see :func:`unlabeled_loader.build_unlabeled_loader`."""
+        assert self._images is not None  # found together with the labeled cases
+        return build_unlabeled_loader(self, self._images)
+
+    def next_unlabeled(self) -> Tensor:
+        """Return the next unlabeled patches ``(B, channels, *patch)``, on the device."""
+        return self._to_device(next(self.dataloader_unlabeled)["data"])
 
     def run_training(self) -> None:
         """Train as nnU-Net does, and name the cause when a worker process was killed.
@@ -244,17 +259,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Start as nnU-Net does; the teachers of a new training begin as copies of what the students are by then."""
         super().on_train_start()
-        self._workers = {
-            "labeled images": processes_of(self.dataloader_train),
-            "validation images": processes_of(self.dataloader_val),
-            "unlabeled images": processes_of(self.dataloader_unlabeled),
-        }
+        self._watch_workers()
         if self.iteration == 0:
             for name, teacher in self.teachers.items():  # -pretrained_weights may have changed the student
                 teacher.load_state_dict(self.students[name].state_dict())
             self.prepare_method()
         if self._saved_random is not None:
             self._continue_random(self._saved_random)
+
+    def _watch_workers(self) -> None:
+        self._workers = {
+            "labeled images": processes_of(self.dataloader_train),
+            "validation images": processes_of(self.dataloader_val),
+            "unlabeled images": processes_of(self.dataloader_unlabeled),
+        }
 
     def _continue_random(self, saved: dict[str, Any]) -> None:
         """Draw on from where a training was saved, after its loaders have drawn their first batches.
@@ -280,10 +298,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     @property
     def unsupervised_weight(self) -> float:
         """b(t) of eq. 7 for the current step."""
-        if not self.config.ramp_up:
-            return self.config.ramp_peak
-        total_steps = self.num_epochs * self.num_iterations_per_epoch
-        return gaussian_ramp_up(self.iteration, total_steps, self.config.ramp_peak)
+        ramp_steps = round(self.config.ramp_length * self.num_epochs * self.num_iterations_per_epoch)
+        return gaussian_ramp_up(self.iteration, ramp_steps, self.config.ramp_peak)
 
     def on_train_epoch_start(self) -> None:
         """Put all students into training mode."""
@@ -306,7 +322,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
         unlabeled = None
         if self.dataloader_unlabeled is not None:
-            unlabeled = self._last_unlabeled = self._to_device(next(self.dataloader_unlabeled)["data"])
+            unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics = {}
         losses: dict[str, Tensor] = {}

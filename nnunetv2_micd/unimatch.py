@@ -36,7 +36,7 @@ class UniMatchConfig(SemiSupervisedConfig):
 
     ema_decay: float = 0.0
     ramp_peak: float = 2.0
-    ramp_up: bool = False
+    ramp_length: float = 0.0
     threshold: float = 0.95
     strong_weight: float = 0.5
     feature_weight: float = 0.5

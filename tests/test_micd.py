@@ -30,7 +30,7 @@ def groups(trainer: nnUNetTrainerMICD) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("reading", get_args(Reading))
 def test_each_reading_trains_both_students_and_no_teacher(reading: Reading, dataset: TinyDataset) -> None:
-    trainer = start(dataset, mcpc_reading=reading, cfc=False, cmd=False)
+    trainer = start(dataset, mcpc_reading=reading, cfc_weight=0.0, cmd_weight=0.0)
     _, unsupervised = groups(trainer)
     assert set(unsupervised) == {"mcpc"}
     unsupervised["mcpc"].backward()
@@ -50,18 +50,35 @@ def test_each_term_reaches_encoder_and_decoder(term: str, dataset: TinyDataset) 
         assert student.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
 
 
-def test_cmd_compares_the_masked_student_with_its_clean_teacher(dataset: TinyDataset) -> None:
-    """Eq. 5 put together by hand from the networks, on labeled and unlabeled images."""
-    trainer = start(dataset)
+@pytest.mark.parametrize("labeled_consistency", [False, True])
+def test_cmd_compares_the_masked_student_with_its_clean_teacher(
+    labeled_consistency: bool, dataset: TinyDataset
+) -> None:
+    """Eq. 5 put together by hand from the networks, on unlabeled images and, if wanted, labeled ones."""
+    trainer = start(dataset, labeled_consistency=labeled_consistency, cmd_weight=0.5)
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
-    images = torch.cat((labeled["data"], unlabeled))
+    images = torch.cat((labeled["data"], unlabeled)) if labeled_consistency else unlabeled
     state = trainer.generator.get_state()
     _, unsupervised = trainer.compute_losses(labeled, unlabeled)
     trainer.generator.set_state(state)
     masked = apply_mask(images, sample_mask(len(images), images.shape[2:], 0.5, 3, trainer.generator))
     logits = [forward_with_features(trainer.students[name], masked)[0] for name in "ab"]
     targets = [pseudo_label(forward_with_features(trainer.teachers[name], images)[0]) for name in "ab"]
-    assert torch.equal(unsupervised["cmd"], cmd(*logits, *targets))
+    assert torch.equal(unsupervised["cmd"], 0.5 * cmd(*logits, *targets))
+
+
+def test_voxels_without_a_label_in_labeled_images_are_always_learned_from(
+    dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(dataset)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        trainer, "_masked_pass", lambda images: seen.append(len(images)) or type(trainer)._masked_pass(trainer, images)
+    )
+    groups(trainer)
+    monkeypatch.setattr(type(trainer.label_manager), "has_ignore_label", True)
+    groups(trainer)
+    assert seen[1] == 2 * seen[0]
 
 
 def test_both_students_see_the_same_mask(dataset: TinyDataset) -> None:
@@ -111,6 +128,11 @@ def test_configuration_is_checked() -> None:
         MICDConfig(ema_decay=1.5)
     with pytest.raises(ValueError, match="ramp_peak is -1"):
         MICDConfig(ramp_peak=-1)
+    for field in ("mcpc_weight", "cfc_weight", "cmd_weight"):
+        with pytest.raises(ValueError, match=f"{field} is -1, it has to be 0 or more"):
+            MICDConfig(**{field: -1})
+    with pytest.raises(ValueError, match="ramp_length is 2, it has to be between 0 and 1"):
+        MICDConfig(ramp_length=2)
     for field, value in (("mask_ratio", 1), ("mask_block", 0), ("dist_floor", 2), ("difficulty_tau", 0)):
         with pytest.raises(ValueError, match=f"{field} is {value}"):
             MICDConfig(**{field: value})

@@ -26,12 +26,12 @@ class FullPrecision:
 class MICD(FullPrecision, nnUNetTrainerMICD):
     # Masks are drawn by each process for itself, weights normalize the loss within a process.
     config = replace(
-        nnUNetTrainerMICD.config, mask_ratio=0.0, difficulty_weights=False, distribution_weights=False, ramp_up=False
+        nnUNetTrainerMICD.config, mask_ratio=0.0, difficulty_weights=False, distribution_weights=False, ramp_length=0.0
     )
 
 
 class MeanTeacher(FullPrecision, nnUNetTrainerMeanTeacher):
-    config = replace(nnUNetTrainerMeanTeacher.config, noise_std=0.0, ramp_up=False)
+    config = replace(nnUNetTrainerMeanTeacher.config, noise_std=0.0, ramp_length=0.0)
 
 
 def make_batches() -> list[tuple[dict[str, Any], torch.Tensor]]:
