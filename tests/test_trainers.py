@@ -26,6 +26,7 @@ from nnunetv2_micd.micd import (
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
+from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
 
@@ -34,6 +35,7 @@ METHODS = [
     nnUNetTrainerCPS,
     nnUNetTrainerDHC,
     nnUNetTrainerMCF,
+    nnUNetTrainerPseudoLabels,
     nnUNetTrainerUAMT,
     nnUNetTrainerUniMatch,
     nnUNetTrainerMICD,
@@ -48,6 +50,7 @@ UNSUPERVISED = {
     nnUNetTrainerCPS: {"cps"},
     nnUNetTrainerDHC: {"cps"},
     nnUNetTrainerMCF: {"review", "consistency"},
+    nnUNetTrainerPseudoLabels: {"pseudo_label"},
     nnUNetTrainerUAMT: {"consistency"},
     nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2"},
     nnUNetTrainerMICD: {"mcpc", "cfc", "cmd"},
@@ -107,7 +110,9 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
     assert (output / "semi_supervised.csv").read_text().count("\n") == 3
     assert (output / "semi_supervised.png").stat().st_size > 0
     if UNSUPERVISED[method]:
-        assert {path.name for path in (output / "unlabeled_patches").iterdir()} == {"epoch_0000.png", "epoch_0001.png"}
+        epochs = [1] if method is nnUNetTrainerPseudoLabels else [0, 1]  # there are no pseudo-labels before
+        pictures = {path.name for path in (output / "unlabeled_patches").iterdir()}
+        assert pictures == {f"epoch_000{epoch}.png" for epoch in epochs}
     log = Path(trainer.log_file).read_text()
     assert f"nnUNetv2_predict -d {dataset.name} -c {configuration}" in log
     assert "nnUNetv2_find_best_configuration" in log
@@ -194,7 +199,7 @@ def test_weight_ramps_up_or_is_constant(dataset: TinyDataset) -> None:
     peak = trainer.config.ramp_peak
     assert weights == pytest.approx([peak * np.exp(-5), peak * np.exp(-1.25), peak])
     trainer.iteration = 0
-    trainer.config = replace(trainer.config, ramp_up=False)
+    trainer.config = replace(trainer.config, ramp_length=0.0)
     assert trainer.unsupervised_weight == peak
 
 

@@ -7,11 +7,13 @@ from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import (
     nnUNetTrainerMICD,
+    nnUNetTrainerMICD_literal,
     nnUNetTrainerMICD_noCFC,
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
+from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.variants import (
@@ -42,10 +44,12 @@ __all__ = [
     "nnUNetTrainerMICD_8000epochs_NoMirroring",
     "nnUNetTrainerMICD_NoMirroring",
     "nnUNetTrainerMICD_SupervisedOnly",
+    "nnUNetTrainerMICD_literal",
     "nnUNetTrainerMICD_noCFC",
     "nnUNetTrainerMICD_noCMD",
     "nnUNetTrainerMICD_noMCPC",
     "nnUNetTrainerMeanTeacher",
+    "nnUNetTrainerPseudoLabels",
     "nnUNetTrainerUAMT",
     "nnUNetTrainerUniMatch",
 ]

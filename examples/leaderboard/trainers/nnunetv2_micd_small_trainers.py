@@ -1,0 +1,73 @@
+"""Every method of the leaderboard in a recipe with which one CPU core trains a small network in minutes.
+
+nnU-Net's own recipe needs thousands of steps; this one is the same for all methods, so it compares them fairly, but its
+scores are not what nnU-Net's recipe would reach. Each trainer ``X`` becomes ``X_small`` here.
+"""
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
+
+
+class SmallRecipe(nnUNetTrainerNoMirroring):
+    """300 steps with AdamW instead of SGD, no mirroring, and on a CPU bfloat16 and the channels-last format."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - the signature has to be nnU-Net's own
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 12
+        self.num_iterations_per_epoch = 25
+        self.num_val_iterations_per_epoch = 2
+        self.initial_lr = 3e-3  # nnU-Net's SGD with 0.01 predicts only background after so few steps
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Return AdamW with nnU-Net's schedule; methods add their further networks to it."""
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def initialize(self) -> None:
+        """Prepare all networks for fast steps on a CPU."""
+        super().initialize()
+        students, teachers = getattr(self, "students", {"a": self.network}), getattr(self, "teachers", {})
+        for network in (*students.values(), *teachers.values()):
+            network.to(memory_format=torch.channels_last_3d)
+            for layer in network.decoder.seg_layers:  # losses are computed in float32
+                layer.register_forward_hook(lambda module, inputs, output: output.float())
+
+    def mixed_precision(self) -> torch.autocast:
+        """Return mixed precision for a CPU; nnU-Net has its own on CUDA only.
+
+        Never around a change of weights and a forward pass after it: that would take the weights of before, which
+        autocast keeps in bfloat16 until it ends.
+        """
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu")
+
+    def train_step(self, batch: dict) -> dict:
+        """Take a step in mixed precision."""
+        with self.mixed_precision():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate a batch in mixed precision."""
+        with self.mixed_precision():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict in mixed precision."""
+        with self.mixed_precision():
+            super().perform_actual_validation(save_probabilities)
+
+
+BASES = [nnUNetTrainer, *(getattr(methods, name) for name in methods.__all__)]
+for base in BASES:
+    name = f"{base.__name__}_small"
+    globals()[name] = type(name, (SmallRecipe, base), {"__doc__": base.__doc__, "__module__": __name__})
