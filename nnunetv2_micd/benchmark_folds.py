@@ -58,23 +58,29 @@ def is_drawn(budget: str) -> bool:
     return budget != ALL and not budget.startswith("f")
 
 
-def check_validation(entry: Entry) -> None:
-    """Raise a ``ValueError`` where testing on the validation cases would be testing on labeled ones."""
-    tested_too = sorted(set(entry["train"]) & set(entry["val"]))
-    if tested_too:
-        raise ValueError(
-            f"A fold validates on its labeled cases ({shorten(tested_too)}), which is no test; give other cases "
-            "with --test"
-        )
+def check_validation(entries: Mapping[tuple[str, int], Entry]) -> None:
+    """Raise a ``ValueError`` where the validation cases are no test cases: labeled, or not the same in all entries."""
+    found = [(budget, entry) for (budget, _), entry in entries.items()]
+    for budget, entry in found:
+        tested_too = sorted(set(entry["train"]) & set(entry["val"]))
+        if tested_too:
+            raise ValueError(
+                f"A fold validates on its labeled cases ({shorten(tested_too)}), which is no test; give other cases "
+                "with --test"
+            )
+        if entry["val"] != found[0][1]["val"]:
+            raise ValueError(
+                f"-n {found[0][0]} and -n {budget} have other validation cases, so no report can compare them; leave "
+                "out one of them, or give test cases with --test"
+            )
 
 
 def check_different(entries: Mapping[tuple[str, int], Entry]) -> None:
-    """Raise a ``ValueError`` where two drawn entries have the same labeled cases, and so would be one fold."""
-    seen: dict[tuple[str, ...], tuple[str, int]] = {}
+    """Raise a ``ValueError`` where two entries have the same cases, and so would be one fold, see `add_fold`."""
+    seen: dict[tuple[Any, ...], tuple[str, int]] = {}
     for (budget, seed), entry in entries.items():
-        if not is_drawn(budget):
-            continue
-        first = seen.setdefault(tuple(entry["train"]), (budget, seed))
+        fold = (*map(tuple, entry.values()), None if is_drawn(budget) else seed)
+        first = seen.setdefault(fold, (budget, seed))
         if first != (budget, seed):
             raise ValueError(
                 f"-n {first[0]} with seed {first[1]} and -n {budget} with seed {seed} label the same cases; leave out "

@@ -165,8 +165,7 @@ def _plan_cells(grid: Grid, data: _Data) -> list[_Cell]:
     entries = {(budget, seed): budget_entry(data.name, cases, budget, seed, grid.val_fraction) for budget, seed in keys}
     check_different(entries)
     if grid.test is None:
-        for entry in entries.values():
-            check_validation(entry)
+        check_validation(entries)
     return [
         _Cell(*key, entry, trainer, data.unlabeled_cases(entry) if trainer.needs_unlabeled else [])
         for key, entry in entries.items()

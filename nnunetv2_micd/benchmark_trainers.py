@@ -155,12 +155,17 @@ def check_lengths(trainers: Sequence[Trainer]) -> None:
             )
 
 
+def _written_length(run: Run) -> Length:
+    """Return the length that makes the class of a run another one than its trainer; its name tells."""
+    suffix = run.trainer_class.removeprefix(run.trainer)
+    lengths = (Length(run.epochs), Length(None, run.iterations), Length(run.epochs, run.iterations))
+    return next(length for length in lengths if length.suffix == suffix)
+
+
 def write_trainers(runs: Iterable[Run]) -> Path | None:
     """Write the classes of another length that runs need; return their folder, or None where there is none."""
     lengths = {
-        run.trainer_class: (run.trainer, Length(run.epochs, run.iterations))
-        for run in runs
-        if run.trainer_class != run.trainer
+        run.trainer_class: (run.trainer, _written_length(run)) for run in runs if run.trainer_class != run.trainer
     }
     if not lengths:
         return None

@@ -141,7 +141,9 @@ def _add_report(commands: Any) -> None:
     report.add_argument(
         "--tolerance", metavar="MM", type=float, default=1.0, help="of the normalized surface Dice in mm; default: 1"
     )
-    report.add_argument("--epochs", metavar="N", type=int, help="only runs of this length")
+    report.add_argument(
+        "--epochs", metavar="N", type=int, help="only runs of this length, and longer ones of the baseline"
+    )
     report.add_argument(
         "--baseline",
         metavar="TRAINER",

@@ -9,7 +9,7 @@ class SemiSupervisedConfig:
 
     Attributes:
         ema_decay: a of eq. 1, the largest decay of the teachers.
-        ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the training; at 0 no
+        ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the ramp; at 0 no
             unlabeled image is read and no unsupervised loss computed. DHC has 0.1; in trainings of 200 steps 0.1, 1 and
             3 did not differ beyond the noise (README), so 1, the supervised losses' own weight, is a convention.
         ramp_length: the share of the training over which b grows to its peak; at 0 it has it from the first step on.

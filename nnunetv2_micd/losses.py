@@ -36,7 +36,7 @@ def mcpc(
     ===============  ==================  ========================  ==================================================
     reading          ``logits_*`` from   ``pseudo_*`` from         further passes of each student
     ===============  ==================  ========================  ==================================================
-    ``peer_masked``  the clean image     the peer's masked image   all clean images, with gradient
+    ``peer_masked``  the clean image     the peer's masked image   the clean images, with gradient
     ``both_masked``  the masked image    the peer's masked image   none
     ``peer_clean``   the masked image    the peer's clean image    clean unlabeled images, without gradient
     ===============  ==================  ========================  ==================================================

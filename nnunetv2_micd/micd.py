@@ -24,7 +24,7 @@ class MICDConfig(SemiSupervisedConfig):
 
     Attributes:
         mcpc_weight, cfc_weight, cmd_weight: of eq. 3, 4 and 5 in eq. 7, where each has 1; at 0 a term is not computed.
-            CFC, by far the largest term, has less by measurement (README).
+            CFC, by far the largest term, has less, which was no worse (README).
         labeled_consistency: whether eq. 3, 4 and 5 see the labeled images as well, as in the paper. On the unlabeled
             ones alone a step takes three quarters of the time and the result is no worse (README). With an ignore
             label they always do: what is ignored there is unlabeled.
@@ -218,8 +218,11 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         }
 
 
-class nnUNetTrainerMICD_literal(nnUNetTrainerMICD):
-    """MICD by the letter of the paper: eq. 3, 4 and 5 on labeled and unlabeled images, each with weight one."""
+class nnUNetTrainerMICD_allImages(nnUNetTrainerMICD):
+    """MICD closer to the paper: eq. 3, 4 and 5 on labeled and unlabeled images, each with weight one.
+
+    Without the class weights of eq. 3 and with the same reading of it, as in nnUNetTrainerMICD, see `MICDConfig`.
+    """
 
     config = replace(nnUNetTrainerMICD.config, cfc_weight=1.0, labeled_consistency=True)
 

@@ -68,7 +68,7 @@ def write_report(
         frame.to_csv(folder / f"{name}.csv", index=False)
     tables = format_tables(frames, _names_of(scored))
     figures = draw_all(runs, scores, costs, folder / "figures")
-    facts, rules = describe(runs, tolerance), list_rules(tolerance)
+    facts, rules = {"Baseline, called nnU-Net": baseline} | describe(runs, tolerance), list_rules(tolerance)
     return write_page(folder, facts, notes, tables, figures, rules), notes
 
 
@@ -133,7 +133,7 @@ def find_caveats(runs: Sequence[Run]) -> list[str]:
                 f"{', '.join(map(str, missing))}, but of other methods."
             )
     if not any(run.trainer == BASELINE for run in runs):
-        caveats.append(f"There are no runs of {BASELINE}, so there is nothing to test the methods against.")
+        caveats.append("There are no runs of the baseline, so there is nothing to test the methods against.")
     return caveats
 
 
@@ -176,7 +176,7 @@ def list_rules(tolerance: float) -> list[str]:
         f"Tests: the score of a case is the mean over its classes and then over the seeds that both methods have; a "
         "case that is not scored for one of the two is left out, so the number of cases is given. The p-value is that "
         "of the two-sided Wilcoxon signed-rank test, also corrected after Holm over all comparisons of that metric. "
-        f"The interval is the 95 % percentile bootstrap of the mean difference to {BASELINE} with the same labels "
+        "The interval is the 95 % percentile bootstrap of the mean difference to the baseline with the same labels "
         f"({BOOTSTRAP_SAMPLES} draws of cases). It speaks of other test cases, not of other labeled ones: those "
         "are the standard deviation's matter.",
         "At equal time: where the baseline was trained longer, too, each method is tested against the shortest of its "

@@ -19,9 +19,9 @@ TEST_COLUMNS = ["cases", "difference", "low", "high", "p"]
 def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return for each budget and method the paired comparison of its Dice with that of a baseline of its time.
 
-    That baseline is the shortest which took at least the time of the method, or the longest where none did; both are
-    averaged over the seeds that both have. Holm's correction is over all rows. Without runs of a longer baseline there
-    is no row.
+    That baseline is the shortest which took at least the time of the method, see `TOLERANCE`, or the longest where none
+    did. Times are means over all seeds of each, scores over the seeds that both have. Holm's correction is over all
+    rows. Without runs of a longer baseline, or without a common seed, there is no row.
 
     Args:
         scores: of all runs, with those of the longer baselines.
@@ -39,6 +39,8 @@ def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataF
         name = long_enough.index[0] if len(long_enough) else rivals.index[-1]
         rival = cases[(cases["budget"] == budget) & (cases["trainer"] == name)]
         seeds = set(method["seed"]) & set(rival["seed"])
+        if not seeds:
+            continue
         ours, theirs = (each[each["seed"].isin(seeds)].groupby("case")["dice"].mean() for each in (method, rival))
         row = {"budget": budget, "trainer": trainer, "training_seconds": times[trainer], "baseline": name}
         row |= {"baseline_seconds": times[name], "dice": ours.mean(), "baseline_dice": theirs.mean()}

@@ -162,7 +162,7 @@ def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | Non
 def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
     """Draw the mean Dice over the training time, a panel for each budget with longer trainings of the baseline."""
     table = by_seed[by_seed["class"] == MEAN].groupby(["budget", "trainer"], sort=False)["dice"].agg(["mean", "std"])
-    table = 100 * table.fillna(0).join(costs.set_index(["budget", "trainer"])["training_seconds_mean"] / 6000)
+    table = 100 * table.fillna({"std": 0}).join(costs.set_index(["budget", "trainer"])["training_seconds_mean"] / 6000)
     longer = table[[is_baseline(trainer) and trainer != BASELINE for _, trainer in table.index]]
     budgets = list(longer.index.unique("budget"))
     if not budgets:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -136,14 +137,21 @@ def collect_runs(
 
 
 def _rename(trainer: str, baseline: str) -> str:
-    return BASELINE if trainer == baseline else trainer.removesuffix(baseline.removeprefix(BASELINE))
+    if trainer == baseline:
+        return BASELINE
+    return trainer.removesuffix(baseline.removeprefix(BASELINE)).removesuffix("_")  # MICD_NoMirroring has one more
 
 
 def _split_longer(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Separate the runs of the baseline that are longer than those of the methods, and name their length."""
-    epochs = max({run.epochs for run in runs if run.trainer != BASELINE} or {min(run.epochs for run in runs)})
-    usual = [run for run in runs if run.trainer != BASELINE or run.epochs <= epochs]
-    longer = [run for run in runs if run not in usual]
+    methods = [run for run in runs if run.trainer != BASELINE]
+    reference = max(methods, key=attrgetter("epochs")) if methods else min(runs, key=attrgetter("epochs"))
+    longer = [
+        run
+        for run in runs
+        if run.trainer == BASELINE and run.epochs > reference.epochs and run.iterations == reference.iterations
+    ]
+    usual = [run for run in runs if run not in longer]
     return usual, [replace(run, trainer=f"{BASELINE}, {run.epochs} epochs") for run in longer]
 
 

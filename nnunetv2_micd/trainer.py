@@ -46,7 +46,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each.
 
     A method defines :meth:`compute_losses`, and where it needs them :meth:`build_further_networks`,
-    :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and :meth:`picture_panels`.
+    :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and :meth:`picture_panels`; one that learns
+    from more than unlabeled patches also :attr:`loads_unlabeled`, :meth:`build_unlabeled_loader` and
+    :meth:`next_unlabeled`.
 
     Attributes:
         config: the method's numbers; a variant is a subclass with another one.

@@ -139,8 +139,12 @@ def lay_out(benchmark: Benchmark, number: int) -> Path:
         (incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
         preprocessed = Path(nnUNet_preprocessed, name)
         preprocessed.mkdir()  # is not there, or the number would be taken; so no other splits are overwritten
-        write_splits(benchmark.folds(), preprocessed / "splits_final.json")
-        incomplete.replace(raw)
+        try:
+            write_splits(benchmark.folds(), preprocessed / "splits_final.json")
+            incomplete.replace(raw)
+        except OSError:
+            shutil.rmtree(preprocessed)  # or the number would be taken when the command is repeated
+            raise
     except OSError as error:
         raise OSError(f"Cannot make {raw} with links to the download ({error})") from error
     finally:

@@ -7,7 +7,7 @@ from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import (
     nnUNetTrainerMICD,
-    nnUNetTrainerMICD_literal,
+    nnUNetTrainerMICD_allImages,
     nnUNetTrainerMICD_noCFC,
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_noMCPC,
@@ -44,7 +44,7 @@ __all__ = [
     "nnUNetTrainerMICD_8000epochs_NoMirroring",
     "nnUNetTrainerMICD_NoMirroring",
     "nnUNetTrainerMICD_SupervisedOnly",
-    "nnUNetTrainerMICD_literal",
+    "nnUNetTrainerMICD_allImages",
     "nnUNetTrainerMICD_noCFC",
     "nnUNetTrainerMICD_noCMD",
     "nnUNetTrainerMICD_noMCPC",
