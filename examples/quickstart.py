@@ -20,14 +20,13 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from small_plans import PLANS, write_small_plans
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "examples" / "hippocampus"
 WORK = REPOSITORY / "quickstart"
 DATASET = "Dataset004_Hippocampus"
-PLANS = "nnUNetPlans_small"
-TRAINER = "nnUNetTrainerMICD_quickstart"
-PATCH_SIZE = [32, 40, 32]
+TRAINER = "nnUNetTrainerMICD_small"
 LEAST_DICE = 0.75
 CASES_SHOWN = 4
 
@@ -45,6 +44,7 @@ def main() -> None:
 
     title("Plan and preprocess the labeled images")
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres -npfp {processes} -np {processes} --verify_dataset_integrity")
+    title("Shrink the network, so that a CPU trains it in minutes")
     write_small_plans(preprocessed)
     title("Preprocess the unlabeled images (imagesUn)")
     run(f"nnUNetv2_micd preprocess -d 4 -c 3d_fullres -p {PLANS} -np {processes}")
@@ -99,25 +99,6 @@ def run(command: str) -> None:
         subprocess.run(shlex.split(command), check=True, cwd=REPOSITORY)
     except subprocess.CalledProcessError as error:
         sys.exit(f"\nThe quickstart stopped because this command failed (exit code {error.returncode}): {command}")
-
-
-def write_small_plans(preprocessed: Path) -> None:
-    """Write plans with a network a quarter as wide and half the patch: a copy under another name, chosen with -p.
-
-    The data identifier stays, so what has been preprocessed for nnUNetPlans serves these plans too.
-    """
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    plans["plans_name"] = PLANS
-    plans["configurations"] = {"3d_fullres": plans["configurations"]["3d_fullres"]}
-    configuration = plans["configurations"]["3d_fullres"]
-    configuration["batch_size"] = 2
-    configuration["patch_size"] = PATCH_SIZE
-    network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
-    path = preprocessed / f"{PLANS}.json"
-    path.write_text(json.dumps(plans, indent=4))
-    title("Shrink the network, so that a CPU trains it in minutes")
-    print(f"{relative(path)}: features per stage {network['features_per_stage']}, patch {PATCH_SIZE}, batch size 2")
 
 
 def draw_predictions(raw: Path, predictions: Path, summary: dict, class_names: dict[str, str], path: Path) -> None:

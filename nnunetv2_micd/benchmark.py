@@ -19,8 +19,8 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
-from nnunetv2_micd.benchmark_plan import STOCK, Grid, is_done, plan_runs
-from nnunetv2_micd.benchmark_run import LOG, Run, add_trainer_folder, execute, read_record, write_record
+from nnunetv2_micd.benchmark_plan import Grid, is_done, plan_runs
+from nnunetv2_micd.benchmark_run import LOG, STOCK, Run, add_trainer_folder, execute, read_record, write_record
 from nnunetv2_micd.benchmark_trainers import write_trainers
 from nnunetv2_micd.unlabeled_cases import dataset_id
 
@@ -137,7 +137,10 @@ def run_benchmark(
         print("To predict with these trainings later, nnU-Net has to find their trainers:")
         print(f'export nnUNet_extTrainer="{os.environ["nnUNet_extTrainer"]}"')
     baseline = "" if grid.baseline == STOCK else f" --baseline {grid.baseline}"
-    print(f"Compare the runs with: nnUNetv2_micd report -d {dataset_id(runs[0].dataset)}{baseline} -o OUTPUT_FOLDER")
+    print(
+        f"Compare the runs with: nnUNetv2_micd report -d {dataset_id(runs[0].dataset)} -c {grid.configuration} "
+        f"-p {grid.plans}{baseline} -o OUTPUT_FOLDER"
+    )
     return failed
 
 
@@ -193,7 +196,8 @@ def _run_all(
     device: str,
 ) -> list[Run]:
     queue, active, failed = list(waiting), list[_Started](), list[Run]()
-    epochs = {run: _count_epochs(run) for run in runs}
+    begin = time.time()
+    epochs = {run: _count_epochs(run, begin) for run in runs}
     with tqdm(
         total=sum(run.epochs for run in runs),
         initial=sum(epochs.values()),
@@ -209,7 +213,7 @@ def _run_all(
                     active.append(start(queue.pop(0), active))
                 time.sleep(POLL_SECONDS)
                 for each in list(active):
-                    epochs[each.run] = _count_epochs(each.run)
+                    epochs[each.run] = _count_epochs(each.run, begin)
                     ending = each.poll()
                     if ending is None:
                         continue
@@ -237,12 +241,15 @@ def _tell(ended: _Started, ending: str, device: str) -> str:
     return f"FAILED: {ended.run}: {ending}; see {ended.log}"
 
 
-def _count_epochs(run: Run) -> int:
-    """Return how many epochs of a run are finished, by nnU-Net's log of its training."""
+def _count_epochs(run: Run, since: float) -> int:
+    """Return how many epochs of a run are finished, by nnU-Net's log of its training.
+
+    Logs from before a time (seconds) do not count: what was interrupted goes on from a checkpoint of earlier, or anew.
+    """
     if is_done(run):
         return run.epochs
     logs = sorted(run.folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
-    if not logs:
+    if not logs or logs[-1].stat().st_mtime < since:
         return 0
     with logs[-1].open("rb") as file:
         file.seek(max(0, logs[-1].stat().st_size - 65536))

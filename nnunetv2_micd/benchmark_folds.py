@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_micd.benchmark_run import ALL_LABELS
 from nnunetv2_micd.dataset_folders import preprocessed_folder
 from nnunetv2_micd.raw_images import shorten
 from nnunetv2_micd.splits import Entry, add_budget_splits, default_splits, list_cases, make_entry, write_splits
 from nnunetv2_micd.unlabeled_cases import load_splits
-
-ALL = "all"
-"""The budget with which nothing is unlabeled: the ceiling, of the baseline only."""
 
 
 def budget_entry(dataset_name: str, cases: list[str], budget: str, seed: int, val_fraction: float) -> Entry:
@@ -29,7 +27,7 @@ def budget_entry(dataset_name: str, cases: list[str], budget: str, seed: int, va
     """
     if re.fullmatch(r"f\d+", budget):
         return _published_entry(dataset_name, cases, int(budget[1:]))
-    if budget != ALL:
+    if budget != ALL_LABELS:
         return make_entry(cases, budget, seed, val_fraction)
     entry = make_entry(cases, "1", seed, val_fraction)
     return {"train": sorted(entry["train"] + entry["unlabeled"]), "val": entry["val"], "unlabeled": []}
@@ -55,7 +53,7 @@ def _load_splits(dataset_name: str, cases: list[str]) -> list[Any]:
 
 def is_drawn(budget: str) -> bool:
     """Return whether each seed has other labeled cases."""
-    return budget != ALL and not budget.startswith("f")
+    return budget != ALL_LABELS and not budget.startswith("f")
 
 
 def check_validation(entries: Mapping[tuple[str, int], Entry]) -> None:

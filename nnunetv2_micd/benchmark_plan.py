@@ -12,16 +12,14 @@ from typing import Any
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.benchmark_folds import ALL, add_fold, budget_entry, check_different, check_validation
-from nnunetv2_micd.benchmark_run import Run, read_record
+from nnunetv2_micd.benchmark_folds import add_fold, budget_entry, check_different, check_validation
+from nnunetv2_micd.benchmark_run import ALL_LABELS, STOCK, Run, read_record
 from nnunetv2_micd.benchmark_test_set import check_test_set
 from nnunetv2_micd.benchmark_trainers import OWN_LENGTH, Length, Trainer, check_lengths, find_trainer
 from nnunetv2_micd.dataset_folders import find_dataset, load_plans, preprocessed_folder
 from nnunetv2_micd.raw_images import shorten
 from nnunetv2_micd.splits import Entry, list_cases
 from nnunetv2_micd.unlabeled_cases import dataset_id, find_damaged, find_unlabeled_cases
-
-STOCK = "nnUNetTrainer"
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _plan_cells(grid: Grid, data: _Data) -> list[_Cell]:
         _Cell(*key, entry, trainer, data.unlabeled_cases(entry) if trainer.needs_unlabeled else [])
         for key, entry in entries.items()
         for trainer in trainers
-        if key[0] != ALL or trainer == baseline
+        if key[0] != ALL_LABELS or trainer == baseline
     ]
 
 

@@ -29,6 +29,12 @@ LOG = "benchmark.log"
 TRAINERS_FOLDER = "benchmark_trainers"
 """The folder in ``nnUNet_results`` of generated trainers, of another length than those that they derive from."""
 
+STOCK = "nnUNetTrainer"
+"""nnU-Net's own trainer."""
+
+ALL_LABELS = "all"
+"""The budget with which nothing is unlabeled: the ceiling, of the baseline only."""
+
 LOCK_SECONDS = 30
 """How long a run waits for a process before it that is just being killed."""
 
@@ -222,7 +228,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     return {
         "training_seconds": sum(end - start for start, end in trained),
         "prediction_seconds": seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
 
@@ -288,7 +294,7 @@ def _predict(run: Run, device: Any) -> None:
     )
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the largest resident size of this process in bytes, without its workers; 0 on Windows."""
     try:
         import resource

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.inference.export_prediction import resample_and_save
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 from tqdm import tqdm
 
+from nnunetv2_micd.predictors import predictor_of
 from nnunetv2_micd.unlabeled_cases import UnlabeledCase, shorten, unlabeled_folder
 from nnunetv2_micd.unlabeled_loader import UnlabeledImages
 
@@ -27,16 +27,7 @@ def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[Un
         network: the deployed network, deep supervision off.
         cases: the unlabeled images, preprocessed for the first stage.
     """
-    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    predictor = predictor_of(trainer, network)
     images = UnlabeledImages(cases)
     for stage in trainer.configuration_manager.next_stage_names:
         labeled_folder = join(

@@ -13,8 +13,8 @@ def ema_decay_at(step: int, decay: float) -> float:
     """Decay with a warm-up that lets the teacher average over about the last tenth of the steps so far.
 
     Mean Teacher's own warm-up, ``1 - 1 / (step + 1)``, averages over all steps so far until it reaches ``decay``: the
-    teacher of a short training lags far behind its student, by two points of Dice after 200 steps in the comparison of
-    ``examples/compare_hippocampus.py``. This one is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``;
+    teacher of a short training lags far behind its student, by two points of Dice after 200 steps
+    (``docs/results``). This one is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``;
     from step 890 on, with a decay of 0.99, both are the same.
 
     Args:

@@ -12,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
+from nnunetv2_micd.predictors import predictor_of
 from nnunetv2_micd.processes import several_processes
 from nnunetv2_micd.pseudo_label_files import fingerprint, read_record, write_pseudo_label
 from nnunetv2_micd.unlabeled_loader import OUTSIDE, UnlabeledImages
@@ -75,18 +76,7 @@ def label_images(
     paths = {case: os.path.join(folder, case) for case in images.identifiers}
     weights = [*earlier, copy_weights(network)]
     name = fingerprint(weights[-1])
-    predictor = nnUNetPredictor(
-        device=trainer.device, perform_everything_on_device=trainer.device.type == "cuda", allow_tqdm=False
-    )
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    predictor = predictor_of(trainer, network)
     rank, number = (distributed.get_rank(), distributed.get_world_size()) if several_processes() else (0, 1)
     for case in tqdm(list(paths)[rank::number], desc="pseudo-labels", disable=rank > 0):
         if read_record(paths[case]).get("network") != name:

@@ -55,13 +55,15 @@ def write_report(
     check_tolerance(tolerance)
     runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
     scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
+    # The longer ones have a table and a figure of their own.
+    runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
+    if not runs:
+        raise ValueError(failures[0])
     notes += failures + find_caveats(scored)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     costs = collect_costs(scored)
     frames = {"cases": scores, "costs": costs, "equal_time": compare_at_equal_time(scores, costs)}
-    # The longer ones have a table and a figure of their own.
-    runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
     usual = scores[scores["trainer"].isin({run.trainer for run in runs})]
     frames |= {"summary": summarize(usual), "comparisons": compare_all(usual)}
     for name, frame in frames.items():
@@ -85,9 +87,7 @@ def _score_all(runs: Sequence[Run], tolerance: float, num_processes: int) -> tup
             who = {"trainer": run.trainer, "budget": run.budget, "num_labeled": run.num_labeled, "seed": run.seed}
             tables.append(table.assign(**who)[[*who, *table.columns]])
             scored.append(run)
-    if not scored:
-        raise ValueError(failures[0])
-    return scored, pd.concat(tables, ignore_index=True), failures
+    return scored, pd.concat([pd.DataFrame(), *tables], ignore_index=True), failures
 
 
 @contextmanager
@@ -180,6 +180,7 @@ def list_rules(tolerance: float) -> list[str]:
         f"({BOOTSTRAP_SAMPLES} draws of cases). It speaks of other test cases, not of other labeled ones: those "
         "are the standard deviation's matter.",
         "At equal time: where the baseline was trained longer, too, each method is tested against the shortest of its "
-        f"trainings that took at least {TOLERANCE:.0%} of the method's time, or the longest where none did.",
+        f"trainings that took at least {TOLERANCE:.0%} of the method's time, or the longest where none did; Holm's "
+        "correction is over the rows of that table.",
         "Training and prediction time are means over the seeds; memory is the largest of all seeds.",
     ]

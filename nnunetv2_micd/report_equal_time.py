@@ -7,7 +7,7 @@ import pandas as pd
 
 from nnunetv2_micd.paired_tests import compare_paired, correct_holm
 from nnunetv2_micd.report_runs import is_baseline
-from nnunetv2_micd.report_tables import mean_over_classes
+from nnunetv2_micd.report_tables import MEAN, mean_over_cases, mean_over_classes
 
 TOLERANCE = 0.95
 """A baseline counts as trained as long as a method from this share of the method's time on: times are noisy."""
@@ -28,6 +28,8 @@ def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataF
         costs: of the same, see ``report_tables.collect_costs``.
     """
     cases = mean_over_classes(scores)
+    overall = mean_over_cases(scores)
+    of_run = overall[overall["class"] == MEAN].set_index(["budget", "trainer", "seed"])["dice"].sort_index()
     seconds = costs.set_index(["budget", "trainer"])["training_seconds_mean"]
     rows: list[dict[str, Any]] = []
     for (budget, trainer), method in cases.groupby(["budget", "trainer"], sort=False):
@@ -43,7 +45,8 @@ def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataF
             continue
         ours, theirs = (each[each["seed"].isin(seeds)].groupby("case")["dice"].mean() for each in (method, rival))
         row = {"budget": budget, "trainer": trainer, "training_seconds": times[trainer], "baseline": name}
-        row |= {"baseline_seconds": times[name], "dice": ours.mean(), "baseline_dice": theirs.mean()}
+        dice, baseline_dice = (of_run.loc[budget, each].loc[sorted(seeds)].mean() for each in (trainer, name))
+        row |= {"baseline_seconds": times[name], "dice": dice, "baseline_dice": baseline_dice}
         rows.append(row | {"seeds": len(seeds)} | asdict(compare_paired((ours - theirs).dropna().to_numpy())))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *TEST_COLUMNS])
     return table.assign(p_holm=correct_holm(table["p"].to_numpy()))

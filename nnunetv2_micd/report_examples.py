@@ -12,9 +12,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from nnunetv2_micd.benchmark_run import ALL_LABELS
 from nnunetv2_micd.dataset_folders import find_dataset, raw_folder
 from nnunetv2_micd.raw_images import group_images
-from nnunetv2_micd.report_runs import ALL_LABELS, Run, display_name
+from nnunetv2_micd.report_runs import Run, display_name
 
 QUANTILES = (0.1, 0.5, 0.9)
 """Of the baseline's Dice over the cases: the cases with these are shown, so that nobody chooses them."""

@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from nnunetv2_micd.benchmark_run import ALL_LABELS
 from nnunetv2_micd.report_examples import choose_examples, draw_examples
-from nnunetv2_micd.report_runs import ALL_LABELS, BASELINE, Run, display_name, is_baseline
+from nnunetv2_micd.report_runs import BASELINE, Run, display_name, is_baseline
 from nnunetv2_micd.report_tables import MEAN, mean_over_cases, mean_over_classes
 
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf", "#999900", "#b22222")

@@ -356,13 +356,14 @@ def test_gpus_are_used_in_turn(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_epochs_are_counted_in_the_last_log(dataset: TinyDataset, grid: Grid) -> None:
     run = plan_runs(grid)[0]
-    assert benchmark._count_epochs(run) == 0
+    assert benchmark._count_epochs(run, since=0) == 0
     run.folder.mkdir(parents=True)
     log = run.folder / "training_log_2026_1_1_00_00_00.txt"
     log.write_text("2026-01-01: Epoch 0 \n2026-01-01: Epoch time: 3.0 s\n2026-01-01: Epoch 1 \n")
-    assert benchmark._count_epochs(run) == 1
+    assert benchmark._count_epochs(run, since=0) == 1
     log.write_text(log.read_text() + "2026-01-01: Training done.\n")
-    assert benchmark._count_epochs(run) == 2
+    assert benchmark._count_epochs(run, since=0) == 2
+    assert benchmark._count_epochs(run, since=time.time() + 1) == 0
 
 
 # ------------------------------------------------------------------------------------------------- whole trainings

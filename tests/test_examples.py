@@ -1,4 +1,4 @@
-"""The recipe of ``examples/leaderboard``: every method has a trainer in it, found and trained as any other."""
+"""The recipe of ``examples/trainers``: every method has a trainer in it, found and trained as any other."""
 
 import json
 import subprocess
@@ -13,12 +13,12 @@ from conftest import TinyDataset, make_trainer
 
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "leaderboard"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = spec_from_file_location("recipe", EXAMPLE / "trainers" / "nnunetv2_micd_small_trainers.py")
+    spec = spec_from_file_location("recipe", EXAMPLES / "trainers" / "nnunetv2_micd_small_trainers.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -32,6 +32,7 @@ def test_every_method_has_the_recipe(recipe):
 @pytest.mark.parametrize("name", ["nnUNetTrainer_small", "nnUNetTrainerMICD_small", "nnUNetTrainerPseudoLabels_small"])
 def test_a_step_is_in_mixed_precision_with_losses_in_float32(recipe, dataset: TinyDataset, monkeypatch, name):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(recipe, "COMPUTES_BFLOAT16", True)
     trainer = make_trainer(getattr(recipe, name), dataset)
     trainer.on_train_start()
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
@@ -50,7 +51,7 @@ def test_a_step_is_in_mixed_precision_with_losses_in_float32(recipe, dataset: Ti
 
 
 def test_the_small_plans_share_the_data_of_nnunets_own(dataset: TinyDataset):
-    subprocess.run([sys.executable, EXAMPLE / "small_plans.py", dataset.name], check=True)
+    subprocess.run([sys.executable, EXAMPLES / "small_plans.py", dataset.name], check=True)
     plans = json.loads((dataset.preprocessed / "nnUNetPlans_small.json").read_text())
     own = json.loads(dataset.plans_file.read_text())
     assert plans["configurations"]["3d_fullres"]["batch_size"] == 2

@@ -1,8 +1,13 @@
-"""Every method of the leaderboard in a recipe with which one CPU core trains a small network in minutes.
+"""Trainers of one's own: every method in a recipe with which one CPU core trains a small network in minutes.
+
+nnU-Net finds them because this folder is the second one in ``nnUNet_extTrainer``. As everywhere in nnU-Net, a trainer
+is chosen by the name of its class, and settings are changed in a subclass. Each trainer ``X`` becomes ``X_small`` here.
 
 nnU-Net's own recipe needs thousands of steps; this one is the same for all methods, so it compares them fairly, but its
-scores are not what nnU-Net's recipe would reach. Each trainer ``X`` becomes ``X_small`` here.
+scores are not what nnU-Net's recipe would reach.
 """
+
+from contextlib import AbstractContextManager
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -10,10 +15,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
+from nnunetv2_micd.trainer import SemiSupervisedTrainer
+
+COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+"""Whether this CPU has matrix units for it; on others bfloat16 may be slower than float32."""
 
 
 class SmallRecipe(nnUNetTrainerNoMirroring):
-    """300 steps with AdamW instead of SGD, no mirroring, and on a CPU bfloat16 and the channels-last format."""
+    """300 steps with AdamW instead of SGD, no mirroring, channels-last format; on a CPU that has it, bfloat16."""
 
     def __init__(
         self,
@@ -49,10 +58,16 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
         Never around a change of weights and a forward pass after it: that would take the weights of before, which
         autocast keeps in bfloat16 until it ends.
         """
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu")
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and COMPUTES_BFLOAT16)
+
+    def autocast(self) -> AbstractContextManager:
+        """Let semi-supervised trainers compute their losses in mixed precision."""
+        return self.mixed_precision() if self.device.type == "cpu" else super().autocast()
 
     def train_step(self, batch: dict) -> dict:
         """Take a step in mixed precision."""
+        if isinstance(self, SemiSupervisedTrainer):
+            return super().train_step(batch)
         with self.mixed_precision():
             return super().train_step(batch)
 
