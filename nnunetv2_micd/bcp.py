@@ -14,6 +14,7 @@ from nnunetv2_micd.boxes import box_mask, sample_starts
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.networks import forward_with_features, full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 Output = Tensor | Sequence[Tensor]
@@ -41,6 +42,8 @@ class BCPConfig(SemiSupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.unlabeled_ratio != 1:
+            raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, it has to be 1: images are mixed in pairs.")
         if not 0 <= self.pretraining <= 1:
             raise ValueError(f"pretraining is {self.pretraining}, it has to be between 0 and 1.")
         if not 0 < self.box < 1:
@@ -156,6 +159,14 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
     def is_pretraining(self) -> bool:
         """Whether the current step belongs to the pre-training."""
         return self.iteration < int(self.config.pretraining * self.num_epochs) * self.num_iterations_per_epoch
+
+    def passes(self) -> list[Pass]:
+        """Return those of a step, of which every one mixes two images for each labeled one."""
+        return [Pass("a", "labeled", times=2), *super().passes()[1:]]
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return that of the teacher, after the pre-training."""
+        return [Pass("a", "unlabeled", gradient=False, teacher=True)]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """Mix, and compare labeled voxels with the truth, unlabeled ones with the teacher."""

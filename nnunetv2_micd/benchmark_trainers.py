@@ -123,14 +123,15 @@ def _own_length(
     trainer_class: type, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
 ) -> tuple[int, int]:
     """Return epochs and iterations of a trainer, which its constructor alone knows; that also makes a folder."""
-    with tempfile.TemporaryDirectory() as folder, _environment(nnUNet_results=folder, nnUNet_wandb_enabled="0"):
+    with tempfile.TemporaryDirectory() as folder, environment(nnUNet_results=folder, nnUNet_wandb_enabled="0"):
         content = {**json.loads(json.dumps(plans)), "continue_training": False}
         trainer = trainer_class(content, configuration, 0, dataset_json, torch.device("cpu"))
         return trainer.num_epochs, trainer.num_iterations_per_epoch
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -11,6 +11,7 @@ from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import mcpc
 from nnunetv2_micd.networks import forward_with_features, full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 
@@ -45,6 +46,10 @@ class nnUNetTrainerCPS(SemiSupervisedTrainer):
     def build_further_networks(self) -> dict[str, nn.Module]:
         """Network B, the architecture of the plans once more."""
         return {"b": build_twin(self)}
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass(name, "unlabeled") for name in self.students]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss of both networks on the labeled images; cross pseudo supervision on all images."""

@@ -12,6 +12,7 @@ from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.cps import branch_metrics, branch_panels, build_twin
 from nnunetv2_micd.losses import mcpc
 from nnunetv2_micd.networks import full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 
@@ -73,6 +74,10 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
         """W_dist starts from the label counts of the labeled training cases."""
         if self.config.ramp_peak > 0:
             self._distribution = self._distribution_from(count_labels(self.labeled_cases, self.label_manager))
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass(name, "unlabeled") for name in self.students]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss of both networks on the labeled images; weighted cross pseudo supervision on all images."""

@@ -1,4 +1,4 @@
-"""Hard labels: indices ``(B, *spatial)``, int64, of classes, and masks ``(B, K, *spatial)``, bool, of regions."""
+"""Hard labels: indices ``(B, *spatial)``, int16, of classes, and masks ``(B, K, *spatial)``, bool, of regions."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ def pseudo_label(logits: Tensor, regions: bool = False) -> Tensor:
         regions: whether the classes are regions, which may overlap.
 
     Returns:
-        Class indices ``(B, *spatial)``, int64; of regions masks ``(B, K, *spatial)``, bool.
+        Class indices ``(B, *spatial)``, int16; of regions masks ``(B, K, *spatial)``, bool.
     """
-    return logits > 0 if regions else logits.argmax(dim=1)
+    return logits > 0 if regions else logits.argmax(dim=1).to(torch.int16)
 
 
 def hard_target(target: Tensor, regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor | None]:

@@ -170,6 +170,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     if target.ndim == logits.ndim:
         return _binary_cross_entropy(logits, target, weight)
+    target = target.long()
     if weight is None:
         return F.cross_entropy(logits.float(), target)
     weight = weight.float()

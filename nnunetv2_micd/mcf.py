@@ -12,6 +12,7 @@ from nnunetv2_micd.cps import branch_metrics, branch_panels
 from nnunetv2_micd.hard_labels import pseudo_label
 from nnunetv2_micd.losses import masked_mean, mean_teacher_consistency, probabilities
 from nnunetv2_micd.networks import build_peer, full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 DICE_SMOOTHING = 1e-5  # of the authors' Dice loss
@@ -69,6 +70,10 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
             self.enable_deep_supervision,
         )
         return {"b": peer}
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass(name, "unlabeled") for name in self.students]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss of both networks and their review on the labeled images; consistency on the unlabeled ones."""

@@ -11,6 +11,7 @@ from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import mean_teacher_consistency
 from nnunetv2_micd.networks import forward_with_features
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.views import add_noise
 
@@ -36,6 +37,10 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
     """
 
     config: ClassVar[MeanTeacherConfig] = MeanTeacherConfig()
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass("a", "unlabeled"), Pass("a", "unlabeled", gradient=False, teacher=True)]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss on the labeled images, mean squared difference of probabilities on the unlabeled ones."""

@@ -1,8 +1,10 @@
 """MICD: masked image consistency and discrepancy learning (P. Zhou, L. Zhang, W. Li, arXiv 2503.14013)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import cfc, cfc_stage_weights, cmd, mcpc
 from nnunetv2_micd.masking import apply_mask, sample_mask
 from nnunetv2_micd.networks import build_peer, forward_with_features, full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 Reading = Literal["peer_masked", "both_masked", "peer_clean"]
@@ -36,6 +39,8 @@ class MICDConfig(SemiSupervisedConfig):
         dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
             which takes the most frequent class, the background, out of the loss of B.
         difficulty_tau: tau of W_diff, in steps.
+        recompute_peer: whether only one network's graph is held at a time: the same gradients with less memory, for one
+            forward pass more. (Of networks without dropout and batch normalization, as nnU-Net plans them.)
     """
 
     mcpc_weight: float = 1.0
@@ -49,6 +54,7 @@ class MICDConfig(SemiSupervisedConfig):
     distribution_weights: bool = False
     dist_floor: float = 0.3
     difficulty_tau: int = 50
+    recompute_peer: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,13 +73,31 @@ class MICDConfig(SemiSupervisedConfig):
             raise ValueError(f"mcpc_reading is '{self.mcpc_reading}', it has to be one of {get_args(Reading)}.")
 
 
+class _Output(NamedTuple):
+    """What a student puts out.
+
+    Attributes:
+        masked: logits ``(B, K, *spatial)`` of the masked images.
+        features: those of the decoder stages that eq. 4 compares, ``(B, C_k, *spatial_k)``, deepest first.
+        student: the logits that learn from the pseudo-labels of eq. 3, of the masked or the clean images.
+    """
+
+    masked: Tensor
+    features: list[Tensor]
+    student: Tensor
+
+    def detach(self) -> _Output:
+        return _Output(self.masked.detach(), [each.detach() for each in self.features], self.student.detach())
+
+
 class nnUNetTrainerMICD(SemiSupervisedTrainer):
     """MICD: two different networks learn from the labels, from each other and from their own past, on masked images.
 
     Passes of a step, forward F and backward, on a labeled and an unlabeled batch of equal size (stock nnU-Net:
     one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 1 F + 1 backward,
     teacher 1 F; ``peer_clean`` adds 1 F, ``peer_masked`` 1 F + 1 backward. With ``labeled_consistency`` masked 2 F +
-    2 backward, teacher 2 F; ``peer_clean`` adds 1 F, ``peer_masked`` 2 F + 2 backward.
+    2 backward, teacher 2 F; ``peer_clean`` adds 1 F, ``peer_masked`` 2 F + 2 backward. ``recompute_peer`` repeats the
+    forward passes of B on masked images (and the clean ones of ``peer_masked``) once.
     """
 
     config: ClassVar[MICDConfig] = MICDConfig()
@@ -97,86 +121,132 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             counts = count_labels(self.labeled_cases, self.label_manager)
             self._distribution = DistributionWeights(counts, self.config.dist_floor).to(self.device)
 
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those of eq. 3, 4 and 5; without the one that :attr:`MICDConfig.recompute_peer` repeats."""
+        images: tuple[Literal["labeled", "unlabeled"], ...] = ("unlabeled",)
+        if self._labeled_consistency:
+            images = ("labeled", "unlabeled")
+        passes = [Pass(name, which) for name in "ab" for which in images]
+        if self.config.cmd_weight:
+            passes += [Pass(name, which, gradient=False, teacher=True) for name in "ab" for which in images]
+        if self._trains_on_clean_images:
+            passes += [Pass(name, which) for name in "ab" for which in images]
+        if self._pseudo_labels_are_clean:
+            passes += [Pass(name, "unlabeled", gradient=False) for name in "ab"]
+        return passes
+
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on the unlabeled, or all, images (eq. 7 weighs them)."""
         images, target = labeled["data"], labeled["target"]
-        output_a, output_b = self.network(images), self.students["b"](images)
-        yield {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
+        predicted: dict[str, Tensor] = {}
+        for name, network, loss_name in (("a", self.network, "supervised"), ("b", self.students["b"], "supervised_b")):
+            output = network(images)
+            if unlabeled is not None and self._needs_predicted:
+                predicted[name] = self.pseudo_label(full_resolution(output))
+            loss = self.loss(output, target)
+            del output  # of its graph the loss keeps what the backward pass needs
+            yield {loss_name: loss}
         if unlabeled is None:
             return
 
-        labeled_a, labeled_b = full_resolution(output_a).detach(), full_resolution(output_b).detach()
-        del output_a, output_b
-        config = self.config
+        weights = self._class_weights(predicted, full_resolution(target))
         images = torch.cat((images, unlabeled)) if self._labeled_consistency else unlabeled
-        masked_a, features_a, masked_b, features_b = self._masked_pass(images)
-        losses = {}
-        if config.mcpc_weight:
-            weight_a, weight_b = self._class_weights(labeled_a, full_resolution(target))
-            student_a, student_b, pseudo_a, pseudo_b = self._mcpc_inputs(
-                images, unlabeled, (masked_a, masked_b), (labeled_a, labeled_b)
-            )
-            losses["mcpc"] = config.mcpc_weight * mcpc(student_a, student_b, pseudo_a, pseudo_b, weight_a, weight_b)
-        else:
-            pseudo_a, pseudo_b = self.pseudo_label(masked_a), self.pseudo_label(masked_b)
-        if config.cfc_weight:
-            stage_weights = cfc_stage_weights(len(features_a))
-            stages = slice(-len(stage_weights), None)
-            losses["cfc"] = config.cfc_weight * cfc(features_a[stages], features_b[stages], stage_weights)
-        if config.cmd_weight:
+        masked = apply_mask(images, self._sample_mask(images, self.generator))
+        teachers: list[Tensor] = []
+        if self.config.cmd_weight:
             with torch.no_grad():
-                teacher_a, teacher_b = (self.pseudo_label(self._logits(self.teachers[name], images)) for name in "ab")
-            losses["cmd"] = config.cmd_weight * cmd(masked_a, masked_b, teacher_a, teacher_b)
-        self._observe(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
-        yield losses
+                teachers = [self.pseudo_label(self._logits(self.teachers[name], images)) for name in "ab"]
+        if not self.config.recompute_peer:
+            a, b = self._run("a", images, masked), self._run("b", images, masked)
+            yield self._consistency(a, b, self._pseudo_labels(a, b, unlabeled, predicted), teachers, weights)
+            return
+        # The gradient of each student does not depend on the graph of its peer, only on what the peer put out.
+        with torch.no_grad():
+            b = self._run("b", images, masked)
+        a = self._run("a", images, masked)
+        pseudo = self._pseudo_labels(a, b, unlabeled, predicted)
+        yield self._consistency(a, b, pseudo, teachers, weights)
+        a = a.detach()
+        del b  # before its graph is built
+        b = self._run("b", images, masked)
+        yield self._consistency(a, b, pseudo, teachers, weights)
 
     @property
     def _labeled_consistency(self) -> bool:
         return self.config.labeled_consistency or self.label_manager.has_ignore_label
 
-    def _masked_pass(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-        masked = apply_mask(images, self._sample_mask(images, self.generator))
-        return *self.forward_with_features(self.students["a"], masked), *self.forward_with_features(
-            self.students["b"], masked
-        )
+    @property
+    def _needs_predicted(self) -> bool:
+        """Whether what the students see in the clean labeled images is needed after the supervised passes."""
+        return self.config.difficulty_weights or (self._labeled_consistency and self._pseudo_labels_are_clean)
+
+    @property
+    def _pseudo_labels_are_clean(self) -> bool:
+        return self.config.mcpc_reading == "peer_clean" and self.config.mcpc_weight > 0
+
+    @property
+    def _trains_on_clean_images(self) -> bool:
+        return self.config.mcpc_reading == "peer_masked" and self.config.mcpc_weight > 0
 
     def _sample_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
         ratio, block = self.config.mask_ratio, self.config.mask_block
         return sample_mask(len(images), images.shape[2:], ratio, block, generator, images.device)
 
+    def _run(self, name: str, images: Tensor, masked: Tensor) -> _Output:
+        """Run a student on the masked images, and on the clean ones where the reading of eq. 3 asks for it."""
+        logits, features = self.forward_with_features(self.students[name], masked)
+        weights = cfc_stage_weights(len(features)) if self.config.cfc_weight else ()
+        clean = logits
+        if self._trains_on_clean_images:
+            clean = self._logits(self.students[name], images)
+        return _Output(logits, features[len(features) - len(weights) :], clean)
+
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         return self.forward_with_features(network, images)[0]
 
-    def _mcpc_inputs(
-        self,
-        images: Tensor,
-        unlabeled: Tensor,
-        masked: tuple[Tensor, Tensor],
-        labeled: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the students' logits and their pseudo-labels for the configured reading of eq. 3."""
-        reading = self.config.mcpc_reading
-        students = peers = masked
-        if reading == "peer_masked":
-            students = self._logits(self.students["a"], images), self._logits(self.students["b"], images)
-        elif reading == "peer_clean":
+    def _pseudo_labels(
+        self, a: _Output, b: _Output, unlabeled: Tensor, predicted: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pseudo-labels of A and B for the configured reading of eq. 3, and look at them."""
+        if self._pseudo_labels_are_clean:
             with torch.no_grad():  # the labeled half is known from the supervised pass
-                clean = (self._logits(self.students["a"], unlabeled), self._logits(self.students["b"], unlabeled))
+                clean = {name: self.pseudo_label(self._logits(self.students[name], unlabeled)) for name in "ab"}
             if self._labeled_consistency:
-                clean = (torch.cat((labeled[0], clean[0])), torch.cat((labeled[1], clean[1])))
-            peers = clean
-        return *students, self.pseudo_label(peers[0]), self.pseudo_label(peers[1])
+                clean = {name: torch.cat((predicted[name], labels)) for name, labels in clean.items()}
+            pseudo_a, pseudo_b = clean["a"], clean["b"]
+        else:
+            pseudo_a, pseudo_b = self.pseudo_label(a.masked), self.pseudo_label(b.masked)
+        self._observe(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
+        return pseudo_a, pseudo_b
 
-    def _class_weights(self, labeled_a: Tensor, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _class_weights(self, predicted: dict[str, Tensor], target: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W_diff for A, from its Dice on this labeled batch, and W_dist for B, as it stands."""
         weight_a = weight_b = None
-        if self.config.difficulty_weights:
+        if self.config.difficulty_weights and self.config.mcpc_weight:
             truth, ignored = self.hard_target(target)
-            dice = hard_dice(self.pseudo_label(labeled_a), truth, labeled_a.shape[1], ignored)
+            dice = hard_dice(predicted["a"], truth, self.label_manager.num_segmentation_heads, ignored)
             weight_a = self._difficulty.update(dice)
-        if self.config.distribution_weights:
+        if self.config.distribution_weights and self.config.mcpc_weight:
             weight_b = self._distribution.weights
         return weight_a, weight_b
+
+    def _consistency(
+        self,
+        a: _Output,
+        b: _Output,
+        pseudo: tuple[Tensor, Tensor],
+        teachers: list[Tensor],
+        weights: tuple[Tensor | None, Tensor | None],
+    ) -> dict[str, Tensor]:
+        """Eq. 3, 4 and 5, with gradient for those students that were run with it."""
+        config, losses = self.config, {}
+        if config.mcpc_weight:
+            losses["mcpc"] = config.mcpc_weight * mcpc(a.student, b.student, *pseudo, *weights)
+        if config.cfc_weight:
+            losses["cfc"] = config.cfc_weight * cfc(a.features, b.features, cfc_stage_weights(len(a.features)))
+        if config.cmd_weight:
+            losses["cmd"] = config.cmd_weight * cmd(a.masked, b.masked, *teachers)
+        return losses
 
     def _observe(self, pseudo_a: Tensor, pseudo_b: Tensor) -> None:
         """Let W_dist see B's pseudo-labels of the unlabeled half, and log what both branches say of it.

@@ -117,7 +117,7 @@ def build_pseudo_labeled_loader(trainer: Any, images: PseudoLabeledImages) -> nn
     )
     return nnUNetDataLoader(
         images,
-        trainer.batch_size,
+        trainer.unlabeled_batch_size,
         initial_patch_size,
         configuration.patch_size,
         manager,

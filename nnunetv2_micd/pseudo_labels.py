@@ -12,6 +12,7 @@ from torch import Tensor
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.networks import forward_with_features, full_resolution
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.pseudo_label_files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.pseudo_labeling import Weights, copy_weights, label_images, most_stable
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
@@ -244,6 +245,10 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         if self.phase < self.phases - 1 and self.iteration - self.phase * steps in due:
             self.earlier.append(copy_weights(self.teachers["a"]))
         return record
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return that over the pseudo-labeled images, from the second phase on."""
+        return [Pass("a", "unlabeled")]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss on the labeled images, then on the pseudo-labeled ones."""

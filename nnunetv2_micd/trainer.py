@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from nnunetv2_micd.hard_labels import hard_target, pseudo_label
 from nnunetv2_micd.labeled_cases import check_labeled_cases
 from nnunetv2_micd.networks import check_architecture, forward_with_features
 from nnunetv2_micd.next_commands import next_commands, previous_stage_command
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.pictures import save_patches
 from nnunetv2_micd.processes import average_gradients, mean_over_processes, share_weights, sum_over_processes
 from nnunetv2_micd.schedules import gaussian_ramp_up
@@ -45,10 +46,10 @@ PICTURE_EVERY = 10  # epochs
 class SemiSupervisedTrainer(nnUNetTrainer):
     """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each.
 
-    A method defines :meth:`compute_losses`, and where it needs them :meth:`build_further_networks`,
-    :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and :meth:`picture_panels`; one that learns
-    from more than unlabeled patches also :attr:`loads_unlabeled`, :meth:`build_unlabeled_loader` and
-    :meth:`next_unlabeled`.
+    A method defines :meth:`compute_losses` and :meth:`unsupervised_passes`, and where it needs them
+    :meth:`build_further_networks`, :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and
+    :meth:`picture_panels`; one that learns from more than unlabeled patches also :attr:`loads_unlabeled`,
+    :meth:`build_unlabeled_loader` and :meth:`next_unlabeled`.
 
     Attributes:
         config: the method's numbers; a variant is a subclass with another one.
@@ -106,6 +107,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         raise NotImplementedError
 
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return the passes of a step that the method's definition asks for besides the supervised ones."""
+        raise NotImplementedError
+
     def build_further_networks(self) -> dict[str, nn.Module]:
         """Return the networks that are trained beside that of the plans, by name."""
         return {}
@@ -134,6 +139,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
+    def passes(self) -> list[Pass]:
+        """Return all passes that a step, on average, has to compute, once the networks are built."""
+        supervised = [Pass(name, "labeled") for name in self.students]
+        if self.config.ramp_peak == 0:
+            return supervised
+        share = 1 / self.config.consistency_every
+        return supervised + [replace(each, times=share * each.times) for each in self.unsupervised_passes()]
+
     # ------------------------------------------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
@@ -152,8 +165,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             self._prepare_for_several_processes()
         self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
+        if self.config.channels_last and self.device.type == "cpu":
+            self._store_channels_last()
         if self._do_i_compile():
             self._compile()
+
+    def _store_channels_last(self) -> None:
+        is_3d = len(self.configuration_manager.patch_size) == 3
+        for network in (*self.students.values(), *self.teachers.values()):
+            network.to(memory_format=torch.channels_last_3d if is_3d else torch.channels_last)
 
     def _compile(self) -> None:
         """Compile what nnU-Net does not, in place: a wrapper would change the names of the weights in checkpoints."""
@@ -235,6 +255,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def loads_unlabeled(self) -> bool:
         """Whether the steps to come need unlabeled patches."""
         return self.config.ramp_peak > 0
+
+    @property
+    def unlabeled_batch_size(self) -> int:
+        """How many unlabeled patches a step sees."""
+        return max(1, round(self.config.unlabeled_ratio * self.batch_size))
 
     def build_unlabeled_loader(self) -> nnUNetDataLoader:
         """Build the loader of unlabeled patches, see :func:`unlabeled_loader.build_unlabeled_loader`."""
@@ -323,7 +348,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
         unlabeled = None
-        if self.dataloader_unlabeled is not None:
+        if self.dataloader_unlabeled is not None and self.iteration % self.config.consistency_every == 0:
             unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics = {}
@@ -388,12 +413,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the named figures of the epoch."""
-        super().on_train_epoch_end(train_outputs)
+        super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         row: dict[str, float] = {}
-        for name in train_outputs[0]:
-            if name != "loss":
-                values = [output[name] for output in train_outputs if np.isfinite(output[name])]
-                row[name] = float(np.mean(values)) if values else float("nan")
+        for name in dict.fromkeys(name for output in train_outputs for name in output if name != "loss"):
+            values = [output[name] for output in train_outputs if name in output and np.isfinite(output[name])]
+            row[name] = float(np.mean(values)) if values else float("nan")
         row["skipped_steps"] = self.alarms.take_skipped()
         row = {"epoch": self.current_epoch, **mean_over_processes(row)}
         self.history = [*self.history[: self.current_epoch], row]

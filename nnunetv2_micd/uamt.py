@@ -12,6 +12,7 @@ from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.losses import masked_mean, probabilities
 from nnunetv2_micd.networks import forward_with_features
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.schedules import gaussian_ramp_up
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.views import add_noise
@@ -60,6 +61,11 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
     """
 
     config: ClassVar[UAMTConfig] = UAMTConfig()
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        teacher = Pass("a", "unlabeled", gradient=False, teacher=True, times=1 + self.config.noisy_passes)
+        return [Pass("a", "unlabeled"), teacher]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss on the labeled images, consistency where the teacher is certain on the unlabeled ones."""

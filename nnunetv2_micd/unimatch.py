@@ -11,6 +11,7 @@ from nnunetv2_micd.boxes import box_mask, sample_starts
 from nnunetv2_micd.config import SemiSupervisedConfig
 from nnunetv2_micd.hard_labels import differing, foreground_share, label_map
 from nnunetv2_micd.networks import forward_with_features, forward_with_scaled_features
+from nnunetv2_micd.passes import Pass
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.views import Range, StrongView, strong_view
 
@@ -180,6 +181,11 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         self.forward_with_scaled_features = (
             torch.compile(forward_with_scaled_features) if compiles else forward_with_scaled_features
         )
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        weak = Pass("a", "unlabeled", gradient=False, times=0.5)  # shares the encoder of that with dropped features
+        return [weak, Pass("a", "unlabeled", times=3)]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """nnU-Net's loss on the labeled images; then each perturbed view, by itself, against the weak one."""

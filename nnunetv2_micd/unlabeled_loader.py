@@ -132,7 +132,7 @@ def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDa
     )
     return UnlabeledDataLoader(
         images,
-        trainer.batch_size,
+        trainer.unlabeled_batch_size,
         initial_patch_size,
         configuration.patch_size,
         trainer.label_manager,

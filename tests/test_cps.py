@@ -110,17 +110,3 @@ def test_trains(configuration: str, dataset: TinyDataset) -> None:
     for row in trainer.history:
         assert names <= set(row)
         assert all(np.isfinite(value) for value in row.values())
-
-
-def test_weight_zero_is_stock_nnunet(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(trainer_class: type) -> dict[str, torch.Tensor]:
-        torch.manual_seed(1)
-        np.random.seed(1)
-        trainer = make_trainer(trainer_class, dataset)
-        trainer.run_training()
-        return trainer.network.state_dict()
-
-    stock = train(nnUNetTrainer)
-    monkeypatch.setattr(nnUNetTrainerCPS, "unsupervised_weight", 0.0)
-    trained = train(nnUNetTrainerCPS)
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in stock.items())

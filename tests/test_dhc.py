@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TinyDataset, make_trainer
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_modes import BOTH, REGIONS, relabel
 
 from nnunetv2_micd.class_weights import DifficultyWeights, count_labels, hard_dice
@@ -124,20 +123,6 @@ def test_trains(configuration: str, dataset: TinyDataset) -> None:
         assert all(np.isfinite(value) for value in row.values())
     for name, teacher in trainer.teachers.items():
         assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
-
-
-def test_weight_zero_is_stock_nnunet(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(trainer_class: type) -> dict[str, torch.Tensor]:
-        torch.manual_seed(1)
-        np.random.seed(1)
-        trainer = make_trainer(trainer_class, dataset)
-        trainer.run_training()
-        return trainer.network.state_dict()
-
-    stock = train(nnUNetTrainer)
-    monkeypatch.setattr(nnUNetTrainerDHC, "unsupervised_weight", 0.0)
-    trained = train(nnUNetTrainerDHC)
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in stock.items())
 
 
 def test_configuration_is_checked() -> None:

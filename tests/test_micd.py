@@ -1,5 +1,6 @@
 """What only MICD does: its configuration, the readings of eq. 3, the class weights and the picture."""
 
+import copy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -31,9 +32,9 @@ def groups(trainer: nnUNetTrainerMICD) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("reading", get_args(Reading))
 def test_each_reading_trains_both_students_and_no_teacher(reading: Reading, dataset: TinyDataset) -> None:
     trainer = start(dataset, mcpc_reading=reading, cfc_weight=0.0, cmd_weight=0.0)
-    _, unsupervised = groups(trainer)
-    assert set(unsupervised) == {"mcpc"}
-    unsupervised["mcpc"].backward()
+    *_, first, second = groups(trainer)
+    assert set(first) == set(second) == {"mcpc"}
+    (first["mcpc"] + second["mcpc"]).backward()
     for student in trainer.students.values():
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
     for teacher in trainer.teachers.values():
@@ -43,8 +44,8 @@ def test_each_reading_trains_both_students_and_no_teacher(reading: Reading, data
 @pytest.mark.parametrize("term", ["mcpc", "cfc", "cmd"])
 def test_each_term_reaches_encoder_and_decoder(term: str, dataset: TinyDataset) -> None:
     trainer = start(dataset)
-    _, unsupervised = groups(trainer)
-    unsupervised[term].backward()
+    *_, first, second = groups(trainer)
+    (first[term] + second[term]).backward()
     for student in trainer.students.values():
         assert next(iter(student.encoder.parameters())).grad.abs().sum() > 0
         assert student.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
@@ -59,7 +60,7 @@ def test_cmd_compares_the_masked_student_with_its_clean_teacher(
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
     images = torch.cat((labeled["data"], unlabeled)) if labeled_consistency else unlabeled
     state = trainer.generator.get_state()
-    _, unsupervised = trainer.compute_losses(labeled, unlabeled)
+    *_, unsupervised = trainer.compute_losses(labeled, unlabeled)
     trainer.generator.set_state(state)
     masked = apply_mask(images, sample_mask(len(images), images.shape[2:], 0.5, 3, trainer.generator))
     logits = [forward_with_features(trainer.students[name], masked)[0] for name in "ab"]
@@ -67,35 +68,72 @@ def test_cmd_compares_the_masked_student_with_its_clean_teacher(
     assert torch.equal(unsupervised["cmd"], 0.5 * cmd(*logits, *targets))
 
 
+def watch(trainer: nnUNetTrainerMICD) -> list[tuple[str, bool, torch.Tensor]]:
+    """Collect the student, whether with gradient, and the images of each pass without the supervised ones."""
+    names = {id(network): name for name, network in trainer.students.items()}
+    seen = []
+
+    def forward(network: Any, images: torch.Tensor) -> Any:
+        if id(network) in names:
+            seen.append((names[id(network)], torch.is_grad_enabled(), images))
+        return forward_with_features(network, images)
+
+    trainer.forward_with_features = forward
+    return seen
+
+
 def test_voxels_without_a_label_in_labeled_images_are_always_learned_from(
     dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = start(dataset)
-    seen: list[int] = []
-    monkeypatch.setattr(
-        trainer, "_masked_pass", lambda images: seen.append(len(images)) or type(trainer)._masked_pass(trainer, images)
-    )
+    seen = watch(trainer)
     groups(trainer)
+    unlabeled = {len(images) for _, _, images in seen}
+    seen.clear()
     monkeypatch.setattr(type(trainer.label_manager), "has_ignore_label", True)
     groups(trainer)
-    assert seen[1] == 2 * seen[0]
+    assert {len(images) for _, _, images in seen} == {2 * number for number in unlabeled}
 
 
 def test_both_students_see_the_same_mask(dataset: TinyDataset) -> None:
-    seen = []
-
-    def forward(network: Any, images: torch.Tensor) -> Any:
-        seen.append((network, images))
-        return forward_with_features(network, images)
-
     trainer = start(dataset)
-    trainer.forward_with_features = forward
+    seen = watch(trainer)
     groups(trainer)
-    (first, images_a), (second, images_b) = seen[:2]
-    assert first is trainer.students["a"]
-    assert second is trainer.students["b"]
-    assert images_a is images_b
-    assert (images_a == 0).float().mean() > 0.4
+    assert [each[:2] for each in seen] == [("b", False), ("a", True), ("b", True)]
+    assert all(images is seen[0][2] for _, _, images in seen)
+    assert (seen[0][2] == 0).float().mean() > 0.4
+
+
+@pytest.mark.parametrize("reading", get_args(Reading))
+@pytest.mark.parametrize("labeled_consistency", [False, True])
+def test_one_graph_at_a_time_gives_the_gradients_of_both(
+    reading: Reading, labeled_consistency: bool, dataset: TinyDataset
+) -> None:
+    trainer = start(
+        dataset,
+        mcpc_reading=reading,
+        labeled_consistency=labeled_consistency,
+        difficulty_weights=True,
+        distribution_weights=True,
+    )
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    state, weights = trainer.generator.get_state(), copy.deepcopy(trainer.method_state())
+    found = []
+    for recompute in (False, True):
+        trainer.config = replace(trainer.config, recompute_peer=recompute)
+        trainer.generator.set_state(state)
+        trainer.load_method_state(weights)
+        losses: dict[str, torch.Tensor] = {}
+        trainer.optimizer.zero_grad(set_to_none=True)
+        for group in trainer.compute_losses(labeled, unlabeled):
+            sum(group.values()).backward()
+            losses |= {name: loss.detach() for name, loss in group.items()}
+        gradients = [weight.grad for student in trainer.students.values() for weight in student.parameters()]
+        found.append((losses, gradients))
+    (losses, gradients), (others, other_gradients) = found
+    assert losses == others
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
 
 
 def test_distribution_weights_start_from_the_labels(dataset: TinyDataset) -> None:

@@ -77,7 +77,7 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
     for target in labeled["target"]:
         target.fill_(3)
-    supervised, consistency = trainer.compute_losses(labeled, unlabeled)
+    supervised, _, consistency, _ = trainer.compute_losses(labeled, unlabeled)
     gradients = torch.autograd.grad(supervised["supervised"], list(trainer.network.parameters()), allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
     gradients = torch.autograd.grad(sum(consistency.values()), list(trainer.network.parameters()), allow_unused=True)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyDataset, make_trainer, preprocess_labeled
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.boxes import box_mask, sample_starts
 from nnunetv2_micd.networks import forward_with_features, forward_with_scaled_features
@@ -231,20 +230,6 @@ def test_trains_and_deploys_the_student(configuration: str, dataset: TinyDataset
     assert set(trainer.history[-1]) >= UNSUPERVISED | {"supervised", "confident", "agreement", "foreground"}
     deployed = trainer.teachers["a"].state_dict()
     assert all(torch.equal(tensor, deployed[name]) for name, tensor in trainer.network.state_dict().items())
-
-
-def test_weight_zero_is_stock_nnunet(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(method: type) -> dict[str, torch.Tensor]:
-        torch.manual_seed(1)
-        np.random.seed(1)
-        trainer = make_trainer(method, dataset)
-        trainer.run_training()
-        return trainer.network.state_dict()
-
-    stock = train(nnUNetTrainer)
-    monkeypatch.setattr(nnUNetTrainerUniMatch, "unsupervised_weight", 0.0)
-    trained = train(nnUNetTrainerUniMatch)
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in stock.items())
 
 
 @pytest.mark.parametrize(

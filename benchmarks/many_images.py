@@ -1,0 +1,89 @@
+"""Measure the start of a training, and its unlabeled batches, with more and more unlabeled images.
+
+Usage: ``python many_images.py DATASET [--numbers 10 1000 10000]``, a dataset that is preprocessed for 3d_fullres. Its
+preprocessed folder is copied into a temporary one, where links to one image stand for many.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from statistics import median
+
+BATCHES = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="name or number")
+    parser.add_argument("--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="of unlabeled images")
+    args = parser.parse_args()
+    from nnunetv2_micd.dataset_folders import find_dataset
+
+    name = find_dataset(args.dataset)
+    source = Path(os.environ["nnUNet_preprocessed"], name)
+    print(f"{'images':>8}{'find ms':>10}{'start s':>10}{'batch ms':>10}")
+    for number in args.numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, "preprocessed", name)
+            shutil.copytree(source, target)
+            os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_results": str(Path(folder, "results"))}
+            os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_raw": str(Path(folder, "raw"))}
+            print("".join(f"{value:10.1f}" for value in measure(target, number)), flush=True)
+
+
+def measure(dataset: Path, number: int) -> tuple[float, float, float, float]:
+    """Return the number of images, ms to find them, s to start all loaders, and ms of an unlabeled batch."""
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_micd.micd import nnUNetTrainerMICD
+    from nnunetv2_micd.unlabeled_cases import (
+        FINGERPRINT_FILE,
+        find_unlabeled_cases,
+        preprocessing_fingerprint,
+        unlabeled_folder,
+    )
+
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text())
+    dataset_json = json.loads((dataset / "dataset.json").read_text())
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration("3d_fullres")
+    labeled = dataset / configuration.data_identifier
+    cases = sorted(path.stem for path in labeled.glob("*.pkl"))
+    unlabeled = Path(unlabeled_folder(str(labeled)))
+    shutil.rmtree(unlabeled, ignore_errors=True)
+    unlabeled.mkdir()
+    for index in range(number):
+        for end in (".b2nd", ".pkl"):
+            os.link(labeled / f"{cases[-1]}{end}", unlabeled / f"unlabeled_{index:05}{end}")
+    fingerprint = preprocessing_fingerprint(manager, configuration, dataset_json)
+    (unlabeled / FINGERPRINT_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": cases[:2], "val": cases[2:4]}]))
+    begin = time.perf_counter()
+    found = find_unlabeled_cases(str(labeled), manager, configuration, dataset_json, cases[:2], cases[2:4])
+    finding = time.perf_counter() - begin
+    assert len(found) == number
+    trainer = nnUNetTrainerMICD(
+        {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
+    )
+    with redirect_stdout(StringIO()):
+        trainer.initialize()
+        begin = time.perf_counter()
+        trainer.on_train_start()
+        starting = time.perf_counter() - begin
+        batches = []
+        for _ in range(BATCHES):
+            begin = time.perf_counter()
+            next(trainer.dataloader_unlabeled)
+            batches.append(time.perf_counter() - begin)
+    return number, 1000 * finding, starting, 1000 * median(batches)
+
+
+if __name__ == "__main__":
+    main()
