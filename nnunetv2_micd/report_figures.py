@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from nnunetv2_micd.benchmark_run import ALL_LABELS
 from nnunetv2_micd.report_examples import choose_examples, draw_examples
@@ -179,8 +179,9 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
             handles[display_name(trainer)] = line
         panel.set_title(_label(str(budget)), fontsize=10)
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.xaxis.set_minor_formatter(ScalarFormatter())
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("training time in minutes")
         panel.set_ylabel("Dice %, mean of the classes")
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)

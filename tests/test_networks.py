@@ -2,11 +2,20 @@ import copy
 
 import pytest
 import torch
+from conftest import TinyDataset, make_trainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2_micd.networks import PLAIN, RESIDUAL, forward_with_features, full_resolution, peer_architecture
+from nnunetv2_micd.micd import nnUNetTrainerMICD
+from nnunetv2_micd.networks import (
+    PLAIN,
+    RESIDUAL,
+    forward_with_features,
+    forward_with_scaled_features,
+    full_resolution,
+    peer_architecture,
+)
 
 IMPORTED = ["conv_op", "norm_op", "dropout_op", "nonlin"]
 
@@ -75,3 +84,16 @@ def test_forward_with_features_is_the_forward_pass(class_name: str, deep_supervi
 def test_unknown_architecture_names_what_is_supported() -> None:
     with pytest.raises(ValueError, match=r"'a\.Transformer'.*PlainConvUNet.*ResidualEncoderUNet"):
         peer_architecture("a.Transformer", {})
+
+
+def test_passes_compile_without_a_graph_break(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.initialize()
+    images = torch.randn(2, 1, *trainer.configuration_manager.patch_size)
+    scales = [torch.ones(2, channels) for channels in trainer.network.encoder.output_channels]
+    for network in trainer.students.values():
+        passes = ((network, images), (forward_with_features, network, images))
+        for function, *arguments in (*passes, (forward_with_scaled_features, network, images, scales)):
+            torch._dynamo.reset()
+            explained = torch._dynamo.explain(function)(*arguments)
+            assert (explained.graph_count, explained.graph_break_count) == (1, 0)

@@ -8,6 +8,7 @@ scores are not what nnU-Net's recipe would reach.
 """
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -85,4 +86,7 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
 BASES = [nnUNetTrainer, *(getattr(methods, name) for name in methods.__all__)]
 for base in BASES:
     name = f"{base.__name__}_small"
-    globals()[name] = type(name, (SmallRecipe, base), {"__doc__": base.__doc__, "__module__": __name__})
+    content = {"__doc__": base.__doc__, "__module__": __name__}
+    if issubclass(base, methods.nnUNetTrainerMICD):  # main memory is large enough for both graphs
+        content["config"] = replace(base.config, recompute_peer=False)
+    globals()[name] = type(name, (SmallRecipe, base), content)
