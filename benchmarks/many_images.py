@@ -34,10 +34,11 @@ def main() -> None:
             shutil.copytree(source, target)
             os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_results": str(Path(folder, "results"))}
             os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_raw": str(Path(folder, "raw"))}
-            print("".join(f"{value:10.1f}" for value in measure(target, number)), flush=True)
+            found, *times = measure(target, number)
+            print(f"{found:8}" + "".join(f"{value:10.1f}" for value in times), flush=True)
 
 
-def measure(dataset: Path, number: int) -> tuple[float, float, float, float]:
+def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     """Return the number of images, ms to find them, s to start all loaders, and ms of an unlabeled batch."""
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -69,10 +70,10 @@ def measure(dataset: Path, number: int) -> tuple[float, float, float, float]:
     found = find_unlabeled_cases(str(labeled), manager, configuration, dataset_json, cases[:2], cases[2:4])
     finding = time.perf_counter() - begin
     assert len(found) == number
-    trainer = nnUNetTrainerMICD(
-        {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
-    )
     with redirect_stdout(StringIO()):
+        trainer = nnUNetTrainerMICD(
+            {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
+        )
         trainer.initialize()
         begin = time.perf_counter()
         trainer.on_train_start()
