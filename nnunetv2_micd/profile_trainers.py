@@ -142,7 +142,8 @@ def _measure_in_process(setting: Setting, name: str) -> Memory:
 
 
 def _measure_memory(setting: Setting, name: str) -> Memory:
-    recursive_find_trainer_class_by_name(name)  # imports all trainers, which is no memory of a step
+    with redirect_stdout(StringIO()):
+        recursive_find_trainer_class_by_name(name)  # imports all trainers, which is no memory of a step
     before = peak_memory()
     with _building(setting.device):
         trainer = _build(setting, name)
