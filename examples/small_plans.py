@@ -31,4 +31,8 @@ def write_small_plans(preprocessed: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or "nnUNet_preprocessed" not in os.environ:
+        sys.exit("Set nnUNet_preprocessed and name a dataset: python small_plans.py Dataset004_Hippocampus")
+    if not Path(os.environ["nnUNet_preprocessed"], sys.argv[1], "nnUNetPlans.json").is_file():
+        sys.exit(f"There are no nnUNetPlans.json of {sys.argv[1]}; run nnUNetv2_plan_and_preprocess first")
     write_small_plans(Path(os.environ["nnUNet_preprocessed"], sys.argv[1]))

@@ -170,13 +170,13 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from nnunetv2_micd.profile_report import format_table, write_profile, write_table
+    from nnunetv2_micd.profile_report import format_table, make_table, write_profile
     from nnunetv2_micd.profile_trainers import profile_dataset
 
     fold = int(arguments.f) if arguments.f.isdecimal() else arguments.f
     costs = profile_dataset(
         arguments.d, arguments.c, arguments.p, arguments.tr, arguments.device, fold, arguments.rounds
     )
-    print(format_table(write_table(costs)))
+    print(format_table(make_table(costs)))
     if arguments.o:
         print(f"Written: {write_profile(costs, arguments.o)}; the table lies beside it as CSV")

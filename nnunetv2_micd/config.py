@@ -11,13 +11,14 @@ class SemiSupervisedConfig:
         ema_decay: a of eq. 1, the largest decay of the teachers.
         ramp_peak: largest weight b of the unsupervised losses (eq. 7), reached at the end of the ramp; at 0 no
             unlabeled image is read and no unsupervised loss computed. DHC has 0.1; in trainings of 200 steps 0.1, 1 and
-            3 did not differ beyond the noise (README), so 1, the supervised losses' own weight, is a convention.
+            3 did not differ beyond the noise (``docs/results``), so 1, the supervised losses' own, is a convention.
         ramp_length: the share of the training over which b grows to its peak; at 0 it has it from the first step on.
         unlabeled_ratio: unlabeled patches in a step for each labeled one, at least one patch.
         consistency_every: the unsupervised losses are computed, and what they keep is updated, in every so many-th step
             only; their weight stays what it is.
         channels_last: whether the networks of a training on a CPU have the memory format in which it computes
-            convolutions faster; rounding differs.
+            convolutions faster; rounding differs. nnU-Net's own trainer does not have it, so on a CPU times are
+            compared fairly only without it, or with a baseline that has it (``examples/trainers``).
     """
 
     ema_decay: float = 0.99

@@ -1,7 +1,5 @@
 """MICD: masked image consistency and discrepancy learning (P. Zhou, L. Zhang, W. Li, arXiv 2503.14013)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -27,15 +25,15 @@ class MICDConfig(SemiSupervisedConfig):
 
     Attributes:
         mcpc_weight, cfc_weight, cmd_weight: of eq. 3, 4 and 5 in eq. 7, where each has 1; at 0 a term is not computed.
-            CFC, by far the largest term, has less, which was no worse (README).
+            CFC, by far the largest term, has less, which was no worse (``docs/results``).
         labeled_consistency: whether eq. 3, 4 and 5 see the labeled images as well, as in the paper. On the unlabeled
-            ones alone a step takes three quarters of the time and the result is no worse (README). With an ignore
-            label they always do: what is ignored there is unlabeled.
+            ones alone a step takes three quarters of the time and the result is no worse (``docs/results``). With
+            an ignore label they always do: what is ignored there is unlabeled.
         mcpc_reading: which passes eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.
         difficulty_weights, distribution_weights: whether DHC's W_diff weighs A's part of eq. 3, W_dist that of B. Off
-            by measurement, where classes are few and balanced (README); made for many classes of very different size.
+            by measurement, where classes are few and balanced (``docs/results``); made for many of very different size.
         dist_floor: least weight of a class in W_dist before the multiplication by the number of classes; literally 0,
             which takes the most frequent class, the background, out of the loss of B.
         difficulty_tau: tau of W_diff, in steps.
@@ -86,7 +84,7 @@ class _Output(NamedTuple):
     features: list[Tensor]
     student: Tensor
 
-    def detach(self) -> _Output:
+    def detach(self) -> "_Output":
         return _Output(self.masked.detach(), [each.detach() for each in self.features], self.student.detach())
 
 

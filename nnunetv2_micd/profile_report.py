@@ -26,7 +26,7 @@ def waiting_seconds(profile: StepProfile, workers: int) -> float:
     return max(0.0, slowest - profile.step)
 
 
-def write_table(costs: Sequence[Cost], workers: int | None = None) -> list[list[str]]:
+def make_table(costs: Sequence[Cost], workers: int | None = None) -> list[list[str]]:
     """Return a header and a row for each trainer, the first of which is nnU-Net's own.
 
     Args:
@@ -87,7 +87,7 @@ def write_profile(costs: Sequence[Cost], folder: str | os.PathLike[str]) -> Path
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with (target / "profile.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(write_table(costs))
+        csv.writer(file).writerows(make_table(costs))
     draw_profile([cost.profile for cost in costs], target / "profile.png")
     return target / "profile.png"
 

@@ -33,6 +33,8 @@ STUDENTS, TEACHERS, BACKWARD, SUPERVISED_LOSS, OPTIMIZER, EMA, REST = (
 )
 PARTS = (STUDENTS, TEACHERS, BACKWARD, SUPERVISED_LOSS, OPTIMIZER, EMA, REST)
 LATE = 0.9
+"""The share of the training that lies behind the measured steps."""
+
 WARM_UP = 3
 """Rounds before the measured ones: compilation, cuDNN's choice of algorithms, the first allocation of memory."""
 

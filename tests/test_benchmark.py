@@ -331,6 +331,7 @@ def test_a_failed_run_does_not_stop_the_others(
         in printed
     )
     assert f'{benchmark_run.TRAINERS_FOLDER}"\n' in printed
+    assert "nnUNetv2_micd report -d 901 -c 3d_fullres -p nnUNetPlans -o OUTPUT_FOLDER" in printed
     assert Instant.most == 3
     run_benchmark(grid, "cpu", jobs=3)
     assert "4 runs, 2 of them done before." in capsys.readouterr().out

@@ -16,7 +16,7 @@ from test_trainers import METHODS
 from nnunetv2_micd import profile_trainers, profiling
 from nnunetv2_micd.cli import main
 from nnunetv2_micd.micd import nnUNetTrainerMICD
-from nnunetv2_micd.profile_report import format_table, waiting_seconds, write_profile, write_table
+from nnunetv2_micd.profile_report import format_table, make_table, waiting_seconds, write_profile
 from nnunetv2_micd.profile_trainers import Cost, Memory, Setting, profile
 from nnunetv2_micd.profiling import PARTS, StepProfile, Stopwatch, make_batch, profile_steps
 
@@ -151,7 +151,7 @@ def test_table_compares_with_the_first_trainer(tmp_path: Any) -> None:
         Cost(step_profile("nnUNetTrainer"), Memory(2**30, 2**31, 0)),
         Cost(step_profile("nnUNetTrainerMICD", step=0.45), Memory(3 * 2**29, 2**31, 0)),
     ]
-    rows = write_table(costs, workers=0)
+    rows = make_table(costs, workers=0)
     table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     assert [row["step ms"] for row in table] == ["100.0", "450.0"]
     assert [row["step / nnU-Net"] for row in table] == ["1.00", "4.50"]
@@ -181,7 +181,9 @@ def test_consistency_in_some_steps_is_measured_as_their_mean(dataset: TinyDatase
         config = replace(nnUNetTrainerMICD.config, consistency_every=every)
         trainer = make_trainer(type("Trainer", (nnUNetTrainerMICD,), {"config": config}), dataset)
         trainer.initialize()
+        first = int(0.9 * trainer.num_epochs * trainer.num_iterations_per_epoch)
         found.append(profile_steps([trainer], rounds=1)[0])
+        assert trainer.iteration == first + every * (1 + profiling.WARM_UP)
     every_step, some_steps = ({(p.network, p.images, p.teacher): p.times for p in each.passes} for each in found)
     assert every_step["a", "unlabeled", True] == 3 * some_steps["a", "unlabeled", True]
     assert every_step["a", "labeled", False] == some_steps["a", "labeled", False]

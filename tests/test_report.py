@@ -591,3 +591,13 @@ def test_holm() -> None:
     assert correct_holm([0.9, 0.8]) == pytest.approx([1, 1])
     np.testing.assert_allclose(correct_holm([0.02, np.nan, 0.03]), [0.04, np.nan, 0.04])
     assert len(correct_holm([])) == 0
+
+
+def test_longer_baselines_alone_are_no_report(tree: Tree) -> None:
+    longer = add_longer(tree, "nnUNetTrainer", 30, 310.0)
+    for record in (tree.root / "results" / NAME).glob("*/fold_*/benchmark.json"):
+        if record.parent != longer:
+            damage_image(tree, record.parent)
+    with pytest.raises(SystemExit, match=r"error: .* is left out: Case case_1 of .* cannot be read"):
+        main(["report", "-d", "902", "-o", str(tree.root / "report")])
+    assert not (tree.root / "report").exists()
