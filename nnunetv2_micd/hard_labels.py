@@ -14,7 +14,8 @@ def pseudo_label(logits: Tensor, regions: bool = False) -> Tensor:
     Returns:
         Class indices ``(B, *spatial)``, int16; of regions masks ``(B, K, *spatial)``, bool.
     """
-    return logits > 0 if regions else logits.argmax(dim=1).to(torch.int16)
+    # argmax does the same, but takes two to eight times as long on a CPU.
+    return logits > 0 if regions else logits.max(dim=1).indices.to(torch.int16)
 
 
 def hard_target(target: Tensor, regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor | None]:

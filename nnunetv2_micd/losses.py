@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from nnunetv2_micd.fused_losses import hard_cross_entropy, symmetric_kl
 
 CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """l_k of equation 4: the four highest-resolution decoder stages, deepest first."""
@@ -91,7 +92,7 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
                 "build both networks from the same plans."
             )
     stages = zip(features_a, features_b, stage_weights, strict=True)
-    return torch.stack([weight * _divergence_of_samples(a, b) for a, b, weight in stages]).sum()
+    return torch.stack([weight * symmetric_kl(a, b) for a, b, weight in stages]).sum()
 
 
 def cfc_stage_weights(n: int) -> tuple[float, ...]:
@@ -170,13 +171,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     if target.ndim == logits.ndim:
         return _binary_cross_entropy(logits, target, weight)
-    target = target.long()
-    if weight is None:
-        return F.cross_entropy(logits.float(), target)
-    weight = weight.float()
-    weighted = F.cross_entropy(logits.float(), target, weight, reduction="none")
-    # Not reduction="mean": a batch with nothing but classes of weight zero would be NaN.
-    return weighted.sum() / weight[target].sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return hard_cross_entropy(logits, target, weight)
 
 
 def _binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -185,18 +180,3 @@ def _binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None)
     if weight is None:
         return of_regions.mean()
     return (weight * of_regions).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _divergence_of_samples(features_a: Tensor, features_b: Tensor) -> Tensor:
-    # Recomputed in the backward pass, sample by sample: at full resolution the six float32 tensors of the size of the
-    # features that autograd would keep are more than the networks' own activations.
-    samples = zip(features_a.split(1), features_b.split(1), strict=True)
-    divergences = [checkpoint(_symmetric_kl, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in samples]
-    return torch.stack(divergences).mean()
-
-
-def _symmetric_kl(features_a: Tensor, features_b: Tensor) -> Tensor:
-    log_a = features_a.log_softmax(dim=1, dtype=torch.float32)
-    log_b = features_b.log_softmax(dim=1, dtype=torch.float32)
-    # KL(A || B) + KL(B || A) = sum_c (a_c - b_c) (log a_c - log b_c)
-    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(dim=1).mean()

@@ -14,7 +14,7 @@ from nnunetv2_micd.networks import PLAIN, RESIDUAL, build_peer
 BYTES_PER_WEIGHT = 18
 """In float32 weight, gradient and momentum of the student and weight of the teacher, and a copy in half precision."""
 
-BYTES = {False: (2.9, 26, 13), True: (7.1, 36, 28)}
+BYTES = {False: (4.4, 13, 9.3), True: (8.4, 31, 13)}
 """Fitted, see `estimate_memory`: per voxel of a feature map, of the first stage's features and of the logits; without
 and with consistency on the labeled images."""
 
@@ -54,9 +54,9 @@ def estimate_memory(
 
     Measured was the peak of all tensors that are alive at once in a step with mixed precision, by taking the step on
     tensors without content, as ``tests/test_memory.py`` does: for 7 plans, both architectures, 2D and 3D, batches of 2
-    to 13, 3 to 118 classes. It was 1.1 to 1.5 times that of nnUNetTrainer, with consistency on labeled images 2.1 to
-    2.5 times. The formula here meets all to within 7 %. It takes ``unlabeled_ratio`` for 1 and ``recompute_peer`` for
-    on; off, it was 1.8 to 2.4 times.
+    to 13, 3 to 118 classes. It was 1.0 to 1.4 times that of nnUNetTrainer, with consistency on labeled images 1.7 to
+    2.6 times. The formula here meets all to within 6 %. It takes ``unlabeled_ratio`` for 1 and ``recompute_peer`` for
+    on; off, it was 1.2 to 2.1 times.
 
     What such a step cannot know is the rest, see ``CUDA_BYTES``: cuDNN's workspaces, the fragmentation of the memory.
     ``torch.compile``, which nnU-Net uses by default, was not measured: it may keep less.

@@ -77,15 +77,21 @@ class _Output(NamedTuple):
     Attributes:
         masked: logits ``(B, K, *spatial)`` of the masked images.
         features: those of the decoder stages that eq. 4 compares, ``(B, C_k, *spatial_k)``, deepest first.
-        student: the logits that learn from the pseudo-labels of eq. 3, of the masked or the clean images.
+        clean: logits of the clean images, where these are what learns from the pseudo-labels of eq. 3.
     """
 
     masked: Tensor
     features: list[Tensor]
-    student: Tensor
+    clean: Tensor | None
 
-    def detach(self) -> "_Output":
-        return _Output(self.masked.detach(), [each.detach() for each in self.features], self.student.detach())
+    @property
+    def student(self) -> Tensor:
+        """The logits that learn from the pseudo-labels of eq. 3."""
+        return self.masked if self.clean is None else self.clean
+
+    def tensors(self) -> list[Tensor]:
+        """Return all of them."""
+        return [self.masked, *self.features, *([] if self.clean is None else [self.clean])]
 
 
 class nnUNetTrainerMICD(SemiSupervisedTrainer):
@@ -158,16 +164,16 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             a, b = self._run("a", images, masked), self._run("b", images, masked)
             yield self._consistency(a, b, self._pseudo_labels(a, b, unlabeled, predicted), teachers, weights)
             return
-        # The gradient of each student does not depend on the graph of its peer, only on what the peer put out.
+        # What a student learns depends on what its peer puts out, not on the peer's graph. So B first runs without one;
+        # what the losses say to B is kept until A's graph is gone and B's is built.
         with torch.no_grad():
             b = self._run("b", images, masked)
+        leaves = [tensor.requires_grad_() for tensor in b.tensors()]
         a = self._run("a", images, masked)
-        pseudo = self._pseudo_labels(a, b, unlabeled, predicted)
-        yield self._consistency(a, b, pseudo, teachers, weights)
-        a = a.detach()
-        del b  # before its graph is built
-        b = self._run("b", images, masked)
-        yield self._consistency(a, b, pseudo, teachers, weights)
+        yield self._consistency(a, b, self._pseudo_labels(a, b, unlabeled, predicted), teachers, weights)
+        gradients = [leaf.grad for leaf in leaves]
+        del a, b, leaves
+        self.backpropagate(self._run("b", images, masked).tensors(), gradients)
 
     @property
     def _labeled_consistency(self) -> bool:
@@ -194,9 +200,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         """Run a student on the masked images, and on the clean ones where the reading of eq. 3 asks for it."""
         logits, features = self.forward_with_features(self.students[name], masked)
         weights = cfc_stage_weights(len(features)) if self.config.cfc_weight else ()
-        clean = logits
-        if self._trains_on_clean_images:
-            clean = self._logits(self.students[name], images)
+        clean = self._logits(self.students[name], images) if self._trains_on_clean_images else None
         return _Output(logits, features[len(features) - len(weights) :], clean)
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:

@@ -263,7 +263,7 @@ def _instrumented(trainer: Any, watch: Stopwatch) -> Iterator[None]:
             patch(trainer, "next_unlabeled", UNLABELED_DATA)
         for name in [each for each in vars(trainer) if each.startswith("forward_with")]:
             stack.enter_context(mock.patch.object(trainer, name, _timed_pass(getattr(trainer, name), trainer, watch)))
-        patch(Tensor, "backward", BACKWARD)
+        patch(torch.autograd, "backward", BACKWARD)  # Tensor.backward calls it as well
         for name in ("loss", "masked_loss"):  # the latter is BCP's
             if hasattr(trainer, name):
                 patch(trainer, name, SUPERVISED_LOSS)

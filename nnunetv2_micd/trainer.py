@@ -139,6 +139,17 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
+    def backpropagate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Send back what an earlier group's losses said to outputs that had no graph then, and have one now.
+
+        Args:
+            outputs: with a graph, which is released.
+            gradients: ``grad`` of the same outputs without a graph, None where no loss saw one.
+        """
+        seen = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        with torch.autocast(self.device.type, enabled=False):  # as in all backward passes
+            torch.autograd.backward([outputs[number] for number in seen], [gradients[number] for number in seen])
+
     def passes(self) -> list[Pass]:
         """Return all passes that a step, on average, has to compute, once the networks are built."""
         supervised = [Pass(name, "labeled") for name in self.students]

@@ -82,7 +82,7 @@ def test_numbers_of_nnunets_default_network(dataset: TinyDataset) -> None:
     finding = check_memory(manager, "3d_fullres", dataset_json)
     assert (finding.level, finding.subject, finding.remedy) == ("ok", "3d_fullres", "")
     assert finding.text == (
-        "about 9.8 GiB of GPU memory for a training of MICD (nnU-Net's own: about 6.5 GiB, by its planner's measure)"
+        "about 9.4 GiB of GPU memory for a training of MICD (nnU-Net's own: about 6.5 GiB, by its planner's measure)"
     )
 
 

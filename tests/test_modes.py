@@ -1,5 +1,6 @@
 """The modes of nnU-Net: regions, ignore label, deep supervision off, all folds, several channels, masks, dummy 2D."""
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -77,7 +78,7 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
     for target in labeled["target"]:
         target.fill_(3)
-    supervised, _, consistency, _ = trainer.compute_losses(labeled, unlabeled)
+    supervised, _, consistency = itertools.islice(trainer.compute_losses(labeled, unlabeled), 3)
     gradients = torch.autograd.grad(supervised["supervised"], list(trainer.network.parameters()), allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
     gradients = torch.autograd.grad(sum(consistency.values()), list(trainer.network.parameters()), allow_unused=True)
