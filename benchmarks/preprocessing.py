@@ -1,11 +1,12 @@
 """Measure how preprocessing of unlabeled images scales with processes.
 
-Usage: ``python preprocessing.py DATASET [--processes 1 2 4] [--images 100]``, a dataset with one channel that is
-planned for 3d_fullres; its labeled images are taken for unlabeled ones. Beside the speed it prints the memory of the
-largest process.
+Usage: ``python preprocessing.py DATASET [--processes 1 2 4] [--images 100] [--size 300 512 512]``, a dataset with one
+channel that is planned for 3d_fullres; its labeled images are taken for unlabeled ones, or with ``--size`` random
+volumes, whose spacing is 0.8 of the plans' on each axis. Beside the speed it prints the memory of the largest process.
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -21,17 +22,19 @@ def main() -> None:
     parser.add_argument("dataset", help="name or number")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--size", type=int, nargs=3, help="of random volumes instead of the dataset's images")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
-        run(args.dataset, args.processes[0], args.images)
+        run(args.dataset, args.processes[0], args.images, args.size)
         return
     for processes in args.processes:  # a process for each, whose memory is known only in the end
         command = [sys.executable, __file__, args.dataset, "--here", "--processes", str(processes)]
-        subprocess.run([*command, "--images", str(args.images)], check=True)
+        size = ["--size", *map(str, args.size)] if args.size else []
+        subprocess.run([*command, "--images", str(args.images), *size], check=True)
 
 
-def run(dataset: str, processes: int, number: int) -> None:
+def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
     from nnunetv2_micd.dataset_folders import find_dataset
     from nnunetv2_micd.preprocessing import preprocess_unlabeled
@@ -46,8 +49,12 @@ def run(dataset: str, processes: int, number: int) -> None:
             each.mkdir(parents=True)
         for file in ("nnUNetPlans.json", "dataset.json", f"nnUNetPlans_3d_fullres/{labeled}.b2nd"):
             shutil.copy(source / file, target / file)
-        for image in images:
-            shutil.copy(image, raw / f"unlabeled_{image.name}")
+        if size is None:
+            for image in images:
+                shutil.copy(image, raw / f"unlabeled_{image.name}")
+        else:
+            spacing = json.loads((source / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]["spacing"]
+            images = write_volumes(raw, number, size, spacing)
         os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_raw": str(raw.parent.parent)}
         begin = time.perf_counter()
         failures = preprocess_unlabeled(name, ["3d_fullres"], num_processes=processes)
@@ -55,7 +62,22 @@ def run(dataset: str, processes: int, number: int) -> None:
     if failures:
         raise SystemExit(f"{failures[0].case}: {failures[0].reason}")
     memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-    print(f"{processes} processes: {len(images) / seconds:.1f} images per second, largest process {memory:.2f} GiB")
+    rate = 60 * len(images) / seconds
+    print(f"{processes} processes: {rate:.1f} images per minute, largest process {memory:.2f} GiB", flush=True)
+
+
+def write_volumes(folder: Path, number: int, size: list[int], spacing: list[float]) -> list[Path]:
+    """Write one random volume, and links to it, as unlabeled images; return their paths."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    volume = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=size).astype(np.float32))
+    volume.SetSpacing([0.8 * length for length in spacing[::-1]])
+    images = [folder / f"unlabeled_{index:04}_0000.nii.gz" for index in range(number)]
+    sitk.WriteImage(volume, str(images[0]), useCompression=True)
+    for image in images[1:]:
+        os.link(images[0], image)
+    return images
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_micd.fused_losses import hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.fused_losses import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
 
 CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """l_k of equation 4: the four highest-resolution decoder stages, deepest first."""
@@ -170,13 +170,5 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     if target.ndim == logits.ndim:
-        return _binary_cross_entropy(logits, target, weight)
+        return hard_binary_cross_entropy(logits, target, weight)
     return hard_cross_entropy(logits, target, weight)
-
-
-def _binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    of_voxels = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-    of_regions = of_voxels.transpose(0, 1).flatten(1).mean(1)
-    if weight is None:
-        return of_regions.mean()
-    return (weight * of_regions).sum() / weight.sum().clamp_min(torch.finfo(torch.float32).tiny)

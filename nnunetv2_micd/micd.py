@@ -1,7 +1,7 @@
 """MICD: masked image consistency and discrepancy learning (P. Zhou, L. Zhang, W. Li, arXiv 2503.14013)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -59,6 +59,10 @@ class MICDConfig(SemiSupervisedConfig):
         for name in ("mcpc_weight", "cfc_weight", "cmd_weight"):
             if (weight := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is {weight}, it has to be 0 or more.")
+        if self.ramp_peak > 0 and not self.mcpc_weight + self.cfc_weight + self.cmd_weight:
+            raise ValueError(
+                "mcpc_weight, cfc_weight and cmd_weight are all 0; set ramp_peak to 0 to train on labeled images alone."
+            )
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is {self.mask_ratio}, it has to be at least 0 and below 1.")
         if self.mask_block < 1:
@@ -288,39 +292,3 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
             "pseudo-label of B": label_map(label_b),
             "A and B differ": differing(label_a, label_b),
         }
-
-
-class nnUNetTrainerMICD_allImages(nnUNetTrainerMICD):
-    """MICD closer to the paper: eq. 3, 4 and 5 on labeled and unlabeled images, each with weight one.
-
-    Without the class weights of eq. 3 and with the same reading of it, as in nnUNetTrainerMICD, see `MICDConfig`.
-    """
-
-    config = replace(nnUNetTrainerMICD.config, cfc_weight=1.0, labeled_consistency=True)
-
-
-class nnUNetTrainerMICD_noMCPC(nnUNetTrainerMICD):
-    """Ablation of MICD: without masked cross pseudo consistency (eq. 3)."""
-
-    config = replace(nnUNetTrainerMICD.config, mcpc_weight=0.0)
-
-
-class nnUNetTrainerMICD_noCFC(nnUNetTrainerMICD):
-    """Ablation of MICD: without cross feature consistency (eq. 4)."""
-
-    config = replace(nnUNetTrainerMICD.config, cfc_weight=0.0)
-
-
-class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
-    """Ablation of MICD: without cross model discrepancy (eq. 5)."""
-
-    config = replace(nnUNetTrainerMICD.config, cmd_weight=0.0)
-
-
-class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
-    """Ablation of MICD: both networks and teachers, weight zero for all that is unsupervised; needs no unlabeled image.
-
-    Network A is trained exactly as by nnUNetTrainer (in mixed precision up to the steps that an overflow in B skips).
-    """
-
-    config = replace(nnUNetTrainerMICD.config, ramp_peak=0.0)

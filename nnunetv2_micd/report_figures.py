@@ -190,7 +190,7 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
 
 def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
     """Draw the Dice of each case against that of the baseline, a panel for each budget and method."""
-    means = by_case.groupby(["budget", "trainer", "case"], sort=False)["dice"].mean() * 100
+    means = by_case.groupby(["budget", "trainer", "case"])["dice"].mean() * 100
     pairs = {}
     for budget, trainer in itertools.product(by_case["budget"].unique(), trainers):
         if trainer != BASELINE and {(budget, trainer), (budget, BASELINE)} <= set(means.index.droplevel("case")):

@@ -147,7 +147,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             gradients: ``grad`` of the same outputs without a graph, None where no loss saw one.
         """
         seen = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        with torch.autocast(self.device.type, enabled=False):  # as in all backward passes
+        # As in all backward passes. Older PyTorch has no autocast on mps.
+        with nullcontext() if self.device.type == "mps" else torch.autocast(self.device.type, enabled=False):
             torch.autograd.backward([outputs[number] for number in seen], [gradients[number] for number in seen])
 
     def passes(self) -> list[Pass]:
@@ -369,6 +370,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             total: Any = sum(loss if name.startswith("supervised") else weight * loss for name, loss in group.items())
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             losses |= {name: loss.detach() for name, loss in group.items()}
+            del total, group  # what is left of their graph holds what the networks put out
         average_gradients(self.students.values())
         not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.values()]).sum())
         # On CUDA nnU-Net's GradScaler finds out whether to step, without waiting for the GPU.
@@ -396,6 +398,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             if group is None:
                 return
             yield group
+            del group
 
     def _optimizer_step(self) -> None:
         if self.grad_scaler is not None:

@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from nnunetv2_micd import fused_losses
-from nnunetv2_micd.fused_losses import hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.fused_losses import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
 
 
 def by_autograd(a: Tensor, b: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def test_known_value_and_gradients() -> None:
     assert torch.equal(a.grad[0, 1], -a.grad[0, 0])
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("chunk", [1, 100, 500, 1500, 2**22])
 @pytest.mark.parametrize("shape", [(2, 5, 7), (2, 5, 6, 7), (3, 4, 5, 6, 7)])
 def test_gradients_are_those_of_autograd(shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_losses, "CHUNK", chunk)
@@ -96,7 +96,7 @@ def test_known_cross_entropy_and_gradients() -> None:
 
 
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.3, 1.0, 0.0, 2.0])])
-@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("chunk", [1, 100, 500, 1500, 2**22])
 @pytest.mark.parametrize("spatial", [(7,), (6, 7), (5, 6, 7)])
 def test_gradients_of_the_cross_entropy_are_those_of_autograd(
     spatial: tuple[int, ...], chunk: int, weight: Tensor | None, monkeypatch: pytest.MonkeyPatch
@@ -119,9 +119,56 @@ def test_cross_entropy_in_half_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-2, atol=2e-2)
 
 
-def test_cross_entropy_without_any_weight_is_zero() -> None:
-    logits = features((1, 2, 4), 0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_cross_entropy_without_any_weight_is_zero(dtype: torch.dtype) -> None:
+    logits = features((1, 2, 4), 0, dtype)
     value = hard_cross_entropy(logits, torch.zeros(1, 4, dtype=torch.int16), torch.tensor([0.0, 2.0]))
-    value.backward()
+    (2**16 * value).backward()
     assert value.item() == 0
-    assert not logits.grad.any()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def weighted_mean_of_regions(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    voxels = functional.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    regions = voxels.transpose(0, 1).flatten(1).mean(1)
+    return regions.mean() if weight is None else (weight * regions).sum() / weight.sum()
+
+
+def test_known_binary_cross_entropy_and_gradients() -> None:
+    # Two regions with weights 1 and 3, one voxel: sigmoid 3/4 on true, 1/2 on false
+    logits = torch.tensor([[[math.log(3.0)], [0.0]]]).requires_grad_()
+    value = hard_binary_cross_entropy(logits, torch.tensor([[[True], [False]]]), torch.tensor([1.0, 3.0]))
+    value.backward()
+    assert value.item() == pytest.approx((math.log(4 / 3) + 3 * math.log(2)) / 4)
+    torch.testing.assert_close(logits.grad, torch.tensor([[[-1 / 16], [3 / 8]]]))
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.3, 1.0, 0.0, 2.0])])
+@pytest.mark.parametrize("chunk", [1, 100, 500, 1500, 2**22])
+@pytest.mark.parametrize("spatial", [(7,), (6, 7), (5, 6, 7)])
+def test_gradients_of_the_binary_cross_entropy_are_those_of_autograd(
+    spatial: tuple[int, ...], chunk: int, weight: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_losses, "CHUNK", chunk)
+    ours, theirs, target = features((2, 4, *spatial), 0), features((2, 4, *spatial), 0), labels((2, 4, *spatial), 2) > 0
+    value = 3 * hard_binary_cross_entropy(ours, target, weight)
+    expected = 3 * weighted_mean_of_regions(theirs, target, weight)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_binary_cross_entropy_without_any_weight_is_zero() -> None:
+    logits = features((1, 2, 4), 0, torch.float16)
+    value = hard_binary_cross_entropy(logits, torch.zeros(1, 2, 4, dtype=torch.bool), torch.zeros(2))
+    (2**16 * value).backward()
+    assert value.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_a_loss_is_not_backpropagated_twice() -> None:
+    loss = hard_cross_entropy(features((1, 2, 4), 0), labels((1, 4), 2))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,6 +1,7 @@
 """What only MICD does: its configuration, the readings of eq. 3, the class weights and the picture."""
 
 import copy
+import weakref
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -114,6 +115,25 @@ def test_both_students_see_the_same_mask(dataset: TinyDataset) -> None:
     assert (seen[0][2] == 0).float().mean() > 0.4
 
 
+def test_nothing_of_the_first_pass_is_held_when_the_peer_runs_again(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    first: list[weakref.ref[torch.UntypedStorage]] = []
+    held = []
+
+    def forward(network: Any, images: torch.Tensor) -> Any:
+        if network is trainer.students["b"]:
+            held.extend(reference() for reference in first)
+        logits, features = forward_with_features(network, images)
+        if network is not trainer.teachers["a"] and network is not trainer.teachers["b"]:
+            first.extend(weakref.ref(tensor.untyped_storage()) for tensor in (logits, *features))
+        return logits, features
+
+    trainer.forward_with_features = forward
+    trainer.train_step(next(trainer.dataloader_train))
+    assert held == [None] * len(held)
+    assert len(held) >= 4  # of both students
+
+
 @pytest.mark.parametrize("reading", get_args(Reading))
 @pytest.mark.parametrize("labeled_consistency", [False, True])
 def test_one_graph_at_a_time_gives_the_gradients_of_both(
@@ -175,6 +195,8 @@ def test_configuration_is_checked() -> None:
     for field in ("mcpc_weight", "cfc_weight", "cmd_weight"):
         with pytest.raises(ValueError, match=f"{field} is -1, it has to be 0 or more"):
             MICDConfig(**{field: -1})
+    with pytest.raises(ValueError, match="are all 0; set ramp_peak to 0"):
+        MICDConfig(mcpc_weight=0, cfc_weight=0, cmd_weight=0)
     with pytest.raises(ValueError, match="ramp_length is 2, it has to be between 0 and 1"):
         MICDConfig(ramp_length=2)
     for field, value in (("mask_ratio", 1), ("mask_block", 0), ("dist_floor", 2), ("difficulty_tau", 0)):

@@ -13,19 +13,19 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_micd.ablations import (
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_noMCPC,
+    nnUNetTrainerMICD_SupervisedOnly,
+)
 from nnunetv2_micd.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.cps import nnUNetTrainerCPS
 from nnunetv2_micd.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.micd import (
-    nnUNetTrainerMICD,
-    nnUNetTrainerMICD_noCFC,
-    nnUNetTrainerMICD_noCMD,
-    nnUNetTrainerMICD_noMCPC,
-    nnUNetTrainerMICD_SupervisedOnly,
-)
+from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch

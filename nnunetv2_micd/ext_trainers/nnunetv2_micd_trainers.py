@@ -1,18 +1,18 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
-from nnunetv2_micd.bcp import nnUNetTrainerBCP
-from nnunetv2_micd.cps import nnUNetTrainerCPS
-from nnunetv2_micd.dhc import nnUNetTrainerDHC
-from nnunetv2_micd.mcf import nnUNetTrainerMCF
-from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.micd import (
-    nnUNetTrainerMICD,
+from nnunetv2_micd.ablations import (
     nnUNetTrainerMICD_allImages,
     nnUNetTrainerMICD_noCFC,
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
+from nnunetv2_micd.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
+from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
