@@ -53,8 +53,11 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
             for image in images:
                 shutil.copy(image, raw / f"unlabeled_{image.name}")
         else:
-            spacing = json.loads((source / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]["spacing"]
-            images = write_volumes(raw, number, size, spacing)
+            plans = json.loads((target / "nnUNetPlans.json").read_text())
+            configuration = plans["configurations"]["3d_fullres"]
+            images = write_volumes(raw, number, size, configuration["spacing"])
+            configuration["median_image_size_in_voxels"] = size  # else they would be refused as of a wrong spacing
+            (target / "nnUNetPlans.json").write_text(json.dumps(plans))
         os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_raw": str(raw.parent.parent)}
         begin = time.perf_counter()
         failures = preprocess_unlabeled(name, ["3d_fullres"], num_processes=processes)

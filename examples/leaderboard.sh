@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The comparison in docs/results: every method on the hippocampus task (Dataset004_Hippocampus of the Medical
-# Segmentation Decathlon in nnUNet_raw) with 2 and with 6 labels, small networks on a CPU, two runs side by side.
+# Segmentation Decathlon in nnUNet_raw) with 1, 2 and 6 labels, small networks on a CPU, two runs side by side.
 # Called again, it goes on where it stopped. The report lies in ./report.
 set -euo pipefail
 examples="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -16,5 +16,5 @@ fi
 export nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1
 nnUNetv2_micd benchmark -d 4 -c 3d_fullres -p nnUNetPlans_small --baseline nnUNetTrainer_small -device cpu --jobs 2 \
     -tr nnUNetTrainer{MICD,MICD_allImages,MeanTeacher,UAMT,CPS,UniMatch,BCP,MCF,DHC,PseudoLabels}_small \
-    -n 2 6 all --seeds 0 1 2 --longer 3
+    -n 1 2 6 all --seeds 0 1 2 --longer 3
 nnUNetv2_micd report -d 4 -p nnUNetPlans_small --baseline nnUNetTrainer_small -np 2 -o report

@@ -55,7 +55,7 @@ def estimate_memory(
     Measured was the peak of all tensors that are alive at once in a step with mixed precision, by taking the step on
     tensors without content, as ``tests/test_memory.py`` does: for 7 plans, both architectures, 2D and 3D, batches of 2
     to 13, 3 to 118 classes. It was 1.0 to 1.4 times that of nnUNetTrainer, with consistency on labeled images 1.7 to
-    2.6 times. The formula here meets all to within 6 %. It takes ``unlabeled_ratio`` for 1 and ``recompute_peer`` for
+    2.5 times. The formula here meets all to within 6 %. It takes ``unlabeled_ratio`` for 1 and ``recompute_peer`` for
     on; off, it was 1.2 to 2.1 times.
 
     What such a step cannot know is the rest, see ``CUDA_BYTES``: cuDNN's workspaces, the fragmentation of the memory.

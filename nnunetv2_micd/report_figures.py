@@ -93,9 +93,10 @@ def draw_all(runs: Sequence[Run], scores: pd.DataFrame, costs: pd.DataFrame, fol
 def _style(trainers: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return color and marker of each trainer, the same in all figures."""
     others = [trainer for trainer in trainers if trainer != BASELINE]
-    styles = {
-        name: {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in enumerate(others)
-    }
+    styles = {}
+    for number, name in enumerate(others):
+        round_, place = divmod(number, len(COLORS))  # the same colors again, with other markers
+        styles[name] = {"color": COLORS[place], "marker": MARKERS[(place + round_) % len(MARKERS)]}
     return {BASELINE: {"color": "0.25", "marker": "o"}, **styles}
 
 

@@ -22,7 +22,7 @@ from nnunetv2_micd.case_scores import load_scores
 from nnunetv2_micd.cli import main
 from nnunetv2_micd.paired_tests import compare_paired, correct_holm
 from nnunetv2_micd.report import find_caveats, write_report
-from nnunetv2_micd.report_figures import read_curve
+from nnunetv2_micd.report_figures import _style, read_curve
 from nnunetv2_micd.report_runs import Run, collect_runs, find_classes
 from nnunetv2_micd.report_tables import MEAN, compare_all, mean_over_cases, mean_over_classes, summarize
 
@@ -601,3 +601,8 @@ def test_longer_baselines_alone_are_no_report(tree: Tree) -> None:
     with pytest.raises(SystemExit, match=r"error: .* is left out: Case case_1 of .* cannot be read"):
         main(["report", "-d", "902", "-o", str(tree.root / "report")])
     assert not (tree.root / "report").exists()
+
+
+def test_many_methods_can_be_told_apart() -> None:
+    styles = _style([f"method_{number}" for number in range(30)])
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == 31  # with the baseline's
