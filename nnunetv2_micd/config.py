@@ -16,9 +16,8 @@ class SemiSupervisedConfig:
         unlabeled_ratio: unlabeled patches in a step for each labeled one, at least one patch.
         consistency_every: the unsupervised losses are computed, and what they keep is updated, in every so many-th step
             only; their weight stays what it is.
-        channels_last: whether the networks of a training on a CPU have the memory format in which it computes
-            convolutions faster; rounding differs. nnU-Net's own trainer does not have it, so on a CPU times are
-            compared fairly only without it, or with a baseline that has it (``examples/trainers``).
+        channels_last: whether the networks of a training on a CPU have another memory format, with which small networks
+            are faster, and those of nnU-Net's default plans slower (``docs/performance.md``). Rounding differs.
     """
 
     ema_decay: float = 0.99
@@ -26,7 +25,7 @@ class SemiSupervisedConfig:
     ramp_length: float = 1.0
     unlabeled_ratio: float = 1.0
     consistency_every: int = 1
-    channels_last: bool = True
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:

@@ -219,7 +219,7 @@ def test_without_unlabeled_images_it_is_stock_nnunet(dataset: TinyDataset) -> No
         return trainer.network.state_dict()
 
     expected = train(prepare_stock(dataset))
-    trained = train(prepare(dataset, ramp_peak=0.0, channels_last=False))
+    trained = train(prepare(dataset, ramp_peak=0.0))
     assert all(torch.equal(tensor, trained[name]) for name, tensor in expected.items())
 
 

@@ -47,15 +47,15 @@ def test_consistency_every_third_step(dataset: TinyDataset, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("configuration", "memory_format"), [("2d", torch.channels_last), ("3d_fullres", torch.channels_last_3d)]
 )
-def test_networks_are_stored_channels_last_on_a_cpu(
+def test_networks_are_stored_channels_last_where_wanted(
     configuration: str, memory_format: torch.memory_format, dataset: TinyDataset
 ) -> None:
-    trainer = start(dataset, nnUNetTrainerMICD, configuration)
+    trainer = start(dataset, nnUNetTrainerMICD, configuration, channels_last=True)
     for network in (*trainer.students.values(), *trainer.teachers.values()):
         weight = network.decoder.stages[-1].convs[0].conv.weight
         assert weight.is_contiguous(memory_format=memory_format)
         assert not weight.is_contiguous()
-    plain = start(dataset, nnUNetTrainerMICD, configuration, channels_last=False)
+    plain = start(dataset, nnUNetTrainerMICD, configuration)
     assert all(weight.is_contiguous() for weight in plain.network.parameters())
 
 

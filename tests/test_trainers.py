@@ -151,7 +151,6 @@ def test_weight_zero_is_stock_nnunet(
     if not stock_weights:
         stock_weights |= train_seeded(nnUNetTrainer, dataset)
     monkeypatch.setattr(method, "unsupervised_weight", 0.0)
-    monkeypatch.setattr(method, "config", replace(method.config, channels_last=False))
     trained = train_seeded(method, dataset)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in stock_weights.items())
 
