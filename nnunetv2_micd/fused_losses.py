@@ -98,7 +98,17 @@ class _SymmetricKL(torch.autograd.Function):
         return tuple(_scale(each, gradient * factor) for each in gradients)
 
 
-class _HardCrossEntropy(torch.autograd.Function):
+class _OfHardLabels(torch.autograd.Function):
+    """What a forward saves is the gradient with respect to the logits, and the factor it lacks."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        factor, of_logits = ctx.saved_tensors
+        return _scale(of_logits, gradient * factor), None, None
+
+
+class _HardCrossEntropy(_OfHardLabels):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -116,14 +126,8 @@ class _HardCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(factor, gradient)
         return loss * factor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        factor, of_logits = ctx.saved_tensors
-        return _scale(of_logits, gradient * factor), None, None
 
-
-class _HardBinaryCrossEntropy(torch.autograd.Function):
+class _HardBinaryCrossEntropy(_OfHardLabels):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -138,12 +142,6 @@ class _HardBinaryCrossEntropy(torch.autograd.Function):
         factor = _reciprocal(weights.sum() * (logits.numel() / logits.shape[1]))
         ctx.save_for_backward(factor, gradient)
         return loss * factor
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        factor, of_logits = ctx.saved_tensors
-        return _scale(of_logits, gradient * factor), None, None
 
 
 def _reciprocal(total: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as functional
+from conftest import needs_cuda
 from torch import Tensor
 
 from nnunetv2_micd import fused_losses
@@ -117,6 +118,19 @@ def test_cross_entropy_in_half_precision(dtype: torch.dtype) -> None:
     (2**10 * weighted_mean(theirs, target, None)).backward()
     assert ours.grad.dtype == dtype
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_size_of_the_weights_says_nothing(device: str) -> None:
+    # With weights of 1000 the factor is 5e-7, which half precision rounds by 5 %; the gradients are well in its range.
+    logits, target = torch.zeros(1, 2, 2000, dtype=torch.float16, device=device), labels((1, 2000), 2).to(device)
+    gradients = []
+    for weight in (None, 1000.0, 1e-4):
+        ours = logits.clone().requires_grad_()
+        hard_cross_entropy(ours, target, None if weight is None else torch.full((2,), weight, device=device)).backward()
+        gradients.append(ours.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
