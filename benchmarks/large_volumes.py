@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_micd.cli import errors_in_one_sentence
+
 BATCHES = 20
 CASES = 2
 
@@ -108,4 +110,5 @@ def measure(plans: dict[str, Any], dataset_json: dict[str, Any]) -> tuple[float,
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -15,6 +15,8 @@ from io import StringIO
 from pathlib import Path
 from statistics import median
 
+from nnunetv2_micd.cli import errors_in_one_sentence
+
 BATCHES = 100
 
 
@@ -87,4 +89,5 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from nnunetv2_micd.cli import errors_in_one_sentence
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +33,8 @@ def main() -> None:
     for processes in args.processes:  # a process for each, whose memory is known only in the end
         command = [sys.executable, __file__, args.dataset, "--here", "--processes", str(processes)]
         size = ["--size", *map(str, args.size)] if args.size else []
-        subprocess.run([*command, "--images", str(args.images), *size], check=True)
+        if subprocess.run([*command, "--images", str(args.images), *size]).returncode:
+            sys.exit(1)  # it has said why
 
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
@@ -84,4 +87,5 @@ def write_volumes(folder: Path, number: int, size: list[int], spacing: list[floa
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -3,7 +3,8 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from nnunetv2_micd import TRAINER_FOLDER
@@ -13,8 +14,15 @@ from nnunetv2_micd.cli_comparison import add_benchmark, add_profile, add_report
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``, by default that of the process."""
     arguments = _make_parser().parse_args(argv)
-    try:
+    with errors_in_one_sentence():
         arguments.run(arguments)
+
+
+@contextmanager
+def errors_in_one_sentence() -> Iterator[None]:
+    """End the process with the message of a `ValueError` or `OSError` instead of a traceback."""
+    try:
+        yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -187,7 +187,7 @@ def find_unlabeled_cases(
     if not cases:
         raise ValueError(
             f"There are no unlabeled images: put some into {IMAGES_FOLDER} of the raw dataset and run: {command} ; or "
-            "use labeled cases without their labels, see: nnUNetv2_micd split -h"
+            "train a fold that uses labeled cases without their labels, see: nnUNetv2_micd split -h"
         )
     if missing:
         warnings.warn(
