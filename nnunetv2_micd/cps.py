@@ -52,19 +52,29 @@ class nnUNetTrainerCPS(SemiSupervisedTrainer):
         return [Pass(name, "unlabeled") for name in self.students]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
-        """nnU-Net's loss of both networks on the labeled images; cross pseudo supervision on all images."""
+        """nnU-Net's loss of both networks on the labeled images; cross pseudo supervision on all images.
+
+        That is one mean over all voxels, in two parts, so that one graph of each network is held at a time.
+        """
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
         losses = {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
-        if unlabeled is not None:
-            # In one group with the supervised losses, since it shares their passes through the labeled images.
-            unlabeled_a, unlabeled_b = (self.forward_with_features(self.students[n], unlabeled)[0] for n in "ab")
-            logits_a = torch.cat((full_resolution(output_a), unlabeled_a))
-            logits_b = torch.cat((full_resolution(output_b), unlabeled_b))
-            pseudo_a, pseudo_b = self.pseudo_label(logits_a), self.pseudo_label(logits_b)
-            losses["cps"] = mcpc(logits_a, logits_b, pseudo_a, pseudo_b)
-            self.metrics |= branch_metrics(pseudo_a[-len(unlabeled) :], pseudo_b[-len(unlabeled) :])
+        if unlabeled is None:
+            yield losses
+            return
+        share = len(images) / (len(images) + len(unlabeled))
+        losses["cps_labeled"] = share * self._cps(full_resolution(output_a), full_resolution(output_b))[0]
+        del output_a, output_b
         yield losses
+        logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
+        loss, pseudo_a, pseudo_b = self._cps(logits_a, logits_b)
+        self.metrics |= branch_metrics(pseudo_a, pseudo_b)
+        yield {"cps_unlabeled": (1 - share) * loss}
+
+    def _cps(self, logits_a: Tensor, logits_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, and the hard labels of both networks."""
+        pseudo_a, pseudo_b = self.pseudo_label(logits_a), self.pseudo_label(logits_b)
+        return mcpc(logits_a, logits_b, pseudo_a, pseudo_b), pseudo_a, pseudo_b
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the labels of both networks and where they differ."""

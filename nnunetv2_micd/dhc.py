@@ -55,7 +55,8 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
     - Of regions a weight belongs to a region, so the most frequent region has the weight ``dist_floor``.
     - Network A is deployed; the authors average both networks.
 
-    Passes of a step, per network: labeled 1 F + 1 backward, unlabeled 1 F + 1 backward.
+    Passes of a step, per network: labeled 1 F + 1 backward, unlabeled 1 F + 1 backward, and 1 F more that is repeated
+    to hold fewer graphs.
     """
 
     config: ClassVar[DHCConfig] = DHCConfig()
@@ -80,23 +81,38 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
         return [Pass(name, "unlabeled") for name in self.students]
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
-        """nnU-Net's loss of both networks on the labeled images; weighted cross pseudo supervision on all images."""
+        """nnU-Net's loss of both networks on the labeled images; weighted cross pseudo supervision on all images.
+
+        Both weights and the mean that they weigh want all labels at once. So the unlabeled images are first run without
+        a graph; what the losses say to these outputs is kept until there is one, of one network at a time.
+        """
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
         losses = {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
-        if unlabeled is not None:
-            # In one group with the supervised losses, since it shares their passes through the labeled images.
-            unlabeled_a, unlabeled_b = (self.forward_with_features(self.students[n], unlabeled)[0] for n in "ab")
-            logits_a = torch.cat((full_resolution(output_a), unlabeled_a))
-            logits_b = torch.cat((full_resolution(output_b), unlabeled_b))
-            pseudo_a, pseudo_b = self.pseudo_label(logits_a), self.pseudo_label(logits_b)
-            number = len(images)
-            truth, ignored = self.hard_target(full_resolution(target))
-            dice = hard_dice(pseudo_a[:number], truth, logits_a.shape[1], ignored)
-            weight_a, weight_b = self._difficulty.update(dice), self._distribution.update(pseudo_b[number:])
-            losses["cps"] = mcpc(logits_a, logits_b, pseudo_a, pseudo_b, weight_a, weight_b)
-            self.metrics |= branch_metrics(pseudo_a[number:], pseudo_b[number:])
+        if unlabeled is None:
+            yield losses
+            return
+        with torch.no_grad():
+            leaves = [self._logits(name, unlabeled) for name in "ab"]
+        logits_a, logits_b = (
+            torch.cat((full_resolution(output), leaf.requires_grad_()))
+            for output, leaf in zip((output_a, output_b), leaves, strict=True)
+        )
+        del output_a, output_b
+        pseudo_a, pseudo_b = self.pseudo_label(logits_a), self.pseudo_label(logits_b)
+        number = len(images)
+        truth, ignored = self.hard_target(full_resolution(target))
+        dice = hard_dice(pseudo_a[:number], truth, logits_a.shape[1], ignored)
+        weight_a, weight_b = self._difficulty.update(dice), self._distribution.update(pseudo_b[number:])
+        losses["cps"] = mcpc(logits_a, logits_b, pseudo_a, pseudo_b, weight_a, weight_b)
+        self.metrics |= branch_metrics(pseudo_a[number:], pseudo_b[number:])
+        del logits_a, logits_b
         yield losses
+        for name, leaf in zip("ab", leaves, strict=True):
+            self.backpropagate([self._logits(name, unlabeled)], [leaf.grad])
+
+    def _logits(self, name: str, images: Tensor) -> Tensor:
+        return self.forward_with_features(self.students[name], images)[0]
 
     def method_state(self) -> dict[str, Any]:
         """Return the state of the class weights."""

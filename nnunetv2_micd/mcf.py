@@ -80,23 +80,25 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
         losses = {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
-        if unlabeled is not None:
-            # In one group with the supervised losses, since the review shares their passes.
-            regions = self.label_manager.has_regions
-            labeled_a, labeled_b = full_resolution(output_a), full_resolution(output_b)
-            truth, ignored = self.hard_target(full_resolution(target))
-            review = difference_review(labeled_a, labeled_b, truth, ignored, regions)
-            error_a, error_b = (soft_dice_error(each, truth, ignored, regions) for each in (labeled_a, labeled_b))
-            a_is_better = error_a < error_b
-            unlabeled_a, unlabeled_b = (self.forward_with_features(self.students[n], unlabeled)[0] for n in "ab")
-            # Divided by the peak, because b(t) multiplies it.
-            losses["review"] = self.config.review_weight / self.config.ramp_peak * review
-            losses["consistency"] = competitive_consistency(
-                unlabeled_a, unlabeled_b, a_is_better, self.config.temperature, regions
-            )
-            self.metrics |= branch_metrics(self.pseudo_label(unlabeled_a), self.pseudo_label(unlabeled_b))
-            self.metrics["a_is_better"] = a_is_better.float()
+        if unlabeled is None:
+            yield losses
+            return
+        regions = self.label_manager.has_regions
+        logits_a, logits_b = full_resolution(output_a), full_resolution(output_b)
+        truth, ignored = self.hard_target(full_resolution(target))
+        error_a, error_b = (soft_dice_error(each, truth, ignored, regions) for each in (logits_a, logits_b))
+        # Divided by the peak, because b(t) multiplies it.
+        weight = self.config.review_weight / self.config.ramp_peak
+        losses["review"] = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
+        del output_a, output_b
         yield losses
+        a_is_better = error_a < error_b
+        logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
+        self.metrics |= branch_metrics(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
+        self.metrics["a_is_better"] = a_is_better.float()
+        yield {
+            "consistency": competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)
+        }
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the labels of both networks and where they differ."""

@@ -34,20 +34,21 @@ def logits_of(trainer: Any, name: str, labeled: dict[str, Any], unlabeled: torch
 def test_loss_is_the_cross_entropy_with_the_labels_of_the_other(configuration: str, dataset: TinyDataset) -> None:
     trainer = start(dataset, configuration)
     labeled, unlabeled = batches(trainer)
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
-    assert set(losses) == {"supervised", "supervised_b", "cps"}
-    a, b = (logits_of(trainer, name, labeled, unlabeled) for name in "ab")
+    on_labeled, on_unlabeled = trainer.compute_losses(labeled, unlabeled[:1])
+    assert set(on_labeled) == {"supervised", "supervised_b", "cps_labeled"}
+    assert set(on_unlabeled) == {"cps_unlabeled"}
+    a, b = (logits_of(trainer, name, labeled, unlabeled[:1]) for name in "ab")
     expected = F.cross_entropy(a, b.argmax(1)) + F.cross_entropy(b, a.argmax(1))
-    torch.testing.assert_close(losses["cps"], expected)
-    same = (a.argmax(1) == b.argmax(1))[-len(unlabeled) :]
+    torch.testing.assert_close(on_labeled["cps_labeled"] + on_unlabeled["cps_unlabeled"], expected)
+    same = (a.argmax(1) == b.argmax(1))[-1]
     assert trainer.metrics["agreement"] == pytest.approx(same.float().mean().item())
 
 
 def test_each_network_gets_the_gradient_of_its_own_term_only(dataset: TinyDataset) -> None:
     trainer = start(dataset)
     labeled, unlabeled = batches(trainer)
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
-    losses["cps"].backward()
+    for group in trainer.compute_losses(labeled, unlabeled):
+        sum(loss for name, loss in group.items() if name.startswith("cps")).backward()
     a, b = (logits_of(trainer, name, labeled, unlabeled) for name in "ab")
     weights = [
         trainer.students["a"].encoder.stages[0][0].convs[0].conv.weight,
@@ -65,10 +66,11 @@ def test_regions_and_ignore_label(dataset: TinyDataset) -> None:
     relabel(dataset, BOTH, annotated_slices=6)
     trainer = start(dataset)
     labeled, unlabeled = batches(trainer)
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
+    on_labeled, on_unlabeled = trainer.compute_losses(labeled, unlabeled)
     a, b = (logits_of(trainer, name, labeled, unlabeled) for name in "ab")
     bce = F.binary_cross_entropy_with_logits
-    torch.testing.assert_close(losses["cps"], bce(a, (b > 0).float()) + bce(b, (a > 0).float()))
+    expected = bce(a, (b > 0).float()) + bce(b, (a > 0).float())
+    torch.testing.assert_close(on_labeled["cps_labeled"] + on_unlabeled["cps_unlabeled"], expected)
     trainer.train_step(labeled)
 
 
@@ -106,7 +108,7 @@ def test_weight_is_constant(dataset: TinyDataset) -> None:
 def test_trains(configuration: str, dataset: TinyDataset) -> None:
     trainer = make_trainer(nnUNetTrainerCPS, dataset, configuration)
     trainer.run_training()
-    names = {"supervised", "supervised_b", "cps", "agreement", "foreground_a", "foreground_b", "mean_fg_dice"}
+    names = {"supervised", "supervised_b", "cps_labeled", "cps_unlabeled", "agreement", "foreground_a", "mean_fg_dice"}
     for row in trainer.history:
         assert names <= set(row)
         assert all(np.isfinite(value) for value in row.values())

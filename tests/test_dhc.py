@@ -43,7 +43,7 @@ def test_difficulty_weighs_a_and_distribution_weighs_b(configuration: str, datas
     trainer = start(dataset, configuration)
     labeled, unlabeled = batches(trainer)
     before = trainer._distribution.weights
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
+    losses = next(trainer.compute_losses(labeled, unlabeled))
     assert set(losses) == {"supervised", "supervised_b", "cps"}
 
     a, b = logits_of(trainer, labeled, unlabeled)
@@ -81,7 +81,7 @@ def test_loss_of_regions_weighs_regions(dataset: TinyDataset) -> None:
     relabel(dataset, REGIONS)
     trainer = start(dataset)
     labeled, unlabeled = batches(trainer)
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
+    losses = next(trainer.compute_losses(labeled, unlabeled))
     a, b = logits_of(trainer, labeled, unlabeled)
 
     def loss_of(logits: torch.Tensor, other: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -92,12 +92,20 @@ def test_loss_of_regions_weighs_regions(dataset: TinyDataset) -> None:
     torch.testing.assert_close(losses["cps"], expected)
 
 
-def test_both_networks_learn_and_no_teacher(dataset: TinyDataset) -> None:
+def test_gradients_are_those_of_the_whole_loss(dataset: TinyDataset) -> None:
+    """Of labeled and unlabeled images, though the graphs of the latter are built afterwards, one at a time."""
     trainer = start(dataset)
-    (losses,) = trainer.compute_losses(*batches(trainer))
-    losses["cps"].backward()
-    for student in trainer.students.values():
-        assert next(iter(student.encoder.parameters())).grad.any()
+    labeled, unlabeled = batches(trainer)
+    for group in trainer.compute_losses(labeled, unlabeled):
+        group["cps"].backward()
+    a, b = logits_of(trainer, labeled, unlabeled)
+    weights = trainer._difficulty.weights, trainer._distribution.weights
+    own_terms = F.cross_entropy(a, b.argmax(1), weights[0]), F.cross_entropy(b, a.argmax(1), weights[1])
+    for student, term in zip(trainer.students.values(), own_terms, strict=True):
+        parameters = [parameter for parameter in student.parameters() if parameter.grad is not None]
+        expected = torch.autograd.grad(term, parameters)
+        assert any(gradient.any() for gradient in expected)
+        torch.testing.assert_close([parameter.grad for parameter in parameters], list(expected), rtol=1e-3, atol=1e-6)
     assert all(p.grad is None for teacher in trainer.teachers.values() for p in teacher.parameters())
 
 

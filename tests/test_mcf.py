@@ -131,8 +131,10 @@ def test_extreme_float16_logits_stay_finite() -> None:
 def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyDataset) -> None:
     trainer = start(dataset, configuration)
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
-    assert set(losses) == {"supervised", "supervised_b", "review", "consistency"}
+    on_labeled, on_unlabeled = trainer.compute_losses(labeled, unlabeled)
+    assert set(on_labeled) == {"supervised", "supervised_b", "review"}
+    assert set(on_unlabeled) == {"consistency"}
+    losses = on_labeled | on_unlabeled
     on_labels, on_others = (
         [forward_with_features(trainer.students[name], images)[0] for name in "ab"]
         for images in (labeled["data"], unlabeled)
@@ -155,7 +157,7 @@ def test_regions_and_ignored_voxels(dataset: TinyDataset) -> None:
     assert all(np.isfinite(value) for value in record.values())
     for target in labeled["target"]:
         target[:, -1] = 1
-    (losses,) = trainer.compute_losses(labeled, unlabeled)
+    losses = next(trainer.compute_losses(labeled, unlabeled))
     assert losses["review"] == 0
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from test_trainers import METHODS
 
 from nnunetv2_micd import profile_trainers, profiling
 from nnunetv2_micd.cli import main
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.profile_report import format_table, make_table, waiting_seconds, write_profile
 from nnunetv2_micd.profile_trainers import Cost, Memory, Setting, profile
@@ -72,11 +76,36 @@ def test_passes_are_those_of_a_step(method: type, dataset: TinyDataset, monkeypa
     if method.__name__ == "nnUNetTrainerPseudoLabels":
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
     expected: Counter = Counter()
+    if method is nnUNetTrainerDHC:  # which repeats two to hold fewer graphs
+        expected.update({(f"student {name}", False): 1 for name in "ab"})
     share = trainer.unlabeled_batch_size / trainer.batch_size
     for each in trainer.passes():
         name = f"{'teacher' if each.teacher else 'student'} {each.network}"
         expected[name, each.gradient] += each.times * (share if each.images == "unlabeled" else 1)
     assert count_passes(trainer) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each network, of labeled or of unlabeled images; MICD and the methods with one network hold one."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer(method, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.iteration = 3  # after the pre-training of BCP
+    graphs: list[ref[torch.UntypedStorage]] = []
+    held = []
+
+    def watch(module: Any, inputs: tuple, output: Any) -> None:
+        if torch.is_grad_enabled():
+            held.append(sum(graph() is not None for graph in graphs))
+            graphs.append(ref(output[0].untyped_storage()))  # the next layer's backward pass needs it
+
+    for student in trainer.students.values():
+        student.encoder.register_forward_hook(watch)
+    trainer.train_step(next(trainer.dataloader_train))
+    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF)
+    assert max(held) == (1 if two else 0)
 
 
 def setting(dataset: TinyDataset, fold: int | None = None) -> Setting:

@@ -47,7 +47,7 @@ METHODS = [
 ]
 UNSUPERVISED = {
     nnUNetTrainerBCP: {"copy_paste"},
-    nnUNetTrainerCPS: {"cps"},
+    nnUNetTrainerCPS: {"cps_labeled", "cps_unlabeled"},
     nnUNetTrainerDHC: {"cps"},
     nnUNetTrainerMCF: {"review", "consistency"},
     nnUNetTrainerPseudoLabels: {"pseudo_label"},
