@@ -90,7 +90,7 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
         # Divided by the peak, because b(t) multiplies it.
         weight = self.config.review_weight / self.config.ramp_peak
         losses["review"] = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
-        del output_a, output_b
+        del output_a, output_b, logits_a, logits_b
         yield losses
         a_is_better = error_a < error_b
         logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
