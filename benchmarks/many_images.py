@@ -59,6 +59,8 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     configuration = manager.get_configuration("3d_fullres")
     labeled = dataset / configuration.data_identifier
     cases = sorted(path.stem for path in labeled.glob("*.pkl"))
+    if not cases:
+        raise ValueError(f"{dataset.name} is not preprocessed, see: nnUNetv2_plan_and_preprocess -h")
     unlabeled = Path(unlabeled_folder(str(labeled)))
     shutil.rmtree(unlabeled, ignore_errors=True)
     unlabeled.mkdir()

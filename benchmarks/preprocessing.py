@@ -33,24 +33,27 @@ def main() -> None:
     for processes in args.processes:  # a process for each, whose memory is known only in the end
         command = [sys.executable, __file__, args.dataset, "--here", "--processes", str(processes)]
         size = ["--size", *map(str, args.size)] if args.size else []
-        if subprocess.run([*command, "--images", str(args.images), *size]).returncode:
-            sys.exit(1)  # it has said why
+        status = subprocess.run([*command, "--images", str(args.images), *size]).returncode
+        if status:
+            sys.exit(f"{processes} processes were killed" if status < 0 else status)  # else they have said why
 
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
-    from nnunetv2_micd.dataset_folders import find_dataset
+    from nnunetv2_micd.dataset_folders import find_dataset, raw_folder
     from nnunetv2_micd.preprocessing import preprocess_unlabeled
 
     name = find_dataset(dataset)
     source = Path(os.environ["nnUNet_preprocessed"], name)
-    images = sorted(Path(os.environ["nnUNet_raw"], name, "imagesTr").glob("[!.]*"))[:number]
-    labeled = next((source / "nnUNetPlans_3d_fullres").glob("*.pkl")).stem
+    images = sorted(Path(raw_folder(name), "imagesTr").glob("[!.]*"))[:number]
+    labeled = next((source / "nnUNetPlans_3d_fullres").glob("*.pkl"), None)
+    if labeled is None:
+        raise ValueError(f"{name} is not preprocessed; run: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres")
     with tempfile.TemporaryDirectory() as folder:
         target, raw = Path(folder, "preprocessed", name), Path(folder, "raw", name, "imagesUn")
         for each in (target / "nnUNetPlans_3d_fullres", raw):
             each.mkdir(parents=True)
-        for file in ("nnUNetPlans.json", "dataset.json", f"nnUNetPlans_3d_fullres/{labeled}.b2nd"):
+        for file in ("nnUNetPlans.json", "dataset.json", f"nnUNetPlans_3d_fullres/{labeled.stem}.b2nd"):
             shutil.copy(source / file, target / file)
         if size is None:
             for image in images:

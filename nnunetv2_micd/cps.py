@@ -69,6 +69,7 @@ class nnUNetTrainerCPS(SemiSupervisedTrainer):
         logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
         loss, pseudo_a, pseudo_b = self._cps(logits_a, logits_b)
         self.metrics |= branch_metrics(pseudo_a, pseudo_b)
+        del logits_a, logits_b
         yield {"cps_unlabeled": (1 - share) * loss}
 
     def _cps(self, logits_a: Tensor, logits_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -84,7 +84,8 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
         """nnU-Net's loss of both networks on the labeled images; weighted cross pseudo supervision on all images.
 
         Both weights and the mean that they weigh want all labels at once. So the unlabeled images are first run without
-        a graph; what the losses say to these outputs is kept until there is one, of one network at a time.
+        a graph; what the losses say to these outputs is kept until there is one, of one network at a time. (Of networks
+        without dropout and batch normalization, as nnU-Net plans them.)
         """
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
@@ -93,11 +94,9 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
             yield losses
             return
         with torch.no_grad():
-            leaves = [self._logits(name, unlabeled) for name in "ab"]
-        logits_a, logits_b = (
-            torch.cat((full_resolution(output), leaf.requires_grad_()))
-            for output, leaf in zip((output_a, output_b), leaves, strict=True)
-        )
+            leaf_a, leaf_b = (self._logits(name, unlabeled).requires_grad_() for name in "ab")
+        logits_a = torch.cat((full_resolution(output_a), leaf_a))
+        logits_b = torch.cat((full_resolution(output_b), leaf_b))
         del output_a, output_b
         pseudo_a, pseudo_b = self.pseudo_label(logits_a), self.pseudo_label(logits_b)
         number = len(images)
@@ -108,8 +107,10 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
         self.metrics |= branch_metrics(pseudo_a[number:], pseudo_b[number:])
         del logits_a, logits_b
         yield losses
-        for name, leaf in zip("ab", leaves, strict=True):
-            self.backpropagate([self._logits(name, unlabeled)], [leaf.grad])
+        gradient_a, gradient_b = leaf_a.grad, leaf_b.grad
+        del losses, leaf_a, leaf_b
+        self.backpropagate([self._logits("a", unlabeled)], [gradient_a])
+        self.backpropagate([self._logits("b", unlabeled)], [gradient_b])
 
     def _logits(self, name: str, images: Tensor) -> Tensor:
         return self.forward_with_features(self.students[name], images)[0]

@@ -96,9 +96,9 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
         logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
         self.metrics |= branch_metrics(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
         self.metrics["a_is_better"] = a_is_better.float()
-        yield {
-            "consistency": competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)
-        }
+        loss = competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)
+        del logits_a, logits_b
+        yield {"consistency": loss}
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the labels of both networks and where they differ."""

@@ -145,7 +145,12 @@ def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyD
     torch.testing.assert_close(losses["consistency"], competitive_consistency(*on_others, a_is_better, 0.1))
     # at the peak of b, 0.1, the authors' weight of 0.5
     torch.testing.assert_close(0.1 * losses["review"], 0.5 * difference_review(*on_labels, truth))
-    sum(losses.values()).backward()
+    for loss in (losses["review"], losses["consistency"]):
+        trainer.optimizer.zero_grad()
+        loss.backward()
+        learns = [next(iter(trainer.students[name].encoder.parameters())).grad for name in "ab"]
+        assert learns[1 if a_is_better else 0].any()
+        assert (loss is losses["review"]) == learns[0 if a_is_better else 1].any()
     assert all(p.grad is None for teacher in trainer.teachers.values() for p in teacher.parameters())
 
 

@@ -16,8 +16,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
+from test_trainers import METHODS as ALL_METHODS
 
 from nnunetv2_micd.class_weights import count_labels
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.preprocessing import preprocess_unlabeled
@@ -94,7 +98,7 @@ def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyD
     assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
 def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
     trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
     trainer.run_training()
@@ -184,7 +188,7 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow  # tracing takes a while
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerDHC])
 def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and split as on CUDA but run without generating code; nnU-Net never compiles on the CPU by itself."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -204,7 +208,7 @@ def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkey
 
 @needs_cuda
 @pytest.mark.parametrize("compiled", ["t", "f"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL_METHODS)
 def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """In mixed precision."""
     monkeypatch.setenv("nnUNet_compile", compiled)

@@ -9,6 +9,9 @@ from conftest import TinyDataset, make_trainer
 
 from nnunetv2_micd.bcp import BCPConfig
 from nnunetv2_micd.config import SemiSupervisedConfig
+from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 
@@ -42,6 +45,17 @@ def test_consistency_every_third_step(dataset: TinyDataset, monkeypatch: pytest.
     row = trainer.history[-1]
     assert row["mcpc"] == pytest.approx(np.mean([records[0]["mcpc"], records[3]["mcpc"]]))
     assert row["supervised"] == pytest.approx(np.mean([record["supervised"] for record in records]))
+
+
+@pytest.mark.parametrize("method", [nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
+def test_labeled_images_alone_every_other_step(
+    method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = start(dataset, method, consistency_every=2)
+    first, second = (trainer.train_step(next(trainer.dataloader_train)) for _ in range(2))
+    assert {"supervised", "supervised_b"} < set(first) & set(second)
+    assert {"agreement"} <= set(first) - set(second)
 
 
 @pytest.mark.parametrize(
