@@ -43,7 +43,7 @@ class Examples:
         run = self.runs[0]
         levels = ", ".join(f"{100 * quantile:.0f} %" for quantile in QUANTILES)
         return (
-            f"{run.num_labeled} labeled cases, seed {run.seed}. Cases at the {levels} quantiles of the Dice of "
+            f"Labeled: {run.num_labeled}, seed {run.seed}. Cases at the {levels} quantiles of the Dice of "
             f"{display_name(run.trainer)}, in the slice with most foreground across the widest spacing, cut out around "
             "the truth. White lines: the truth. Numbers: the Dice of the whole case, mean of the classes. Gray areas: "
             "the ignore label."
