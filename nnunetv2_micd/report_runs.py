@@ -222,7 +222,9 @@ def check_comparable(runs: Sequence[Run]) -> None:
 def check_same_conditions(runs: Sequence[Run]) -> None:
     """Raise a ``ValueError`` unless the runs have the same plans and cases; their lengths may differ."""
     _refuse_mixed(runs, lambda run: run.plans_hash, "plans", "use -p, or delete the runs with the plans of before")
-    _refuse_mixed(runs, lambda run: run.cases, "test cases", "run all on the same test images")
+    _refuse_mixed(
+        runs, lambda run: run.cases, "test cases", "run all on the same test images, or move the other runs away"
+    )
     for one in runs:
         for other in runs:
             if (one.budget, one.seed) != (other.budget, other.seed) or one is other:
