@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=[300, 512, 512], help="of a volume")
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="of a patch")
     args = parser.parse_args()
-    from nnunetv2_micd.dataset_folders import find_dataset
+    from nnunetv2_micd.dataset_folders import find_dataset, preprocessed_folder
     from nnunetv2_micd.unlabeled_cases import channel_names
 
     name = find_dataset(args.dataset)
-    source = Path(os.environ["nnUNet_preprocessed"], name)
+    source = Path(preprocessed_folder(name))
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "preprocessed", name)
         os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_results": str(Path(folder, "results"))}
@@ -43,7 +43,7 @@ def main() -> None:
         plans["configurations"]["3d_fullres"] |= {"patch_size": args.patch, "batch_size": 2}
         dataset_json = json.loads((source / "dataset.json").read_text())
         if len(channel_names(dataset_json)) != 1:
-            raise SystemExit(f"{name} has several channels; take a dataset with one")
+            raise ValueError(f"{name} has several channels; take a dataset with one")
         write_dataset(target, plans, dataset_json, args.size)
         labeled, unlabeled = measure(plans, dataset_json)
     print(f"labeled batch {labeled:.2f} s, unlabeled batch {unlabeled:.2f} s, medians of {BATCHES}")

@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("dataset", help="name or number")
     parser.add_argument("--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="of unlabeled images")
     args = parser.parse_args()
-    from nnunetv2_micd.dataset_folders import find_dataset
+    from nnunetv2_micd.dataset_folders import find_dataset, preprocessed_folder
 
     name = find_dataset(args.dataset)
-    source = Path(os.environ["nnUNet_preprocessed"], name)
+    source = Path(preprocessed_folder(name))
     print(f"{'images':>8}{'find ms':>10}{'start s':>10}{'batch ms':>10}")
     for number in args.numbers:
         with tempfile.TemporaryDirectory() as folder:

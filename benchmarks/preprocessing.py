@@ -40,11 +40,11 @@ def main() -> None:
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
-    from nnunetv2_micd.dataset_folders import find_dataset, raw_folder
+    from nnunetv2_micd.dataset_folders import find_dataset, preprocessed_folder, raw_folder
     from nnunetv2_micd.preprocessing import preprocess_unlabeled
 
     name = find_dataset(dataset)
-    source = Path(os.environ["nnUNet_preprocessed"], name)
+    source = Path(preprocessed_folder(name))
     images = sorted(Path(raw_folder(name), "imagesTr").glob("[!.]*"))[:number]
     labeled = next((source / "nnUNetPlans_3d_fullres").glob("*.pkl"), None)
     if labeled is None:
@@ -69,7 +69,7 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
         failures = preprocess_unlabeled(name, ["3d_fullres"], num_processes=processes)
         seconds = time.perf_counter() - begin
     if failures:
-        raise SystemExit(f"{failures[0].case}: {failures[0].reason}")
+        raise ValueError(f"{failures[0].case}: {failures[0].reason}")
     memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
     rate = 60 * len(images) / seconds
     print(f"{processes} processes: {rate:.1f} images per minute, largest process {memory:.2f} GiB", flush=True)

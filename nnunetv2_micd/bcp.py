@@ -201,7 +201,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
 
     @torch.no_grad()
     def _pseudo_labels(self, unlabeled: Tensor) -> Tensor:
-        labels = self.pseudo_label(self.forward_with_features(self.teachers["a"], unlabeled)[0])
+        labels = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
         return largest_components(labels) if self.config.largest_component else labels
 
     def _loss(self, output: Output, labels: Tensor, hidden: Tensor) -> Tensor:

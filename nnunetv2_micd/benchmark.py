@@ -20,7 +20,8 @@ from nnunetv2.paths import nnUNet_results
 from tqdm import tqdm
 
 from nnunetv2_micd.benchmark_plan import Grid, is_done, plan_runs
-from nnunetv2_micd.benchmark_run import LOG, STOCK, Run, add_trainer_folder, execute, read_record, write_record
+from nnunetv2_micd.benchmark_record import STOCK, Run, read_record, write_record
+from nnunetv2_micd.benchmark_run import LOG, add_trainer_folder, execute
 from nnunetv2_micd.benchmark_trainers import write_trainers
 from nnunetv2_micd.unlabeled_cases import dataset_id
 

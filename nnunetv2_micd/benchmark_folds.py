@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_micd.benchmark_run import ALL_LABELS
+from nnunetv2_micd.benchmark_record import ALL_LABELS
 from nnunetv2_micd.dataset_folders import preprocessed_folder
 from nnunetv2_micd.raw_images import shorten
 from nnunetv2_micd.splits import Entry, add_budget_splits, default_splits, list_cases, make_entry, write_splits

@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark_folds import add_fold, budget_entry, check_different, check_validation
-from nnunetv2_micd.benchmark_run import ALL_LABELS, STOCK, Run, read_record
+from nnunetv2_micd.benchmark_record import ALL_LABELS, STOCK, Run, read_record
 from nnunetv2_micd.benchmark_test_set import check_test_set
 from nnunetv2_micd.benchmark_trainers import OWN_LENGTH, Length, Trainer, check_lengths, find_trainer
 from nnunetv2_micd.dataset_folders import find_dataset, load_plans, preprocessed_folder

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_micd.benchmark_run import Run, trainers_folder
+from nnunetv2_micd.benchmark_record import Run
+from nnunetv2_micd.benchmark_run import trainers_folder
 from nnunetv2_micd.trainer import SemiSupervisedTrainer
 
 TRAINING_STEPS = 5

@@ -66,7 +66,7 @@ class nnUNetTrainerCPS(SemiSupervisedTrainer):
         losses["cps_labeled"] = share * self._cps(full_resolution(output_a), full_resolution(output_b))[0]
         del output_a, output_b
         yield losses
-        logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
+        logits_a, logits_b = (self.logits(self.students[name], unlabeled) for name in "ab")
         loss, pseudo_a, pseudo_b = self._cps(logits_a, logits_b)
         self.metrics |= branch_metrics(pseudo_a, pseudo_b)
         del logits_a, logits_b

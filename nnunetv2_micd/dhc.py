@@ -94,7 +94,7 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
             yield losses
             return
         with torch.no_grad():
-            leaf_a, leaf_b = (self._logits(name, unlabeled).requires_grad_() for name in "ab")
+            leaf_a, leaf_b = (self.logits(self.students[name], unlabeled).requires_grad_() for name in "ab")
         logits_a = torch.cat((full_resolution(output_a), leaf_a))
         logits_b = torch.cat((full_resolution(output_b), leaf_b))
         del output_a, output_b
@@ -109,11 +109,8 @@ class nnUNetTrainerDHC(SemiSupervisedTrainer):
         yield losses
         gradient_a, gradient_b = leaf_a.grad, leaf_b.grad
         del losses, leaf_a, leaf_b
-        self.backpropagate([self._logits("a", unlabeled)], [gradient_a])
-        self.backpropagate([self._logits("b", unlabeled)], [gradient_b])
-
-    def _logits(self, name: str, images: Tensor) -> Tensor:
-        return self.forward_with_features(self.students[name], images)[0]
+        self.backpropagate([self.logits(self.students["a"], unlabeled)], [gradient_a])
+        self.backpropagate([self.logits(self.students["b"], unlabeled)], [gradient_b])
 
     def method_state(self) -> dict[str, Any]:
         """Return the state of the class weights."""

@@ -93,7 +93,7 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
         del output_a, output_b, logits_a, logits_b
         yield losses
         a_is_better = error_a < error_b
-        logits_a, logits_b = (self.forward_with_features(self.students[name], unlabeled)[0] for name in "ab")
+        logits_a, logits_b = (self.logits(self.students[name], unlabeled) for name in "ab")
         self.metrics |= branch_metrics(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
         self.metrics["a_is_better"] = a_is_better.float()
         loss = competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)

@@ -47,9 +47,9 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
         if unlabeled is None:
             return
-        student, _ = self.forward_with_features(self.students["a"], unlabeled)
+        student = self.logits(self.students["a"], unlabeled)
         with torch.no_grad():
-            teacher, _ = self.forward_with_features(self.teachers["a"], self._add_noise(unlabeled, self.generator))
+            teacher = self.logits(self.teachers["a"], self._add_noise(unlabeled, self.generator))
         pseudo = self.pseudo_label(teacher)
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)

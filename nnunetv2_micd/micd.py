@@ -163,7 +163,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         teachers: list[Tensor] = []
         if self.config.cmd_weight:
             with torch.no_grad():
-                teachers = [self.pseudo_label(self._logits(self.teachers[name], images)) for name in "ab"]
+                teachers = [self.pseudo_label(self.logits(self.teachers[name], images)) for name in "ab"]
         if not self.config.recompute_peer:
             a, b = self._run("a", images, masked), self._run("b", images, masked)
             yield self._consistency(a, b, self._pseudo_labels(a, b, unlabeled, predicted), teachers, weights)
@@ -204,11 +204,8 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         """Run a student on the masked images, and on the clean ones where the reading of eq. 3 asks for it."""
         logits, features = self.forward_with_features(self.students[name], masked)
         weights = cfc_stage_weights(len(features)) if self.config.cfc_weight else ()
-        clean = self._logits(self.students[name], images) if self._trains_on_clean_images else None
+        clean = self.logits(self.students[name], images) if self._trains_on_clean_images else None
         return _Output(logits, features[len(features) - len(weights) :], clean)
-
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        return self.forward_with_features(network, images)[0]
 
     def _pseudo_labels(
         self, a: _Output, b: _Output, unlabeled: Tensor, predicted: dict[str, Tensor]
@@ -216,7 +213,7 @@ class nnUNetTrainerMICD(SemiSupervisedTrainer):
         """Return the pseudo-labels of A and B for the configured reading of eq. 3, and look at them."""
         if self._pseudo_labels_are_clean:
             with torch.no_grad():  # the labeled half is known from the supervised pass
-                clean = {name: self.pseudo_label(self._logits(self.students[name], unlabeled)) for name in "ab"}
+                clean = {name: self.pseudo_label(self.logits(self.students[name], unlabeled)) for name in "ab"}
             if self._labeled_consistency:
                 clean = {name: torch.cat((predicted[name], labels)) for name, labels in clean.items()}
             pseudo_a, pseudo_b = clean["a"], clean["b"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_micd.benchmark_run import STOCK
+from nnunetv2_micd.benchmark_record import STOCK
 from nnunetv2_micd.profile_trainers import Cost
 from nnunetv2_micd.profiling import PARTS, StepProfile
 

@@ -14,7 +14,8 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunetv2_micd.benchmark_run import STOCK, peak_memory
+from nnunetv2_micd.benchmark_record import STOCK
+from nnunetv2_micd.benchmark_run import peak_memory
 from nnunetv2_micd.benchmark_trainers import OWN_LENGTH, environment, find_trainer
 from nnunetv2_micd.dataset_folders import find_dataset, load_plans
 from nnunetv2_micd.profiling import StepProfile, profile_steps

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from nnunetv2_micd.benchmark_run import ALL_LABELS
+from nnunetv2_micd.benchmark_record import ALL_LABELS
 from nnunetv2_micd.dataset_folders import find_dataset, raw_folder
 from nnunetv2_micd.raw_images import group_images
 from nnunetv2_micd.report_runs import Run, display_name

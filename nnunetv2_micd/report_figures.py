@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from nnunetv2_micd.benchmark_run import ALL_LABELS
+from nnunetv2_micd.benchmark_record import ALL_LABELS
 from nnunetv2_micd.report_examples import choose_examples, draw_examples
 from nnunetv2_micd.report_runs import BASELINE, Run, display_name, is_baseline
 from nnunetv2_micd.report_tables import MEAN, mean_over_cases, mean_over_classes

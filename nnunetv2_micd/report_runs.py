@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.benchmark_run import STOCK
+from nnunetv2_micd.benchmark_record import STOCK
 from nnunetv2_micd.dataset_folders import find_dataset
 from nnunetv2_micd.raw_images import shorten
 from nnunetv2_micd.unlabeled_cases import dataset_id

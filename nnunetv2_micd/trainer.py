@@ -135,6 +135,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return hard labels of classes or regions, see :func:`hard_labels.pseudo_label`."""
         return pseudo_label(logits, self.label_manager.has_regions)
 
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return what a network puts out at full resolution, ``(B, K, *spatial)``."""
+        return self.forward_with_features(network, images)[0]
+
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)

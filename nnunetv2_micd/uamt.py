@@ -73,7 +73,7 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
         if unlabeled is None:
             return
         regions = self.label_manager.has_regions
-        student, _ = self.forward_with_features(self.students["a"], unlabeled)
+        student = self.logits(self.students["a"], unlabeled)
         with torch.no_grad():
             teacher = self._noisy_logits(unlabeled, self.generator)
             certain = self._certain(unlabeled, self.generator)
@@ -85,7 +85,7 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
 
     def _noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
         noisy = add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
-        return self.forward_with_features(self.teachers["a"], noisy)[0]
+        return self.logits(self.teachers["a"], noisy)
 
     def _certain(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return where the mean of the teacher's noisy answers has little entropy, see :func:`is_certain`."""

@@ -201,7 +201,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         del weak, dropped
         for name in ("strong_1", "strong_2"):
             box = self._sample_cutmix(unlabeled, self.generator)
-            strong, _ = self.forward_with_features(student, paste(self._strong_view(unlabeled, self.generator), box))
+            strong = self.logits(student, paste(self._strong_view(unlabeled, self.generator), box))
             mixed = paste(labels, box)
             loss = confident_dice_loss(strong, mixed, paste(confident, box))
             self.metrics["agreement"] = 1 - differing(self.pseudo_label(strong), mixed).float().mean()

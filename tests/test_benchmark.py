@@ -17,7 +17,7 @@ import pytest
 from conftest import TinyDataset, make_volume, write_image
 from shell import MICD, Shell
 
-from nnunetv2_micd import benchmark, benchmark_run
+from nnunetv2_micd import benchmark, benchmark_record, benchmark_run
 from nnunetv2_micd.benchmark import run_benchmark
 from nnunetv2_micd.benchmark_plan import Grid, plan_runs
 from nnunetv2_micd.benchmark_trainers import Length, write_trainers
@@ -274,7 +274,7 @@ def test_runs_of_before_are_not_overwritten(
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoint_best.pth").write_bytes(b"a training")
     refused("holds a training that no benchmark has started")
-    benchmark_run.write_record(run, "running", "cpu")
+    benchmark_record.write_record(run, "running", "cpu")
     assert plan_runs(grid)[0] == run
     refused(r"was made with budget 2, not 40%", budgets=["40%"])
     refused("was made with test_images None, not", test=test_set)
@@ -289,7 +289,7 @@ def test_runs_of_before_are_not_overwritten(
         assert (run.folder / "benchmark.json").read_text() == content
 
     tested = plan_runs(replace(grid, test=test_set, budgets=["1"]))[0]
-    benchmark_run.write_record(tested, "done", "cpu")
+    benchmark_record.write_record(tested, "done", "cpu")
     refused(r"tested on other images \(test_50, test_51\)", test=test_set, budgets=["1"])
 
 
@@ -304,12 +304,12 @@ class Instant:
     def __init__(self, run: Any, active: list[Any]):
         self.run, self.log = run, run.folder / "benchmark.log"
         Instant.most = max(Instant.most, len(active) + 1)
-        benchmark_run.write_record(run, "running", "cpu")
+        benchmark_record.write_record(run, "running", "cpu")
 
     def poll(self) -> str:
         if self.run.seed == 0:
             return "it was killed (signal 9)"
-        benchmark_run.write_record(self.run, "done", "cpu")
+        benchmark_record.write_record(self.run, "done", "cpu")
         return ""
 
     def stop(self) -> None:

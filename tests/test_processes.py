@@ -10,6 +10,7 @@ import torch
 from conftest import PATCH_SIZE, TinyDataset, make_trainer, needs_cuda
 from torch import distributed, multiprocessing
 
+from nnunetv2_micd.cps import nnUNetTrainerCPS
 from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.micd import nnUNetTrainerMICD
 
@@ -32,6 +33,10 @@ class MICD(FullPrecision, nnUNetTrainerMICD):
 
 class MeanTeacher(FullPrecision, nnUNetTrainerMeanTeacher):
     config = replace(nnUNetTrainerMeanTeacher.config, noise_std=0.0, ramp_length=0.0)
+
+
+class CPS(FullPrecision, nnUNetTrainerCPS):
+    """With a mean over labeled and unlabeled images in two parts."""
 
 
 def make_batches() -> list[tuple[dict[str, Any], torch.Tensor]]:
@@ -91,7 +96,7 @@ def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, dev
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("method", [MICD, MeanTeacher])
+@pytest.mark.parametrize("method", [MICD, MeanTeacher, CPS])
 def test_two_processes_are_one_with_the_whole_batch(
     method: type, device: str, dataset: TinyDataset, tmp_path: Path
 ) -> None:

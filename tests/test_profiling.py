@@ -23,6 +23,7 @@ from nnunetv2_micd.micd import nnUNetTrainerMICD
 from nnunetv2_micd.profile_report import format_table, make_table, waiting_seconds, write_profile
 from nnunetv2_micd.profile_trainers import Cost, Memory, Setting, profile
 from nnunetv2_micd.profiling import PARTS, StepProfile, Stopwatch, make_batch, profile_steps
+from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
 
 
 def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def test_passes_are_those_of_a_step(method: type, dataset: TinyDataset, monkeypa
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     trainer.iteration = 3  # after the pre-training of BCP
-    if method.__name__ == "nnUNetTrainerPseudoLabels":
+    if method is nnUNetTrainerPseudoLabels:
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
     expected: Counter = Counter()
     if method is nnUNetTrainerDHC:  # which repeats two to hold fewer graphs
@@ -93,6 +94,8 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     trainer.iteration = 3  # after the pre-training of BCP
+    if method is nnUNetTrainerPseudoLabels:
+        monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)  # as in its second training
     graphs: list[ref[torch.UntypedStorage]] = []
     held = []
 
