@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import median
 
-from nnunetv2_micd.cli import errors_in_one_sentence
+from nnunetv2_micd.cli.main import errors_in_one_sentence
 
 BATCHES = 100
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("dataset", help="name or number")
     parser.add_argument("--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="of unlabeled images")
     args = parser.parse_args()
-    from nnunetv2_micd.dataset_folders import find_dataset, preprocessed_folder
+    from nnunetv2_micd.data.dataset import find_dataset, preprocessed_folder
 
     name = find_dataset(args.dataset)
     source = Path(preprocessed_folder(name))
@@ -45,13 +45,13 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_micd.micd import nnUNetTrainerMICD
-    from nnunetv2_micd.unlabeled_cases import (
+    from nnunetv2_micd.data.unlabeled import (
         FINGERPRINT_FILE,
         find_unlabeled_cases,
         preprocessing_fingerprint,
         unlabeled_folder,
     )
+    from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
     plans = json.loads((dataset / "nnUNetPlans.json").read_text())
     dataset_json = json.loads((dataset / "dataset.json").read_text())

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nnunetv2_micd.cli import errors_in_one_sentence
+from nnunetv2_micd.cli.main import errors_in_one_sentence
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
-    from nnunetv2_micd.dataset_folders import find_dataset, preprocessed_folder, raw_folder
-    from nnunetv2_micd.preprocessing import preprocess_unlabeled
+    from nnunetv2_micd.data.dataset import find_dataset, preprocessed_folder, raw_folder
+    from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 
     name = find_dataset(dataset)
     source = Path(preprocessed_folder(name))

@@ -1,6 +1,6 @@
 """``python -m nnunetv2_micd`` is ``nnUNetv2_micd``."""
 
-from nnunetv2_micd.cli import main
+from nnunetv2_micd.cli.main import main
 
 if __name__ == "__main__":
     main()

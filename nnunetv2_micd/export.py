@@ -17,10 +17,10 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.checkpoints import KEY
-from nnunetv2_micd.dataset_folders import find_dataset
-from nnunetv2_micd.networks import peer_architecture
-from nnunetv2_micd.unlabeled_cases import dataset_id
+from nnunetv2_micd.data.dataset import find_dataset
+from nnunetv2_micd.data.unlabeled import dataset_id
+from nnunetv2_micd.training.checkpoints import KEY
+from nnunetv2_micd.training.networks import peer_architecture
 
 FINAL = "checkpoint_final.pth"
 JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")

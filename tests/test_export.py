@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyDataset, make_trainer
+from helpers import TinyDataset, make_trainer
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_micd.cli import main
-from nnunetv2_micd.cps import nnUNetTrainerCPS
+from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.export import Training, export_model
-from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.micd import nnUNetTrainerMICD
-from nnunetv2_micd.networks import PLAIN, RESIDUAL
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.training.networks import PLAIN, RESIDUAL
 
 PREDICT_WITHOUT_US = """
 import os, sys, torch

@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
-from nnunetv2_micd.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
 """Whether this CPU has matrix units for it; on others bfloat16 may be slower than float32."""

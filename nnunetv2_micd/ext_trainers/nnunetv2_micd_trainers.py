@@ -1,22 +1,19 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
-from nnunetv2_micd.ablations import (
+from nnunetv2_micd.methods.ablations import (
     nnUNetTrainerMICD_allImages,
     nnUNetTrainerMICD_noCFC,
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_SupervisedOnly,
 )
-from nnunetv2_micd.bcp import nnUNetTrainerBCP
-from nnunetv2_micd.cps import nnUNetTrainerCPS
-from nnunetv2_micd.dhc import nnUNetTrainerDHC
-from nnunetv2_micd.mcf import nnUNetTrainerMCF
-from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.micd import nnUNetTrainerMICD
-from nnunetv2_micd.pseudo_labels import nnUNetTrainerPseudoLabels
-from nnunetv2_micd.uamt import nnUNetTrainerUAMT
-from nnunetv2_micd.unimatch import nnUNetTrainerUniMatch
-from nnunetv2_micd.variants import (
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_5epochs,
     nnUNetTrainerMICD_50epochs,
     nnUNetTrainerMICD_100epochs,
@@ -27,6 +24,9 @@ from nnunetv2_micd.variants import (
     nnUNetTrainerMICD_8000epochs_NoMirroring,
     nnUNetTrainerMICD_NoMirroring,
 )
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
+from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 
 __all__ = [
     "nnUNetTrainerBCP",

@@ -12,8 +12,8 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
-from nnunetv2_micd.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
 
 class nnUNetTrainer_short(nnUNetTrainer):

@@ -1,0 +1,239 @@
+"""BCP: bidirectional copy-paste (Bai et al., CVPR 2023, https://arxiv.org/abs/2305.00673)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cc3d
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from torch import Tensor
+
+from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
+from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+Output = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class BCPConfig(SemiSupervisedConfig):
+    """The numbers of BCP (DeepMed-Lab-ECNU/BCP, commit 7879f988); there is no ramp-up.
+
+    Attributes:
+        pretraining: share of the training in which labeled images are mixed with each other only, rounded down to
+            whole epochs. The authors have 10 000 of 40 000 steps for ACDC, 60 of 260 epochs for Pancreas-CT and 2 000
+            of 17 000 steps for LA.
+        box: edge of the pasted box, as a share of that of the patch along each axis.
+        unlabeled_weight: alpha, the weight of unlabeled voxels against labeled ones.
+        largest_component: whether of each class in a pseudo-label only the largest connected component is kept. Right
+            for organs; switch it off in a subclass where a class has several parts, such as lesions.
+    """
+
+    ramp_length: float = 0.0
+    pretraining: float = 0.25
+    box: float = 2 / 3
+    unlabeled_weight: float = 0.5
+    largest_component: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unlabeled_ratio != 1:
+            raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, it has to be 1: images are mixed in pairs.")
+        if not 0 <= self.pretraining <= 1:
+            raise ValueError(f"pretraining is {self.pretraining}, it has to be between 0 and 1.")
+        if not 0 < self.box < 1:
+            raise ValueError(f"box is {self.box}, it has to be above 0 and below 1.")
+        if self.unlabeled_weight < 0:
+            raise ValueError(f"unlabeled_weight is {self.unlabeled_weight}, it has to be 0 or more.")
+
+
+def mix(first: Tensor, second: Tensor, box: Tensor) -> Tensor:
+    """Paste in both directions: ``first`` with the box of ``second``, followed by ``second`` with the box of ``first``.
+
+    Args:
+        first: images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
+        second: the same shape.
+        box: ``(1, 1, *spatial)``, bool, True inside.
+
+    Returns:
+        ``2 B`` samples.
+    """
+    box = box if first.ndim == box.ndim else box[:, 0]
+    return torch.cat((torch.where(box, second, first), torch.where(box, first, second)))
+
+
+def hide(labels: Tensor, hidden: Tensor, ignore_label: int) -> Tensor:
+    """Turn hard labels into a target of nnU-Net in which some voxels are ignored.
+
+    Args:
+        labels: hard labels, see ``hard_labels.pseudo_label``.
+        hidden: ``(B, *spatial)``, bool, voxels without loss.
+        ignore_label: what they are called; regions have one more channel for them instead.
+
+    Returns:
+        ``(B, 1, *spatial)``, of regions ``(B, K + 1, *spatial)``.
+    """
+    if labels.dtype == torch.bool:
+        return torch.cat((labels, hidden[:, None]), dim=1)
+    return labels.masked_fill(hidden, ignore_label)[:, None]
+
+
+def largest_components(labels: Tensor) -> Tensor:
+    """Keep the largest connected component of each class in each sample; the others become background.
+
+    Voxels that touch at a corner are connected, as in the authors' code. It runs on the CPU.
+
+    Args:
+        labels: hard labels, see ``hard_labels.pseudo_label``; regions are treated one by one.
+
+    Returns:
+        The same shape and type.
+    """
+    regions = labels.dtype == torch.bool
+    maps = (labels.flatten(0, 1) if regions else labels).to(torch.uint8 if regions else torch.int16).cpu().numpy()
+    kept = torch.from_numpy(np.stack([_largest_of_each_class(one) for one in maps])).to(labels.device)
+    return labels & kept.view_as(labels) if regions else labels * kept
+
+
+def _largest_of_each_class(labels: np.ndarray) -> np.ndarray:
+    components, number = cc3d.connected_components(labels, connectivity=26 if labels.ndim == 3 else 8, return_N=True)
+    foreground = np.flatnonzero(labels)
+    of_foreground = components.ravel()[foreground]
+    sizes = np.bincount(of_foreground, minlength=number + 1)
+    classes = np.zeros(number + 1, labels.dtype)
+    classes[of_foreground] = labels.ravel()[foreground]
+    largest = np.zeros(number + 1, bool)
+    for one in np.unique(classes[1:]):
+        largest[np.where(classes == one, sizes, -1).argmax()] = True
+    return largest[components]
+
+
+class nnUNetTrainerBCP(SemiSupervisedTrainer):
+    """BCP: a box of an unlabeled image is pasted into a labeled one and the other way round, and so are their labels.
+
+    With M zero in a box and one around it, l labeled, u unlabeled, y^u the teacher's pseudo-label:
+    ``X_in = M l + (1 - M) u``, ``X_out = M u + (1 - M) l``, and with Y accordingly
+    ``L = (L_seg(X_in; M) + a L_seg(X_in; 1 - M)) + (a L_seg(X_out; M) + L_seg(X_out; 1 - M))``, L_seg being Dice and
+    cross entropy, halved, within a region. Here "supervised" is the part on labeled voxels, "copy_paste" that on
+    unlabeled ones. First comes a pre-training on labeled images that are mixed with each other. Where this departs from
+    the authors' code:
+
+    - L_seg is nnU-Net's own loss with deep supervision, regions hidden by an ignore label; so voxels of a labeled image
+      that nobody annotated are hidden too. (With overlapping regions its cross entropy is a sum, not a mean, over
+      regions, as it is in nnU-Net with an ignore label.) Its Dice has one added in "copy_paste", to be an error.
+    - Both mixed images of a pair hold the same two images, so a batch of B and one of B make 2 B. The authors split
+      batches in halves, which nnU-Net's batches of two, one per GPU, are too small for.
+    - The pre-training pastes in both directions as well, so a step always takes the same memory.
+    - The teacher averages from the first step on and is not set anew after the pre-training, whose best network on test
+      data the authors take as a start; both networks and the optimizer just go on, with nnU-Net's learning rate.
+
+    Without unlabeled images (``ramp_peak`` 0) the pre-training does not end. Passes of a step, forward F and backward
+    on B images: 2 F + 2 backward, teacher 1 F.
+    """
+
+    config: ClassVar[BCPConfig] = BCPConfig()
+    label_manager: Any
+
+    def initialize(self) -> None:
+        """Build nnU-Net's loss as for a dataset with an ignore label, by which regions of mixed images are hidden."""
+        super().initialize()
+        manager = self.label_manager
+        self.hidden_label = int(max(manager.all_labels)) + 1  # as nnU-Net demands of an ignore label
+        self.last_mixed: tuple[Tensor, Tensor] | None = None  # for the picture
+        if manager.has_ignore_label:
+            self.masked_loss = self.loss
+            return
+        labels = {**manager.label_dict, "ignore": self.hidden_label}
+        self.label_manager = type(manager)(labels, manager.regions_class_order)
+        try:
+            self.masked_loss = self._build_loss()
+        finally:
+            self.label_manager = manager
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the current step belongs to the pre-training."""
+        return self.iteration < int(self.config.pretraining * self.num_epochs) * self.num_iterations_per_epoch
+
+    def passes(self) -> list[Pass]:
+        """Return those of a step, of which every one mixes two images for each labeled one."""
+        return [Pass("a", "labeled", times=2), *super().passes()[1:]]
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return that of the teacher, after the pre-training."""
+        return [Pass("a", "unlabeled", gradient=False, teacher=True)]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """Mix, and compare labeled voxels with the truth, unlabeled ones with the teacher."""
+        images = labeled["data"]
+        truth, ignored = self.hard_target(full_resolution(labeled["target"]))
+        nowhere = torch.zeros_like(images[:, 0], dtype=torch.bool)
+        ignored = nowhere if ignored is None else ignored
+        box = self._sample_box(images)
+        if unlabeled is None or self.is_pretraining:
+            mixed, labels = mix(images, images.roll(1, 0), box), mix(truth, truth.roll(1, 0), box)
+            self.last_mixed = mixed, labels
+            loss = self._loss(self.network(mixed), labels, mix(ignored, ignored.roll(1, 0), box))
+            yield {"supervised": loss}
+            return
+        pseudo = self._pseudo_labels(unlabeled).to(truth.dtype)
+        mixed, labels = mix(images, unlabeled, box), mix(truth, pseudo, box)
+        self.last_mixed = mixed, labels
+        is_unlabeled = mix(nowhere, ~nowhere, box)
+        output = self.network(mixed)
+        wrong = differing(self.pseudo_label(full_resolution(output)), labels) & is_unlabeled
+        self.metrics["agreement"] = 1 - wrong.sum() / is_unlabeled.sum()
+        self.metrics["foreground_teacher"] = foreground_share(pseudo)
+        yield {
+            "supervised": self._loss(output, labels, is_unlabeled | mix(ignored, nowhere, box)),
+            "copy_paste": self.config.unlabeled_weight * (1 + self._loss(output, labels, ~is_unlabeled)),
+        }
+
+    def _sample_box(self, images: Tensor) -> Tensor:
+        spatial = images.shape[2:]
+        edges = torch.tensor([[int(size * self.config.box) for size in spatial]])
+        return box_mask(sample_starts(edges, spatial, self.generator), edges, spatial, images.device)
+
+    @torch.no_grad()
+    def _pseudo_labels(self, unlabeled: Tensor) -> Tensor:
+        labels = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
+        return largest_components(labels) if self.config.largest_component else labels
+
+    def _loss(self, output: Output, labels: Tensor, hidden: Tensor) -> Tensor:
+        """Half of the sum over both directions, as in the paper, whose loss is half of Dice and cross entropy."""
+        target = self._at_all_resolutions(hide(labels, hidden, self.hidden_label))
+        inward, outward = zip(_halves(output), _halves(target), strict=True)
+        return (self.masked_loss(*inward) + self.masked_loss(*outward)) / 2
+
+    def _at_all_resolutions(self, target: Tensor) -> Output:
+        # The mixed target as nnU-Net's loader brings an ordinary one to the resolutions of deep supervision, so that
+        # mixing before or after is the same but at the border of the box.
+        scales = self._get_deep_supervision_scales()
+        if scales is None:
+            return target
+        downsampled = DownsampleSegForDSTransform(scales)(segmentation=target.flatten(0, 1))["segmentation"]
+        return [each.view(*target.shape[:2], *each.shape[1:]) for each in downsampled]
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, the teacher's label with and without further components, and the mixed images of the last step."""
+        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], unlabeled)[0])
+        assert self.last_mixed is not None  # there is no picture before the first step
+        (inward, outward), (label_in, label_out) = map(_halves, self.last_mixed)
+        return {
+            "unlabeled image": unlabeled[:, 0],
+            "teacher": label_map(teacher),
+            "largest components": label_map(largest_components(teacher)),
+            "mixed in": inward[:, 0],
+            "its label": label_map(label_in),
+            "mixed out": outward[:, 0],
+            "label of it": label_map(label_out),
+        }
+
+
+def _halves(batch: Output) -> Any:
+    return batch.chunk(2) if isinstance(batch, Tensor) else tuple(zip(*(each.chunk(2) for each in batch), strict=True))

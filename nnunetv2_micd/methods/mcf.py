@@ -1,0 +1,186 @@
+"""MCF: mutual correction framework (Wang, Xiao, Bi, Li, Gao, CVPR 2023, https://github.com/WYC-321/MCF)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_micd.losses.consistency import masked_mean, mean_teacher_consistency, probabilities
+from nnunetv2_micd.losses.labels import pseudo_label
+from nnunetv2_micd.methods.cps import branch_metrics, branch_panels
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import build_peer, full_resolution
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+DICE_SMOOTHING = 1e-5  # of the authors' Dice loss
+
+
+@dataclass(frozen=True)
+class MCFConfig(SemiSupervisedConfig):
+    """The numbers of MCF, whose ramp-up takes the whole training as here; there is no teacher.
+
+    Attributes:
+        review_weight: weight of the review loss at the end of the training.
+        temperature: T by which the pseudo-labels are sharpened.
+    """
+
+    ema_decay: float = 0.0
+    ramp_peak: float = 0.1
+    review_weight: float = 0.5
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.review_weight < 0:
+            raise ValueError(f"review_weight is {self.review_weight}, it has to be 0 or more.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, it has to be more than 0.")
+
+
+class nnUNetTrainerMCF(SemiSupervisedTrainer):
+    """MCF: two different networks review where they differ, and the better one teaches the other on unlabeled images.
+
+    ``L = L_s + 0.5 L_review + lambda(t) L_con``: :func:`difference_review` (the paper's CDR) on the labeled images,
+    :func:`competitive_consistency` (its DCPLG) on the unlabeled ones. Restated from the authors' ``code/train_MCF.py``
+    (commit ad20659b), which is written for one foreground class. Departures:
+
+    - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder, and L_s is
+      nnU-Net's loss with deep supervision.
+    - The review is ramped up with b(t) as well, so that without unsupervised weight network A is nnU-Net's; it has the
+      authors' constant weight of 0.5 at the end.
+    - Which network is better is decided on the mean Dice of all foreground classes or regions of the labeled batch;
+      with several processes each decides for its own part.
+    - Network A is deployed; the authors average both networks.
+
+    Passes of a step, per network: labeled 1 F + 1 backward, unlabeled 1 F + 1 backward (of the better one with a
+    gradient of zero, since the host does not wait to learn which one that is).
+    """
+
+    config: ClassVar[MCFConfig] = MCFConfig()
+
+    def build_further_networks(self) -> dict[str, nn.Module]:
+        """Network B, another architecture from the same plans."""
+        peer = build_peer(
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        return {"b": peer}
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass(name, "unlabeled") for name in self.students]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss of both networks and their review on the labeled images; consistency on the unlabeled ones."""
+        images, target = labeled["data"], labeled["target"]
+        output_a, output_b = self.network(images), self.students["b"](images)
+        losses = {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
+        if unlabeled is None:
+            yield losses
+            return
+        regions = self.label_manager.has_regions
+        logits_a, logits_b = full_resolution(output_a), full_resolution(output_b)
+        truth, ignored = self.hard_target(full_resolution(target))
+        error_a, error_b = (soft_dice_error(each, truth, ignored, regions) for each in (logits_a, logits_b))
+        # Divided by the peak, because b(t) multiplies it.
+        weight = self.config.review_weight / self.config.ramp_peak
+        losses["review"] = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
+        del output_a, output_b, logits_a, logits_b
+        yield losses
+        a_is_better = error_a < error_b
+        logits_a, logits_b = (self.logits(self.students[name], unlabeled) for name in "ab")
+        self.metrics |= branch_metrics(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
+        self.metrics["a_is_better"] = a_is_better.float()
+        loss = competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)
+        del logits_a, logits_b
+        yield {"consistency": loss}
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, the labels of both networks and where they differ."""
+        return branch_panels(self, unlabeled)
+
+
+def difference_review(
+    logits_a: Tensor, logits_b: Tensor, truth: Tensor, ignored: Tensor | None = None, regions: bool = False
+) -> Tensor:
+    """Contrastive difference review: squared error of both networks where their hard labels differ.
+
+    Mean over these voxels and over classes, then the sum of both networks. With two classes that is the authors' error
+    of the foreground probability; of regions it is taken, in each region, where the networks differ about that region.
+
+    Args:
+        logits_a: Network A on labeled images, ``(B, K, *spatial)``; receives gradient.
+        logits_b: Network B, same shape; receives gradient.
+        truth: Hard labels, see ``hard_labels.hard_target``.
+        ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        Scalar between 0 and 2; 0, with a graph, where they do not differ.
+    """
+    differ = pseudo_label(logits_a, regions) != pseudo_label(logits_b, regions)
+    differ = differ if regions else differ[:, None]
+    if ignored is not None:
+        differ = differ & ~ignored[:, None]
+    target = _masks(truth, logits_a.shape[1])
+    errors = [masked_mean((probabilities(logits, regions) - target) ** 2, differ) for logits in (logits_a, logits_b)]
+    return errors[0] + errors[1]
+
+
+@torch.no_grad()
+def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None, regions: bool = False) -> Tensor:
+    """One minus the soft Dice ``2 sum p y / (sum p^2 + sum y^2)``, mean over foreground classes or regions.
+
+    Args:
+        logits: ``(B, K, *spatial)``; no gradient.
+        truth: Hard labels, see ``hard_labels.hard_target``.
+        ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        Scalar between 0 and 1.
+    """
+    prediction, target = probabilities(logits, regions), _masks(truth, logits.shape[1])
+    if ignored is not None:
+        prediction, target = prediction * ~ignored[:, None], target * ~ignored[:, None]
+    if not regions:
+        prediction, target = prediction[:, 1:], target[:, 1:]
+    hits, predicted, true = (
+        values.transpose(0, 1).flatten(1).sum(1) for values in (prediction * target, prediction**2, target**2)
+    )
+    return 1 - ((2 * hits + DICE_SMOOTHING) / (predicted + true + DICE_SMOOTHING)).mean()
+
+
+def competitive_consistency(
+    logits_a: Tensor, logits_b: Tensor, a_is_better: Tensor, temperature: float, regions: bool = False
+) -> Tensor:
+    """Dynamic competitive pseudo-labels: squared distance of the worse network to the sharpened answer of the better.
+
+    Sharpened is ``p^(1/T) / sum_c p_c^(1/T)``, which is the softmax of the logits divided by T. Mean over batch,
+    classes and voxels.
+
+    Args:
+        logits_a: Network A on unlabeled images, ``(B, K, *spatial)``; receives gradient where it is the worse one.
+        logits_b: Network B, same shape; likewise.
+        a_is_better: Scalar, bool, on the device: whether A teaches B or the reverse.
+        temperature: T.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        Scalar between 0 and 1.
+    """
+    student, teacher = torch.where(a_is_better, logits_b, logits_a), torch.where(a_is_better, logits_a, logits_b)
+    return mean_teacher_consistency(student, teacher.float() / temperature, regions)
+
+
+def _masks(labels: Tensor, num_classes: int) -> Tensor:
+    """Return hard labels as float masks ``(B, K, *spatial)``; a label that is no class is in none of them."""
+    if labels.dtype == torch.bool:
+        return labels.float()
+    # Not one_hot, which waits for the device to check the labels.
+    return torch.stack([labels == k for k in range(num_classes)], 1).float()

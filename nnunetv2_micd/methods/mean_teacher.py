@@ -1,0 +1,72 @@
+"""Mean Teacher (Tarvainen & Valpola, NeurIPS 2017, https://arxiv.org/abs/1703.01780) for segmentation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_micd.augmentation.intensity import add_noise
+from nnunetv2_micd.losses.consistency import mean_teacher_consistency
+from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class MeanTeacherConfig(SemiSupervisedConfig):
+    """The numbers of Mean Teacher as published for medical images (UA-MT's code base and its descendants).
+
+    Attributes:
+        noise_std, noise_limit: Gaussian noise added to the teacher's input, in units of the normalized intensities,
+            cut off at plus and minus the limit.
+    """
+
+    ramp_peak: float = 0.1
+    noise_std: float = 0.1
+    noise_limit: float = 0.2
+
+
+class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
+    """Mean Teacher: the student follows its own moving average, which sees the unlabeled image with other noise.
+
+    Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F.
+    """
+
+    config: ClassVar[MeanTeacherConfig] = MeanTeacherConfig()
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        return [Pass("a", "unlabeled"), Pass("a", "unlabeled", gradient=False, teacher=True)]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss on the labeled images, mean squared difference of probabilities on the unlabeled ones."""
+        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        if unlabeled is None:
+            return
+        student = self.logits(self.students["a"], unlabeled)
+        with torch.no_grad():
+            teacher = self.logits(self.teachers["a"], self._add_noise(unlabeled, self.generator))
+        pseudo = self.pseudo_label(teacher)
+        self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
+        self.metrics["foreground_teacher"] = foreground_share(pseudo)
+        yield {"consistency": mean_teacher_consistency(student, teacher, self.label_manager.has_regions)}
+
+    def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, noisy image, the labels of student and teacher and where they differ."""
+        noisy = self._add_noise(unlabeled, torch.Generator().manual_seed(self.current_epoch))
+        student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
+        return {
+            "image": unlabeled[:, 0],
+            "teacher's image": noisy[:, 0],
+            "student": label_map(student),
+            "teacher": label_map(teacher),
+            "they differ": differing(student, teacher),
+        }

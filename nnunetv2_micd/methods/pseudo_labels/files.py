@@ -1,0 +1,127 @@
+"""Pseudo-labels as files of a training: nnU-Net's loader reads them as it reads labels.
+
+Of each image there are ``<image>.b2nd`` with the labels and ``<image>.pkl`` with the places of the classes, both as
+nnU-Net's preprocessing writes them, and ``<image>.json``, which comes last and says that both are whole.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, save_json, write_pickle
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from torch import Tensor
+
+from nnunetv2_micd.data.raw_images import shorten
+from nnunetv2_micd.data.unlabeled import UnlabeledCase
+from nnunetv2_micd.training.history import write_csv
+from nnunetv2_micd.training.loader import UnlabeledImages
+
+
+class PseudoLabeledImages(UnlabeledImages):
+    """Preprocessed images with a pseudo-label, in the form of nnU-Net's datasets; opens no label of their own.
+
+    Args:
+        images: where the images lie.
+        identifiers: those to use.
+        folder: that of their pseudo-labels.
+
+    Raises:
+        ValueError: an image or its pseudo-label is missing, as it may be when a training is continued.
+    """
+
+    def __init__(self, images: UnlabeledImages, identifiers: Sequence[str], folder: str):
+        there = [name for name in identifiers if name in images.folders and read_record(os.path.join(folder, name))]
+        if missing := sorted({*identifiers}.difference(there)):
+            raise ValueError(
+                f"This training has learned from {len(missing)} unlabeled images that are missing now, or whose "
+                f"pseudo-labels in {folder} are ({shorten(missing)}); put them back, or train anew without --c"
+            )
+        super().__init__([UnlabeledCase(name, images.folders[name]) for name in identifiers], images.previous_stage)
+        self.pseudo_labels = UnlabeledImages([UnlabeledCase(name, folder) for name in identifiers])
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Return what ``nnUNetBaseDataset.load_case`` returns: image, label, previous stage and properties."""
+        properties = load_pickle(os.path.join(self.pseudo_labels.folders[identifier], f"{identifier}.pkl"))
+        label = self.pseudo_labels.load_image(identifier)
+        return self.load_image(identifier), label, self.load_previous_stage(identifier), properties
+
+
+def write_pseudo_label(trainer: Any, label: np.ndarray, record: Mapping[str, Any], path: str) -> None:
+    """Write a pseudo-label as nnU-Net's preprocessing writes a label; killed in between, it counts as missing.
+
+    Args:
+        trainer: whose plans and labels are meant.
+        label: ``(*spatial)``, int16, -1 outside of the nonzero mask.
+        record: of the JSON file.
+        path: without the ending.
+    """
+    manager, configuration = trainer.label_manager, trainer.configuration_manager
+    classes = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    if manager.has_ignore_label:  # then nnU-Net's loader looks for annotated voxels, and all are
+        classes.append([-1, *manager.all_labels])
+    label = label[None]
+    blocks, chunks = comp_blosc2_params(label.shape, tuple(configuration.patch_size), label.itemsize)
+    incomplete = f"{path}.incomplete"
+    nnUNetDatasetBlosc2.save_seg(label, incomplete, chunks_seg=chunks, blocks_seg=blocks)
+    os.replace(f"{incomplete}.b2nd", f"{path}.b2nd")
+    places = configuration.preprocessor_class._sample_foreground_locations(label, classes)
+    write_pickle({"class_locations": places}, incomplete)
+    os.replace(incomplete, f"{path}.pkl")
+    save_json(dict(record), incomplete)
+    os.replace(incomplete, f"{path}.json")
+
+
+def read_record(path: str) -> dict[str, Any]:
+    """Return the record of a pseudo-label, empty where there is none."""
+    return load_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
+
+
+def write_stability(stability: Mapping[str, float], used: Sequence[str], folder: str) -> None:
+    """Write ``stability.csv``: how stable each pseudo-label is and whether it is used, the most stable first."""
+    rows: list[dict[str, Any]] = [
+        {"case": case, "stability": f"{stability[case]:.6f}", "used": case in used}
+        for case in sorted(stability, key=lambda case: (-stability[case], case))
+    ]
+    write_csv(rows, os.path.join(folder, "stability.csv"))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return a hash of a network's weights, by which its labels are known from those of another network."""
+    digest = hashlib.sha256()
+    for tensor in weights.values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_pseudo_labeled_loader(trainer: Any, images: PseudoLabeledImages) -> nnUNetDataLoader:
+    """Return nnU-Net's own loader of training patches, on pseudo-labels."""
+    rotation, dummy_2d, initial_patch_size, mirror_axes = (
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    )
+    manager, configuration = trainer.label_manager, trainer.configuration_manager
+    transforms = trainer.get_training_transforms(
+        configuration.patch_size,
+        rotation,
+        trainer._get_deep_supervision_scales(),
+        mirror_axes,
+        dummy_2d,
+        use_mask_for_norm=configuration.use_mask_for_norm,
+        is_cascaded=trainer.is_cascaded,
+        foreground_labels=manager.foreground_labels,
+        regions=manager.foreground_regions if manager.has_regions else None,
+        ignore_label=manager.ignore_label,
+    )
+    return nnUNetDataLoader(
+        images,
+        trainer.unlabeled_batch_size,
+        initial_patch_size,
+        configuration.patch_size,
+        manager,
+        oversample_foreground_percent=trainer.oversample_foreground_percent,
+        probabilistic_oversampling=trainer.probabilistic_oversampling,
+        transforms=transforms,
+    )

@@ -1,0 +1,274 @@
+"""Self-training with pseudo-labels: ST++ (L. Yang et al., CVPR 2022, https://arxiv.org/abs/2106.05095)."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch import Tensor
+
+from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
+from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
+from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class PseudoLabelsConfig(SemiSupervisedConfig):
+    """The numbers of ST++ (LiheYoung/ST-PlusPlus, commit f4e7a571), but for one retraining instead of two.
+
+    There is no moving average (with a decay of 0 it is the network itself), and no ramp-up: pseudo-labels weigh as much
+    as labels from the first step on that has any.
+
+    Attributes:
+        rounds: how often a network is trained anew with pseudo-labels. The epochs are divided equally among these
+            trainings and the one before them. ST++ has two.
+        stable_share: the share of the unlabeled images, those with the most stable labels, that the first round uses;
+            further ones use all.
+        checkpoints: how many checkpoints of a training label each image, at equal distances, the last at its end.
+    """
+
+    ema_decay: float = 0.0
+    ramp_length: float = 0.0
+    rounds: int = 1
+    stable_share: float = 0.5
+    checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}, it has to be 1 or more.")
+        if not 0 < self.stable_share <= 1:
+            raise ValueError(f"stable_share is {self.stable_share}, it has to be above 0 and at most 1.")
+        if self.checkpoints < 2:
+            raise ValueError(f"checkpoints is {self.checkpoints}, it has to be 2 or more: there is a last and others.")
+
+
+class EachPhaseAnew:
+    """A learning-rate schedule of one phase that begins again with each.
+
+    Args:
+        schedule: that of nnU-Net, or of a trainer of one's own, over as many epochs as a phase has.
+        length: of a phase in epochs.
+    """
+
+    def __init__(self, schedule: Any, length: int):
+        self.schedule = schedule
+        self.length = length
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate for an epoch of the whole training."""
+        self.schedule.step(epoch % self.length)
+
+
+class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
+    """Offline pseudo-labels: a network trained on the labels labels the other images, and a new one learns from both.
+
+    A training has two phases of equal length. After the first, on labeled images only, the network segments the
+    unlabeled images as nnU-Net predicts. Checkpoints after one and two thirds of the phase segment them as well, and
+    the stability of a pseudo-label is the mean over both of their mean IoU with the last one. The second phase starts
+    from the initial weights, with a new optimizer and the whole learning-rate schedule, and learns from labels and from
+    the more stable half of the pseudo-labels: ``L_s(labeled) + b L_s(pseudo-labeled)``, both nnU-Net's loss with deep
+    supervision, on batches of the same size; b is 1. As in the authors' code, predictions are averaged over mirrored
+    images for the pseudo-label, not for its stability. All of this is in ``pseudo_labels`` in the results folder.
+
+    Where this departs from the paper:
+
+    - The steps are those of any other training, so a phase has half of them; the authors train each phase in full.
+    - One retraining. In ST++ a second follows, for which the network of the first labels the less stable half; with
+      ``rounds=2`` it labels all images anew here, and all are used. The winners of FLARE22
+      (https://doi.org/10.1007/978-3-031-23911-3_16) made their pseudo-labels anew several times as well.
+    - The pseudo-labels are those of a phase's last network, not of the one that was best on validation images.
+    - The augmentation is nnU-Net's, the same on both; the authors' stronger one on pseudo-labeled images is for photos.
+    - Initial weights are the same in all phases, so that they may be given (``-pretrained_weights``).
+    - The IoU leaves the background out. Images with nothing but background in their pseudo-label are not used (their
+      stability counts as 0): an empty prediction is no evidence, and a network that sees nothing would be most stable.
+
+    With regions a pseudo-label is what nnU-Net exports: each voxel has one label, and by it belongs to regions. If no
+    pseudo-label can be used the training goes on with labels alone. ``checkpoint_best.pth`` may be of an earlier phase.
+
+    Passes of a step: first phase 1 F + 1 backward; second the same twice. Labeling an image takes as long as four
+    predictions, of which three are not mirrored.
+    """
+
+    config: ClassVar[PseudoLabelsConfig] = PseudoLabelsConfig()
+    num_epochs: int
+    lr_scheduler: Any
+    dataloader_train: Any
+    dataloader_val: Any
+
+    # ------------------------------------------------------------------------------------------------------ phases
+
+    @property
+    def phases(self) -> int:
+        """How often a network is trained, the first time on labeled images alone."""
+        return 1 + self.config.rounds if self.config.ramp_peak > 0 else 1
+
+    @property
+    def phase_length(self) -> int:
+        """Epochs of a phase; the last may be shorter by some."""
+        return -(-self.num_epochs // self.phases)
+
+    def initialize(self) -> None:
+        """Build nnU-Net's parts, with a learning-rate schedule of one phase.
+
+        Raises:
+            ValueError: there are too few epochs.
+        """
+        if self.phase_length * (self.phases - 1) >= self.num_epochs:
+            raise ValueError(
+                f"{self.num_epochs} epochs cannot be divided into {self.phases} trainings; train for more epochs."
+            )
+        super().initialize()
+        self.phase = 0
+        self.initial_weights: Weights = {}
+        self.earlier: list[Weights] = []  # checkpoints of this phase
+        self.used: list[str] = []  # images whose pseudo-labels this phase learns from
+        self.pseudo_target: Any = None  # of the current step
+        # A new network starts low, which is no collapse; and nothing here learns from itself, by which one happens.
+        self.alarms.collapsed = True
+        self._start_schedule()
+
+    def _start_schedule(self) -> None:
+        whole, self.num_epochs = self.num_epochs, self.phase_length  # what trainers make their schedule for
+        try:
+            self.optimizer, schedule = self.configure_optimizers()
+        finally:
+            self.num_epochs = whole
+        self.lr_scheduler = EachPhaseAnew(schedule, self.phase_length)
+
+    def prepare_method(self) -> None:
+        """Keep the initial weights for the next phases."""
+        if self.phases > 1:
+            self.initial_weights = copy_weights(self.students["a"])
+
+    def on_epoch_start(self) -> None:
+        """Start the next phase when it is time, in a training that is continued as well."""
+        super().on_epoch_start()  # first, so that labeling is part of the time of the epoch
+        if self.current_epoch // self.phase_length > self.phase:
+            self._start_next_phase()
+
+    def _start_next_phase(self) -> None:
+        self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
+        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.current_epoch += 1
+        assert self._images is not None  # without unlabeled images there is one phase
+        self.print_to_log_file(
+            f"Phase {self.phase + 1} of {self.phases} is done; its network labels {len(self._images.identifiers)} "
+            f"unlabeled images."
+        )
+        with self.deployed():
+            self.set_deep_supervision_enabled(False)
+            stability = label_images(self, self.network, self.earlier, self._images, self.pseudo_label_folder)
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        self.phase += 1
+        self.used = most_stable(stability, self.config.stable_share if self.phase == 1 else 1.0)
+        self._report(stability)
+        for network in (self.students["a"], self.teachers["a"]):
+            network.load_state_dict(self.initial_weights)
+        self.earlier = []
+        if self.phase == self.phases - 1:
+            self.initial_weights = {}
+        self._start_schedule()
+        self._restart_loaders()
+
+    def _restart_loaders(self) -> None:
+        for loader in (self.dataloader_train, self.dataloader_val, self.dataloader_unlabeled):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
+        self.dataloader_train = self.dataloader_val = self.dataloader_unlabeled = None
+        self._watch_workers()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self._watch_workers()
+
+    def method_state(self) -> dict[str, Any]:
+        """Return the phase, the images it uses, and the weights that are still needed."""
+        return {name: getattr(self, name) for name in ("phase", "used", "initial_weights", "earlier")}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Take back what `method_state` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    @property
+    def pseudo_label_folder(self) -> str:
+        """The folder of the pseudo-labels."""
+        return os.path.join(self.output_folder, "pseudo_labels")
+
+    def _report(self, stability: Mapping[str, float]) -> None:
+        values = [stability[case] for case in self.used]
+        range_of_values = f" (stability {min(values):.3f} to {max(values):.3f})" if values else ""
+        self.print_to_log_file(
+            f"Phase {self.phase + 1} of {self.phases}: a new network learns from the labels and from {len(self.used)} "
+            f"of {len(stability)} pseudo-labels{range_of_values}; see pseudo_labels/stability.csv."
+        )
+        if not self.used:
+            self.print_to_log_file("WARNING: no pseudo-label has stable foreground, so only the labels are used.")
+        if self.local_rank == 0:
+            write_stability(stability, self.used, self.pseudo_label_folder)
+
+    # ---------------------------------------------------------------------------------------------------- the step
+
+    @property
+    def loads_unlabeled(self) -> bool:
+        """Whether this phase learns from pseudo-labels."""
+        return bool(self.used)
+
+    def build_unlabeled_loader(self) -> nnUNetDataLoader:
+        """Build nnU-Net's loader of training patches on the images and pseudo-labels that are used."""
+        assert self._images is not None
+        images = PseudoLabeledImages(self._images, self.used, self.pseudo_label_folder)
+        return build_pseudo_labeled_loader(self, images)
+
+    def next_unlabeled(self) -> Tensor:
+        """Return the next pseudo-labeled patches, and keep their targets for the loss."""
+        batch = next(self.dataloader_unlabeled)
+        self.pseudo_target = self._to_device(batch["target"])
+        return self._to_device(batch["data"])
+
+    @property
+    def unsupervised_weight(self) -> float:
+        """b, 0 as long as there are no pseudo-labels."""
+        return super().unsupervised_weight if self.used else 0.0
+
+    def train_step(self, batch: dict) -> dict:
+        """Take a step, and keep the weights when it is time for a checkpoint."""
+        record = super().train_step(batch)
+        steps = self.phase_length * self.num_iterations_per_epoch
+        number = self.config.checkpoints
+        due = {max(1, steps * part // number) for part in range(1, number)}
+        if self.phase < self.phases - 1 and self.iteration - self.phase * steps in due:
+            self.earlier.append(copy_weights(self.teachers["a"]))
+        return record
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return that over the pseudo-labeled images, from the second phase on."""
+        return [Pass("a", "unlabeled")]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss on the labeled images, then on the pseudo-labeled ones."""
+        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        if unlabeled is None:
+            return
+        output = self.network(unlabeled)
+        pseudo, _ = self.hard_target(full_resolution(self.pseudo_target))
+        self.metrics["agreement"] = 1 - differing(self.pseudo_label(full_resolution(output)), pseudo).float().mean()
+        self.metrics["foreground_pseudo_label"] = foreground_share(pseudo)
+        # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
+        yield {"pseudo_label": 1 + self.loss(output, self.pseudo_target)}
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, its pseudo-label, what the network says, and where they differ."""
+        network = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        pseudo, _ = self.hard_target(full_resolution(self.pseudo_target))
+        return {
+            "image": unlabeled[:, 0],
+            "pseudo-label": label_map(pseudo),
+            "network": label_map(network),
+            "they differ": differing(network, pseudo),
+        }

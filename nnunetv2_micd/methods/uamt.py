@@ -1,0 +1,150 @@
+"""UA-MT: uncertainty-aware Mean Teacher (Yu, Wang, Li, Fu, Heng, MICCAI 2019, https://arxiv.org/abs/1907.07034)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_micd.augmentation.intensity import add_noise
+from nnunetv2_micd.losses.consistency import masked_mean, probabilities
+from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.schedules import gaussian_ramp_up
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class UAMTConfig(SemiSupervisedConfig):
+    """The numbers of UA-MT, whose ramp-ups, of the weight and of the threshold, take the whole training as here.
+
+    Attributes:
+        noise_std, noise_limit: Gaussian noise added to the teacher's input, in units of the normalized intensities,
+            cut off at plus and minus the limit.
+        noisy_passes: T of the paper, over which the teacher's uncertainty is estimated.
+        certain_below: the share of the largest entropy below which a voxel counts at the start; it rises to 1.
+    """
+
+    ramp_peak: float = 0.1
+    noise_std: float = 0.1
+    noise_limit: float = 0.2
+    noisy_passes: int = 8
+    certain_below: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noisy_passes < 1:
+            raise ValueError(f"noisy_passes is {self.noisy_passes}, it has to be 1 or more.")
+        if not 0 <= self.certain_below <= 1:
+            raise ValueError(f"certain_below is {self.certain_below}, it has to be between 0 and 1.")
+
+
+class nnUNetTrainerUAMT(SemiSupervisedTrainer):
+    """UA-MT: Mean Teacher on those voxels where the teacher's answers to several noisy images are certain.
+
+    The numbers and what the paper leaves open follow the authors' training script
+    ``code/train_LA_meanteacher_certainty_unlabel.py`` (https://github.com/yulequan/UA-MT, commit 88ed29ad): the
+    teacher's target is one more noisy pass, only unlabeled images take part (in their other script all), and squared
+    differences are averaged over classes. Departures:
+
+    - nnU-Net has no dropout, so the teacher's passes differ by the noise of their images only.
+    - Entropy is compared with its largest value, ln K for K classes; the authors' ln 2 is that of their two. A region
+      is a decision of its own: its entropy is binary, and each region has its own certain voxels.
+    - nnU-Net's supervised loss instead of cross entropy and Dice.
+    - The teacher is deployed, as everywhere here; the authors deploy the student.
+
+    Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F + ``noisy_passes`` F.
+    """
+
+    config: ClassVar[UAMTConfig] = UAMTConfig()
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        teacher = Pass("a", "unlabeled", gradient=False, teacher=True, times=1 + self.config.noisy_passes)
+        return [Pass("a", "unlabeled"), teacher]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss on the labeled images, consistency where the teacher is certain on the unlabeled ones."""
+        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        if unlabeled is None:
+            return
+        regions = self.label_manager.has_regions
+        student = self.logits(self.students["a"], unlabeled)
+        with torch.no_grad():
+            teacher = self._noisy_logits(unlabeled, self.generator)
+            certain = self._certain(unlabeled, self.generator)
+        pseudo = self.pseudo_label(teacher)
+        self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
+        self.metrics["foreground_teacher"] = foreground_share(pseudo)
+        self.metrics["certain"] = certain.float().mean()
+        yield {"consistency": certain_consistency(student, teacher, certain, regions)}
+
+    def _noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        noisy = add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
+        return self.logits(self.teachers["a"], noisy)
+
+    def _certain(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return where the mean of the teacher's noisy answers has little entropy, see :func:`is_certain`."""
+        regions, passes = self.label_manager.has_regions, self.config.noisy_passes
+        mean = sum(probabilities(self._noisy_logits(images, generator), regions) / passes for _ in range(passes))
+        return is_certain(torch.as_tensor(mean), self._certain_below(), regions)
+
+    def _certain_below(self) -> float:
+        start, total_steps = self.config.certain_below, self.num_epochs * self.num_iterations_per_epoch
+        return start + gaussian_ramp_up(self.iteration, total_steps, 1 - start)
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, noisy image, the labels of student and teacher, and where the teacher is uncertain."""
+        generator = torch.Generator().manual_seed(self.current_epoch)
+        noisy = add_noise(unlabeled, self.config.noise_std, self.config.noise_limit, generator)
+        student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
+        return {
+            "image": unlabeled[:, 0],
+            "teacher's image": noisy[:, 0],
+            "student": label_map(student),
+            "teacher": label_map(teacher),
+            "teacher is uncertain": ~self._certain(unlabeled, generator).all(1),
+        }
+
+
+def is_certain(mean_probabilities: Tensor, below: float, regions: bool = False) -> Tensor:
+    """Whether the predictive entropy ``u = -sum_c mu_c ln mu_c`` is less than a share of its largest value.
+
+    Args:
+        mean_probabilities: mu, ``(B, K, *spatial)``, the mean over the passes.
+        below: the share, of ln K for classes, of ln 2 for each region.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        Bool, of classes ``(B, 1, *spatial)``, of regions ``(B, K, *spatial)``.
+    """
+    entropy = torch.special.entr(mean_probabilities)  # -p ln p, and 0 at 0
+    if regions:
+        return entropy + torch.special.entr(1 - mean_probabilities) < below * math.log(2)
+    return entropy.sum(1, keepdim=True) < below * math.log(mean_probabilities.shape[1])
+
+
+def certain_consistency(
+    student_logits: Tensor, teacher_logits: Tensor, certain: Tensor, regions: bool = False
+) -> Tensor:
+    """Mean squared difference of the probabilities of student and teacher where the teacher is certain.
+
+    ``sum_v I(u_v < H) ||p'_v - p_v||^2 / sum_v I(u_v < H)``, the squared distance being the mean over classes.
+
+    Args:
+        student_logits: ``(B, K, *spatial)``; receives gradient.
+        teacher_logits: Same shape; no gradient.
+        certain: See :func:`is_certain`.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        Scalar between 0 and 1; 0, with a graph, where nothing is certain.
+    """
+    with torch.no_grad():
+        target = probabilities(teacher_logits, regions)
+    return masked_mean((probabilities(student_logits, regions) - target) ** 2, certain)

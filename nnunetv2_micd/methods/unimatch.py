@@ -1,0 +1,253 @@
+"""UniMatch (Yang et al., CVPR 2023, https://arxiv.org/abs/2208.09910), its variant for medical images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
+from nnunetv2_micd.augmentation.intensity import Range, StrongView, strong_view
+from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
+from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class UniMatchConfig(SemiSupervisedConfig):
+    """The numbers of UniMatch's medical variant (LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical``).
+
+    There is no teacher: with an ``ema_decay`` of 0 it is the student, which is therefore what predicts. There is no
+    ramp-up either. ``ramp_peak`` is 2 because nnU-Net's supervised loss, cross entropy plus Dice, is twice that of the
+    paper; so the proportion of both losses is that of the paper.
+
+    Attributes:
+        threshold: tau, the least probability with which the weak view teaches.
+        strong_weight: mu, the weight of both strong views together.
+        feature_weight: lambda, the weight of the view with dropped features.
+        feature_dropout: probability that a channel of an encoder stage is dropped.
+        cutmix: probability that a strong view has a box from another image.
+        cutmix_share: range of the share of the image that the box takes.
+        cutmix_ratio: range of the ratio of its further edges to its first, relative to those of the image.
+        view: how strong the strong views are.
+    """
+
+    ema_decay: float = 0.0
+    ramp_peak: float = 2.0
+    ramp_length: float = 0.0
+    threshold: float = 0.95
+    strong_weight: float = 0.5
+    feature_weight: float = 0.5
+    feature_dropout: float = 0.5
+    cutmix: float = 0.5
+    cutmix_share: Range = (0.02, 0.4)
+    cutmix_ratio: Range = (0.3, 1 / 0.3)
+    view: StrongView = field(default_factory=StrongView)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}, it has to be at least 0 and below 1.")
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"feature_dropout is {self.feature_dropout}, it has to be at least 0 and below 1.")
+        if not 0 <= self.cutmix <= 1:
+            raise ValueError(f"cutmix is {self.cutmix}, it has to be between 0 and 1.")
+
+
+def confident_labels(logits: Tensor, regions: bool, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return hard labels, and where they are certain enough to teach.
+
+    The paper knows exclusive classes only, whose confidence is the largest probability. Each of several regions has a
+    confidence of its own: the probability of what is decided, that a voxel belongs to it or that it does not.
+
+    Args:
+        logits: ``(B, K, *spatial)``.
+        regions: whether the classes are regions, which may overlap.
+        threshold: the least confidence.
+
+    Returns:
+        Hard labels as ``hard_labels.pseudo_label`` gives them, and ``(B, 1, *spatial)``, of regions ``(B, K,
+        *spatial)``, bool.
+    """
+    if regions:
+        probabilities = logits.float().sigmoid()
+        return logits > 0, torch.maximum(probabilities, 1 - probabilities) >= threshold
+    confidence, labels = logits.softmax(dim=1, dtype=torch.float32).max(dim=1, keepdim=True)
+    return labels[:, 0], confidence >= threshold
+
+
+def confident_dice_loss(logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
+    """One minus the Dice of probabilities and hard labels, where these are confident.
+
+    ``1 - mean_k (2 sum_v c_v p_kv y_kv + eps) / (sum_v c_v p_kv^2 + sum_v c_v y_kv + eps)`` over the voxels v of the
+    whole batch, with background; eps is 1e-5, which makes it zero where nothing is confident. The loss of the medical
+    variant, where the paper itself has the cross entropy. Of several processes each takes that of its own batch.
+
+    Args:
+        logits: ``(B, K, *spatial)``; receives gradient.
+        labels: hard labels, see ``hard_labels.pseudo_label``.
+        confident: ``(B, 1, *spatial)``, or of regions ``(B, K, *spatial)``, bool.
+
+    Returns:
+        Scalar between 0 and 1.
+    """
+    if labels.dtype == torch.bool:
+        probabilities, truth = logits.float().sigmoid(), labels
+    else:
+        probabilities = logits.softmax(dim=1, dtype=torch.float32)
+        truth = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    axes = (0, *range(2, logits.ndim))
+    counted = truth & confident
+    overlap = (probabilities * counted).sum(axes)
+    size = (probabilities.square() * confident).sum(axes) + counted.sum(axes)
+    return 1 - ((2 * overlap + 1e-5) / (size + 1e-5)).mean()
+
+
+def sample_kept_channels(
+    batch_size: int, channels: Sequence[int], dropout: float, generator: torch.Generator, device: torch.device | str
+) -> list[Tensor]:
+    """Draw the channels of each stage that are kept, as factors: 0 or, as in ``torch.nn.Dropout2d``, 1 / (1 - p).
+
+    Args:
+        batch_size: number of samples B.
+        channels: number of channels of each stage.
+        dropout: probability p that a channel is dropped.
+        generator: CPU generator.
+        device: where the factors are needed.
+
+    Returns:
+        ``(B, channels)`` for each stage, float32.
+    """
+    kept = torch.rand(batch_size, sum(channels), generator=generator) >= dropout
+    return list((kept / (1 - dropout)).to(device).split(list(channels), dim=1))
+
+
+def sample_cutmix(
+    batch_size: int, spatial: Sequence[int], config: UniMatchConfig, generator: torch.Generator, device: Any = "cpu"
+) -> Tensor:
+    """Draw the boxes that are pasted from other images; empty ones for those that stay as they are.
+
+    The original draws again until a box fits into the image; here an edge that is too long is cut to that of the image.
+    In 3D, which the original does not know, the two further edges have independent ratios to the first.
+
+    Args:
+        batch_size: number of samples B.
+        spatial: size of the two or three spatial axes in voxels.
+        config: ``cutmix``, ``cutmix_share`` and ``cutmix_ratio``.
+        generator: CPU generator.
+        device: where the mask is needed.
+
+    Returns:
+        Boolean ``(B, 1, *spatial)``, True inside a box.
+    """
+
+    def uniform(bounds: Range, columns: int) -> Tensor:
+        return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(batch_size, columns, generator=generator)
+
+    mixed = uniform((0, 1), 1) < config.cutmix
+    share, ratios = uniform(config.cutmix_share, 1), uniform(config.cutmix_ratio, len(spatial) - 1)
+    relative = torch.cat((torch.ones(batch_size, 1), ratios), dim=1)
+    edges = relative * (share / relative.prod(1, keepdim=True)) ** (1 / len(spatial))
+    voxels = (edges.clamp_max(1) * torch.as_tensor(spatial)).long() * mixed
+    return box_mask(sample_starts(voxels, spatial, generator), voxels, spatial, device)
+
+
+class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
+    """UniMatch: where the network is certain of an image, it has to see the same in two strong views of it, and with
+    half of its features dropped.
+
+    On the unlabeled images ``L_u = c(p^w) (lambda D(p^fp, y^w) + mu / 2 (D(p^s1, y^w) + D(p^s2, y^w)))``, with the
+    labels ``y^w`` of the weak view where their confidence c reaches the threshold, and D of
+    :func:`confident_dice_loss`. Where this departs from the authors' medical code:
+
+    - The weak view is what nnU-Net's loader gives, with its intensity augmentation; the strong ones are made from it.
+    - CutMix pastes from the next image of the batch instead of a second unlabeled batch, whose loading and forward pass
+      it saves; a batch of one image is not mixed.
+    - The loss is computed at full resolution, where deep supervision is used too.
+
+    Passes of a step, forward F and backward: supervised 1 F + 1 backward, dropped features 1.5 F (one encoder, two
+    decoders) + 1 backward, strong views 2 F + 2 backward.
+    """
+
+    config: ClassVar[UniMatchConfig] = UniMatchConfig()
+
+    def initialize(self) -> None:
+        """Compile the pass with dropped features too, where nnU-Net compiles."""
+        super().initialize()
+        compiles = self._do_i_compile()
+        self.forward_with_scaled_features = (
+            torch.compile(forward_with_scaled_features) if compiles else forward_with_scaled_features
+        )
+
+    def unsupervised_passes(self) -> list[Pass]:
+        """Return those over the unlabeled images."""
+        weak = Pass("a", "unlabeled", gradient=False, times=0.5)  # shares the encoder of that with dropped features
+        return [weak, Pass("a", "unlabeled", times=3)]
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """nnU-Net's loss on the labeled images; then each perturbed view, by itself, against the weak one."""
+        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        if unlabeled is None:
+            return
+        student = self.students["a"]
+        weak, dropped = self.forward_with_scaled_features(student, unlabeled, self._sample_kept_channels(unlabeled))
+        labels, confident = confident_labels(weak, self.label_manager.has_regions, self.config.threshold)
+        self.metrics["confident"] = confident.float().mean()
+        self.metrics["foreground"] = foreground_share(labels)
+        yield {"feature_dropout": self.config.feature_weight * confident_dice_loss(dropped, labels, confident)}
+        del weak, dropped
+        for name in ("strong_1", "strong_2"):
+            box = self._sample_cutmix(unlabeled, self.generator)
+            strong = self.logits(student, paste(self._strong_view(unlabeled, self.generator), box))
+            mixed = paste(labels, box)
+            loss = confident_dice_loss(strong, mixed, paste(confident, box))
+            self.metrics["agreement"] = 1 - differing(self.pseudo_label(strong), mixed).float().mean()
+            yield {name: self.config.strong_weight / 2 * loss}
+
+    def _sample_kept_channels(self, images: Tensor) -> list[Tensor]:
+        encoder: Any = self.students["a"].encoder
+        channels = encoder.output_channels
+        return sample_kept_channels(
+            len(images), channels, self.config.feature_dropout, self.generator, device=images.device
+        )
+
+    def _sample_cutmix(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return sample_cutmix(len(images), images.shape[2:], self.config, generator, images.device)
+
+    def _strong_view(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        # What the first stage of a cascade saw is no intensity.
+        further = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        intensities = images[:, : images.shape[1] - further]
+        masked = [channel for channel, use in enumerate(self.configuration_manager.use_mask_for_norm) if use]
+        strong = strong_view(intensities, self.config.view, generator, masked)
+        return torch.cat((strong, images[:, images.shape[1] - further :]), dim=1) if further else strong
+
+    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
+        """Image, its strong view with the box of another, the labels there, where they are confident, the student."""
+        generator = torch.Generator().manual_seed(self.current_epoch)
+        student = self.students["a"]
+        labels, confident = confident_labels(
+            forward_with_features(student, unlabeled)[0], self.label_manager.has_regions, self.config.threshold
+        )
+        box = self._sample_cutmix(unlabeled, generator)
+        strong = paste(self._strong_view(unlabeled, generator), box)
+        return {
+            "image": unlabeled[:, 0],
+            "strong view": strong[:, 0],
+            "its pseudo-label": label_map(paste(labels, box)),
+            "confident": paste(confident, box).all(1),
+            "student": label_map(self.pseudo_label(forward_with_features(student, strong)[0])),
+        }
+
+
+def paste(batch: Tensor, box: Tensor) -> Tensor:
+    """Paste into each sample the box ``(B, 1, *spatial)`` of the next one, into the last that of the first.
+
+    Args:
+        batch: images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
+        box: bool, where the next sample is taken.
+    """
+    return torch.where(box if batch.ndim == box.ndim else box[:, 0], batch.roll(-1, 0), batch)

@@ -1,0 +1,165 @@
+"""The figure of example slices: the image, the truth and what each method made of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from nnunetv2_micd.benchmark.records import ALL_LABELS
+from nnunetv2_micd.data.dataset import find_dataset, raw_folder
+from nnunetv2_micd.data.raw_images import group_images
+from nnunetv2_micd.report.runs import Run, display_name
+
+QUANTILES = (0.1, 0.5, 0.9)
+"""Of the baseline's Dice over the cases: the cases with these are shown, so that nobody chooses them."""
+MARGIN = 0.35
+"""How much around the truth is shown, as a share of its size."""
+MAX_COLUMNS = 7
+LABEL_COLORS = ("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which cases of which runs are shown.
+
+    Attributes:
+        runs: one for each method, all of one budget and seed.
+        dice: of each case (row) and trainer (column), the mean over its classes.
+    """
+
+    runs: list[Run]
+    dice: pd.DataFrame
+
+    @property
+    def caption(self) -> str:
+        """What is shown, and how it was chosen."""
+        run = self.runs[0]
+        levels = ", ".join(f"{100 * quantile:.0f} %" for quantile in QUANTILES)
+        return (
+            f"Labeled: {run.num_labeled}, seed {run.seed}. Cases at the {levels} quantiles of the Dice of "
+            f"{display_name(run.trainer)}, in the slice with most foreground across the widest spacing, cut out around "
+            "the truth. White lines: the truth. Numbers: the Dice of the whole case, mean of the classes. Gray areas: "
+            "the ignore label."
+        )
+
+
+def choose_examples(runs: Sequence[Run], by_case: pd.DataFrame) -> Examples | None:
+    """Choose the smallest budget, its seed with the most methods, and cases by the Dice of the first method."""
+    with_budget = [run for run in runs if run.budget != ALL_LABELS] or list(runs)
+    group = [run for run in with_budget if run.budget == with_budget[0].budget]
+    seeds = [run.seed for run in group]
+    shown = [run for run in group if run.seed == max(sorted(set(seeds)), key=seeds.count)]
+    rows = by_case[(by_case["budget"] == shown[0].budget) & (by_case["seed"] == shown[0].seed)]
+    dice = rows.pivot(index="case", columns="trainer", values="dice")
+    dice = dice.dropna(subset=shown[0].trainer).sort_values(shown[0].trainer, kind="stable")
+    places = dict.fromkeys(round(quantile * (len(dice) - 1)) for quantile in QUANTILES)
+    return Examples(shown, dice.iloc[list(places)]) if len(dice) else None
+
+
+def draw_examples(examples: Examples | None) -> Figure | None:
+    """Draw for each case the image, the truth and the prediction of each method, in one row or several."""
+    if examples is None:
+        return None
+    columns = min(MAX_COLUMNS, 2 + len(examples.runs))
+    rows = math.ceil((2 + len(examples.runs)) / columns)  # for a case
+    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+        figure = Figure(figsize=(1.8 * columns, 2.2 * rows * len(examples.dice)), layout="constrained")
+        axes = figure.subplots(rows * len(examples.dice), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for block, case in enumerate(examples.dice.index):
+        panels = axes[rows * block : rows * (block + 1)].ravel()
+        image, maps, aspect = _read_case(examples.runs, case)
+        scores = [_percent(examples.dice.loc[case, run.trainer]) for run in examples.runs]
+        names = [f"{display_name(run.trainer)}\n{score}" for run, score in zip(examples.runs, scores, strict=True)]
+        for number, (title, labels) in enumerate(zip([case, "truth", *names], [None, *maps], strict=True)):
+            panels[number].imshow(image, cmap="gray", aspect=aspect)
+            panels[number].set_title(title, fontsize=9)
+            if labels is not None:
+                _draw_labels(panels[number], labels, examples.runs[0], aspect)
+            if number > 1:
+                _draw_outlines(panels[number], maps[0], examples.runs[0])
+    return figure
+
+
+def _percent(dice: float) -> str:
+    return "not scored" if np.isnan(dice) else f"{100 * dice:.1f} %"
+
+
+def _draw_labels(panel, labels: np.ndarray, run: Run, aspect: float) -> None:  # type: ignore[no-untyped-def]
+    """Draw a label map over the image; the color of a label is the same in all panels."""
+    ignore = run.plans_manager.get_label_manager(run.dataset_json).ignore_label
+    highest = max(run.plans_manager.get_label_manager(run.dataset_json).all_labels)
+    colors = [LABEL_COLORS[label % len(LABEL_COLORS)] for label in range(max(1, highest))]
+    shown = np.ma.masked_where((labels == 0) | (labels == ignore), labels)
+    panel.imshow(
+        shown,
+        cmap=ListedColormap(colors),
+        vmin=1,
+        vmax=max(2, highest),
+        alpha=0.55,
+        aspect=aspect,
+        interpolation="nearest",
+    )
+    if ignore is not None:
+        ignored = np.ma.masked_where(labels != ignore, labels)
+        panel.imshow(ignored, cmap=ListedColormap(["0.6"]), alpha=0.55, aspect=aspect, interpolation="nearest")
+
+
+def _draw_outlines(panel, truth: np.ndarray, run: Run) -> None:  # type: ignore[no-untyped-def]
+    ignore = run.plans_manager.get_label_manager(run.dataset_json).ignore_label
+    for label in set(np.unique(truth)) - {0, ignore}:
+        panel.contour(truth == label, [0.5], colors="white", linewidths=0.8)
+
+
+def _read_case(runs: Sequence[Run], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """Return a slice of the image, of the truth and of each prediction, and the ratio of its pixels' sides."""
+    truth, spacing = runs[0].read_segmentation(runs[0].truth_file(case))
+    maps = [truth, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs)]
+    image = _read_image(runs[0], case)
+    image = np.zeros(truth.shape) if image is None or image.shape != truth.shape else image
+    # nnU-Net gives two-dimensional images a first axis of length one
+    across = 0 if len(truth) == 1 else int(np.argmax(spacing))
+    foreground = np.logical_or.reduce([labels > 0 for labels in maps])
+    in_slices = (truth if truth.any() else foreground).astype(bool)
+    position = int(np.argmax(in_slices.sum(axis=tuple(axis for axis in range(3) if axis != across))))
+    image, *maps = (np.take(volume, position, axis=across) for volume in (image, *maps))
+    box = _box_around(maps[0] if maps[0].any() else np.logical_or.reduce([labels > 0 for labels in maps]))
+    rest = [length for axis, length in enumerate(spacing) if axis != across]
+    return image[box], [labels[box] for labels in maps], rest[0] / rest[1]
+
+
+def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return a square box in voxels around what is not zero, or all of it where all is."""
+    found = ndimage.find_objects((mask > 0).astype(np.uint8))
+    if not found:
+        return tuple(slice(0, length) for length in mask.shape)
+    side = max(each.stop - each.start for each in found[0])
+    half = int(np.ceil((0.5 + MARGIN) * side)) + 2
+    centers = [(each.start + each.stop) // 2 for each in found[0]]
+    return tuple(
+        slice(max(0, center - half), min(length, center + half))
+        for center, length in zip(centers, mask.shape, strict=True)
+    )
+
+
+def _read_image(run: Run, case: str) -> np.ndarray | None:
+    """Return the first channel of an image, or None where it is not found."""
+    ending = run.dataset_json["file_ending"]
+    try:
+        if "dataset" in run.dataset_json and run.test_images is None:
+            folder = Path(raw_folder(find_dataset(run.dataset)))
+            files = [str(folder / name) for name in run.dataset_json["dataset"][case]["images"]]
+        else:
+            folder = Path(run.test_images or Path(raw_folder(find_dataset(run.dataset)), "imagesTr"))
+            files = group_images(str(folder), ending)[case]
+        return np.asarray(run.plans_manager.image_reader_writer_class().read_images(files)[0][0])
+    except (OSError, ValueError, KeyError, RuntimeError):
+        return None

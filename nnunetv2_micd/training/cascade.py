@@ -1,0 +1,92 @@
+"""The cascade: segmentations of unlabeled images by the first stage, which the second stage sees beside the image.
+
+nnU-Net writes those of its validation cases during the final validation; these are written right after that, in the
+same folder and form.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.inference.export_prediction import resample_and_save
+from torch import nn
+from tqdm import tqdm
+
+from nnunetv2_micd.data.unlabeled import UnlabeledCase, shorten, unlabeled_folder
+from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.training.predictors import predictor_of
+
+
+def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
+    """Segment the unlabeled images of a first stage for every next stage of its configuration.
+
+    Args:
+        trainer: the trainer of the first stage.
+        network: the deployed network, deep supervision off.
+        cases: the unlabeled images, preprocessed for the first stage.
+    """
+    predictor = predictor_of(trainer, network)
+    images = UnlabeledImages(cases)
+    for stage in trainer.configuration_manager.next_stage_names:
+        labeled_folder = join(
+            trainer.preprocessed_dataset_folder_base,
+            trainer.plans_manager.get_configuration(stage).data_identifier,
+        )
+        output_folder = join(trainer.output_folder_base, "predicted_next_stage", stage)
+        os.makedirs(output_folder, exist_ok=True)
+        missing = []
+        for case in tqdm(cases, desc=f"unlabeled images for {stage}"):
+            is_labeled = case.folder == os.path.normpath(trainer.preprocessed_dataset_folder)
+            folder = labeled_folder if is_labeled else unlabeled_folder(labeled_folder)
+            if not os.path.isfile(join(folder, case.identifier + ".b2nd")):
+                missing.append(case.identifier)
+                continue
+            shape = UnlabeledImages([UnlabeledCase(case.identifier, folder)]).load_image(case.identifier).shape[1:]
+            image = torch.from_numpy(images.load_image(case.identifier)[:])
+            logits = predictor.predict_sliding_window_return_logits(image).cpu()
+            _save_segmentation(trainer, logits, shape, join(output_folder, case.identifier))
+        if missing:
+            trainer.print_to_log_file(
+                f"{len(missing)} unlabeled images are not preprocessed for {stage} and were not segmented for it "
+                f"({shorten(missing)}); run nnUNetv2_micd preprocess for it, and then this command again with --val"
+            )
+
+
+def _save_segmentation(trainer: Any, logits: torch.Tensor, shape: Sequence[int], path: str) -> None:
+    configuration = trainer.configuration_manager
+    # All that nnU-Net looks up there; the file of properties of a labeled case would also hold where its labels are.
+    properties = {"spacing": configuration.spacing, "shape_after_cropping_and_before_resampling": logits.shape[1:]}
+    incomplete = f"{path}.fold_{trainer.fold}.incomplete"  # folds may be validated at the same time
+    resample_and_save(
+        logits,
+        list(shape),
+        incomplete,
+        trainer.plans_manager,
+        configuration,
+        properties,
+        trainer.dataset_json,
+        torch.get_num_threads(),
+    )
+    os.replace(incomplete + ".b2nd", path + ".b2nd")
+
+
+def check_previous_stage(folder: str, cases: Sequence[str], meaning: str, command: str) -> None:
+    """Make sure that the first stage has segmented all of these cases.
+
+    Args:
+        folder: where it writes them.
+        cases: identifiers.
+        meaning: of the cases, for the message.
+        command: trains or validates the first stage.
+
+    Raises:
+        ValueError: it has not; the message holds the command that does it.
+    """
+    missing = [case for case in cases if not os.path.isfile(join(folder, case + ".b2nd"))]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} {meaning} have no segmentation of the previous stage in {folder} "
+            f"({shorten(missing)}); the final validation of that stage makes them: {command}"
+        )

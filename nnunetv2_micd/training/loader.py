@@ -1,0 +1,174 @@
+"""Patches of unlabeled images: streamed from disk, augmented as nnU-Net augments, without any segmentation."""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from nnunetv2_micd.data.unlabeled import UnlabeledCase
+from nnunetv2_micd.utils import random_states
+
+OUTSIDE = 1e-3
+"""Normalized intensities below this in all channels lie outside of the nonzero mask; inside hardly any are."""
+
+
+class UnlabeledImages:
+    """Preprocessed images by identifier; opens neither labels nor properties, and keeps nothing open.
+
+    With ``previous_stage``, the folder of the cascade's first stage, it also opens what that saw in the images.
+    """
+
+    def __init__(self, cases: Sequence[UnlabeledCase], previous_stage: str | None = None):
+        self.folders = {case.identifier: case.folder for case in cases}
+        self.identifiers = list(self.folders)
+        self.previous_stage = previous_stage
+
+    def load_image(self, identifier: str) -> blosc2.NDArray:
+        """Open one image ``(channels, *spatial)``, decompressed piece by piece where it is sliced."""
+        return _open(self.folders[identifier], identifier)
+
+    def load_previous_stage(self, identifier: str) -> blosc2.NDArray | None:
+        """Open the segmentation ``(*spatial)`` of the first stage, None where there is none."""
+        return None if self.previous_stage is None else _open(self.previous_stage, identifier)
+
+
+def _open(folder: str, identifier: str) -> blosc2.NDArray:
+    # As in nnU-Net's own dataset: memory mapping does not work on Windows, and one thread per worker is enough.
+    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
+    path = os.path.join(folder, identifier + ".b2nd")
+    return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
+
+
+class UnlabeledDataLoader(nnUNetDataLoader):
+    """nnU-Net's loader without labels: patches at random places, no foreground oversampling.
+
+    Args as in ``nnUNetDataLoader``, and ``masked_channels``: the channels normalized inside the nonzero mask only
+    (``use_mask_for_norm`` of the plans), which have to be zero outside it after augmentation too.
+    """
+
+    _data: UnlabeledImages
+
+    def __init__(self, data: UnlabeledImages, *args: Any, masked_channels: Sequence[int] = (), **kwargs: Any):
+        super().__init__(data, *args, **kwargs)
+        self.has_ignore = False  # would look for annotated voxels
+        self.masked_channels = list(masked_channels)
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return ``data``, a tensor ``(B, channels, *patch)``, and ``keys``, the identifiers."""
+        keys = self.get_indices()
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+            images = torch.stack([self._load_patch(key) for key in keys])
+        return {"data": images, "keys": keys}
+
+    def _load_patch(self, key: str) -> Tensor:
+        image = self._data.load_image(key)
+        lower, upper = self.get_bbox(image.shape[1:], force_fg=False, class_locations=None)
+        box = [list(bounds) for bounds in zip(lower, upper, strict=True)]
+        patch = torch.from_numpy(crop_and_pad_nd(image, box, 0)).float()
+        if self.patch_size_was_2d:
+            patch = patch[:, 0]
+        sample = {"image": patch}
+        previous = self._data.load_previous_stage(key)
+        if self.masked_channels or previous is not None:
+            # The nonzero mask lies in the segmentation file, which an unlabeled case must not need.
+            # Where it was resampled, the zeros outside of it are not exact.
+            outside = (patch[self.masked_channels].abs() < OUTSIDE).all(0, keepdim=True)
+            sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
+        if previous is not None:
+            seen = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
+            sample["segmentation"] = torch.cat((sample["segmentation"], seen[None]))
+        return self.transforms(**sample)["image"]
+
+
+class IsolatedAugmenter(SingleThreadedAugmenter):
+    """Loads in the main process with random states of its own.
+
+    So the labeled batches of a training do not depend on whether, and how many, unlabeled patches are drawn.
+    """
+
+    def __init__(self, data_loader: UnlabeledDataLoader):
+        super().__init__(data_loader, None)
+        # A seeded training gets a seeded stream, an unseeded one a new stream each time, and nothing is drawn.
+        seed = zlib.crc32(np.random.get_state(legacy=False)["state"]["key"].tobytes()) ^ 0x5EED
+        with random_states.restored():
+            random_states.seed_all(seed)
+            self.states = random_states.get_states()
+
+    def __next__(self) -> dict[str, Any]:
+        """Return the next batch, see :class:`UnlabeledDataLoader`."""
+        with random_states.restored():
+            random_states.set_states(self.states)
+            batch = super().__next__()
+            self.states = random_states.get_states()
+        return batch
+
+
+def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDataLoader:
+    """Return a loader with the batch and patch size and the augmentation of a trainer."""
+    rotation, dummy_2d, initial_patch_size, mirror_axes = (
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    )
+    configuration = trainer.configuration_manager
+    transforms = trainer.get_training_transforms(
+        configuration.patch_size,
+        rotation,
+        None,
+        mirror_axes,
+        dummy_2d,
+        use_mask_for_norm=configuration.use_mask_for_norm,
+        is_cascaded=trainer.is_cascaded,
+        foreground_labels=trainer.label_manager.foreground_labels,
+    )
+    return UnlabeledDataLoader(
+        images,
+        trainer.unlabeled_batch_size,
+        initial_patch_size,
+        configuration.patch_size,
+        trainer.label_manager,
+        transforms=transforms,
+        masked_channels=[channel for channel, use in enumerate(configuration.use_mask_for_norm) if use],
+    )
+
+
+def start_unlabeled_loader(
+    loader: UnlabeledDataLoader, num_processes: int, pin_memory: bool
+) -> IsolatedAugmenter | NonDetMultiThreadedAugmenter:
+    """Start the workers as nnU-Net starts its own; with none, batches are made in the main process."""
+    if num_processes == 0:
+        return IsolatedAugmenter(loader)
+    workers = NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=num_processes,
+        num_cached=max(6, num_processes // 2),
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )
+    next(workers)  # starts them, so that a damaged file shows now
+    return workers
+
+
+@contextmanager
+def allowed_workers(number: int) -> Iterator[None]:
+    """Let nnU-Net start its labeled loaders with fewer workers than allowed, the rest being for the unlabeled one."""
+    name = "nnUNet_n_proc_DA"
+    old = os.environ.get(name)
+    os.environ[name] = str(number)
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = old

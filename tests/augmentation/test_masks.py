@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from nnunetv2_micd.augmentation.masks import apply_mask, sample_mask
+
+
+def draw(spatial=(20, 24, 28), ratio=0.5, block_size=3, seed=0, batch_size=2):
+    return sample_mask(batch_size, spatial, ratio, block_size, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("spatial", [(20, 24, 28), (20, 28)])
+@pytest.mark.parametrize(("ratio", "block_size"), [(0.0, 3), (0.5, 3), (0.7, 8), (0.25, 1), (0.5, 64)])
+def test_exact_share_of_whole_blocks(spatial, ratio, block_size):
+    mask = draw(spatial, ratio, block_size)
+    assert mask.shape == (2, 1, *spatial)
+    assert mask.dtype == torch.bool
+    corners = mask[(..., *(slice(None, None, block_size) for _ in spatial))]
+    blocks = math.prod(math.ceil(size / block_size) for size in spatial)
+    assert corners[0].numel() == blocks
+    assert corners.sum(dim=tuple(range(1, corners.ndim))).tolist() == [round(ratio * blocks)] * 2
+    voxels = torch.meshgrid(*(torch.arange(size) // block_size for size in spatial), indexing="ij")
+    assert torch.equal(mask, corners[(..., *voxels)])  # constant inside each block
+
+
+def test_generator_decides_and_samples_differ():
+    assert torch.equal(draw(seed=1), draw(seed=1))
+    assert not torch.equal(draw(seed=1), draw(seed=2))
+    mask = draw(seed=1)
+    assert not torch.equal(mask[0], mask[1])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, math.nan])
+def test_ratio_outside_the_range_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"got {ratio}"):
+        draw(ratio=ratio)
+
+
+def test_empty_block_is_refused():
+    with pytest.raises(ValueError, match="got 0"):
+        draw(block_size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_apply_mask_zeros_all_channels_of_a_copy(dtype):
+    image = torch.tensor([[[1.0, 2.0], [3.0, math.inf]]], dtype=dtype)
+    original = image.clone()
+    masked = apply_mask(image, torch.tensor([[[False, True]]]))
+    assert masked.tolist() == [[[1, 0], [3, 0]]]
+    assert masked.dtype == dtype
+    assert torch.equal(image, original)
+
+
+def test_apply_mask_passes_gradient_where_visible():
+    image, mask = torch.ones(2, 3, 20, 24, 28, requires_grad=True), draw()
+    apply_mask(image, mask).sum().backward()
+    assert torch.equal(image.grad, (~mask).float().expand_as(image))
+
+
+def test_empty_mask_keeps_image_and_graph():
+    image = torch.ones(2, 1, 4, 4, requires_grad=True)
+    masked = apply_mask(image, draw((4, 4), ratio=0.0))
+    assert torch.equal(masked, image)
+    assert masked.requires_grad

@@ -1,0 +1,125 @@
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from nnunetv2_micd.data.splits import add_budget_splits
+
+
+@pytest.fixture
+def read(dataset):
+    return lambda: json.loads(dataset.splits_file.read_text())
+
+
+def test_default_entries_are_those_of_nnunet(dataset, read):
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    dataset.splits_file.unlink()
+    add_budget_splits(dataset.id, "2")
+    ours = read()
+    dataset.splits_file.unlink()
+    trainer = SimpleNamespace(
+        dataset_class=nnUNetDatasetBlosc2,
+        fold=0,
+        preprocessed_dataset_folder=str(dataset.labeled_folder()),
+        preprocessed_dataset_folder_base=str(dataset.preprocessed),
+        folder_with_segs_from_previous_stage=None,
+        print_to_log_file=lambda *_: None,
+    )
+    nnUNetTrainer.do_split(trainer)
+    assert ours[:5] == read()
+    assert len(ours) == 6
+
+
+def test_entries_are_appended_and_not_twice(dataset, read):
+    before = read()
+    first = add_budget_splits(dataset.name, "2", seeds=[0, 1])
+    assert [(fold, seed) for fold, seed, _ in first] == [(2, 0), (3, 1)]
+    after = read()
+    assert after == [*before, first[0][2], first[1][2]]
+    modified = dataset.splits_file.stat().st_mtime_ns
+    assert add_budget_splits(dataset.id, "2", seeds=[1]) == [first[1]]
+    assert read() == after
+    assert dataset.splits_file.stat().st_mtime_ns == modified
+
+
+def test_budgets_nest_and_share_the_validation_cases(dataset):
+    splits = [add_budget_splits(dataset.id, count, [seed])[0][2] for count in ("1", "3") for seed in range(4)]
+    assert len({tuple(entry["val"]) for entry in splits}) == 1
+    for entry in splits:
+        assert sorted(entry["train"] + entry["val"] + entry["unlabeled"]) == list(dataset.labeled)
+    for small, large in zip(splits[:4], splits[4:], strict=True):
+        assert set(small["train"]) < set(large["train"])
+    assert len({tuple(entry["train"]) for entry in splits[:4]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "sizes"),
+    [("2", 0.2, (2, 3, 1)), ("40%", 0.2, (2, 3, 1)), ("1%", 0.5, (1, 2, 3)), ("50.0%", 0.34, (2, 2, 2))],
+)
+def test_counts(dataset, count, fraction, sizes):
+    entry = add_budget_splits(dataset.id, count, val_fraction=fraction)[0][2]
+    assert (len(entry["train"]), len(entry["unlabeled"]), len(entry["val"])) == sizes
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "0%", "-5%", "two", "2.5", "%", "nan%", "inf%", ""])
+def test_counts_that_are_no_numbers(dataset, count, read):
+    before = read()
+    with pytest.raises(ValueError, match=f'must be like "6" or "10%", not "{count}"'):
+        add_budget_splits(dataset.id, count)
+    assert read() == before
+
+
+@pytest.mark.parametrize("count", ["5", "6", "100%"])
+def test_budgets_that_leave_nothing_unlabeled(dataset, count):
+    with pytest.raises(ValueError, match=f"{count} labeled cases leave none unlabeled: .* there are 5"):
+        add_budget_splits(dataset.id, count)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_validation_fractions_outside_0_to_1(dataset, fraction):
+    with pytest.raises(ValueError, match=f"between 0 and 1, not {fraction}"):
+        add_budget_splits(dataset.id, "2", val_fraction=fraction)
+
+
+def test_not_preprocessed_yet(dataset):
+    for folder in (dataset.labeled_folder("2d"), dataset.labeled_folder()):
+        for file in folder.iterdir():
+            file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no preprocessed cases .* nnUNetv2_plan_and_preprocess -d 901"):
+        add_budget_splits(dataset.id, "2")
+
+
+def test_configurations_with_different_cases(dataset):
+    (dataset.labeled_folder("2d") / "case_0.b2nd").unlink()
+    with pytest.raises(ValueError, match=r"nnUNetPlans_2d and nnUNetPlans_3d_fullres .* different cases \(5 and 6\)"):
+        add_budget_splits(dataset.id, "2")
+
+
+def test_too_few_cases_for_the_default_split(dataset):
+    dataset.splits_file.unlink()
+    for case in dataset.labeled[:2]:
+        for configuration in ("2d", "3d_fullres"):
+            (dataset.labeled_folder(configuration) / f"{case}.b2nd").unlink()
+    with pytest.raises(ValueError, match="at least 5 cases, but there are 4"):
+        add_budget_splits(dataset.id, "2")
+
+
+def test_a_failed_write_keeps_the_old_file(dataset, monkeypatch, read):
+    def fail(*_):
+        raise OSError("disk full")
+
+    before = read()
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        add_budget_splits(dataset.id, "2")
+    assert read() == before
+    assert not list(dataset.preprocessed.glob("splits_final.json.*"))
+
+
+def test_a_damaged_file_is_named(dataset):
+    dataset.splits_file.write_text("[{")
+    with pytest.raises(ValueError, match=r"splits_final\.json is not valid JSON"):
+        add_budget_splits(dataset.id, "2")

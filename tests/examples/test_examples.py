@@ -1,0 +1,69 @@
+"""The recipe of ``examples/trainers``: every method has a trainer in it, found and trained as any other."""
+
+import json
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyDataset, make_trainer
+
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = spec_from_file_location("recipe", EXAMPLES / "trainers" / "nnunetv2_micd_small_trainers.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_has_the_recipe(recipe):
+    for name in ("nnUNetTrainer", *methods.__all__):
+        assert issubclass(getattr(recipe, f"{name}_small"), recipe.SmallRecipe)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer_small", "nnUNetTrainerMICD_small", "nnUNetTrainerPseudoLabels_small"])
+def test_a_step_is_in_mixed_precision_with_losses_in_float32(recipe, dataset: TinyDataset, monkeypatch, name):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(recipe, "COMPUTES_BFLOAT16", True)
+    trainer = make_trainer(getattr(recipe, name), dataset)
+    trainer.on_train_start()
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    layers = trainer.network.decoder.seg_layers
+    seen = []
+    layers[-1].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.detach())))
+    trainer.network.train()
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+    assert (seen[0][0], seen[0][1].dtype) == (torch.bfloat16, torch.float32)
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.zero_()
+    seen.clear()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert not seen[0][1].any(), "a step takes the weights of the step before"
+
+
+def test_the_small_plans_share_the_data_of_nnunets_own(dataset: TinyDataset):
+    subprocess.run([sys.executable, EXAMPLES / "small_plans.py", dataset.name], check=True)
+    plans = json.loads((dataset.preprocessed / "nnUNetPlans_small.json").read_text())
+    own = json.loads(dataset.plans_file.read_text())
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
+    assert plans["plans_name"] == "nnUNetPlans_small"
+    identifiers = [each["configurations"]["3d_fullres"]["data_identifier"] for each in (plans, own)]
+    assert identifiers[0] == identifiers[1]
+
+
+def test_small_plans_say_what_is_missing(dataset: TinyDataset):
+    command = [sys.executable, EXAMPLES / "small_plans.py"]
+    for arguments, message in (([], "name a dataset"), (["Dataset5"], "There are no nnUNetPlans.json of Dataset5")):
+        ended = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr

@@ -1,0 +1,250 @@
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyDataset, make_trainer, preprocess_labeled
+
+from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
+from nnunetv2_micd.methods.unimatch import (
+    UniMatchConfig,
+    confident_dice_loss,
+    confident_labels,
+    nnUNetTrainerUniMatch,
+    paste,
+    sample_cutmix,
+    sample_kept_channels,
+)
+from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
+
+UNSUPERVISED = {"feature_dropout", "strong_1", "strong_2"}
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+# ------------------------------------------------------------------------------------------------------ pure functions
+
+
+def test_confident_labels_of_classes() -> None:
+    logits = torch.tensor([[0.96, 0.94, 0.02], [0.03, 0.05, 0.97], [0.01, 0.01, 0.01]]).log()[None, :, None]
+    labels, confident = confident_labels(logits, False, 0.95)
+    assert labels.tolist() == [[[0, 0, 1]]]
+    assert confident.tolist() == [[[[True, False, True]]]]
+
+
+def test_confident_labels_of_regions_have_a_confidence_each() -> None:
+    logits = torch.tensor([[logit(0.96), logit(0.94)], [logit(0.04), logit(0.06)]])[None, :, None]
+    labels, confident = confident_labels(logits, True, 0.95)
+    assert labels.tolist() == [[[[True, True]], [[False, False]]]]
+    assert confident.tolist() == [[[[True, False]], [[True, False]]]]
+
+
+def test_dice_by_hand() -> None:
+    """Two classes, three voxels, the last of them not confident."""
+    p = torch.tensor([0.8, 0.3, 0.1])
+    logits = torch.stack((p.log(), (1 - p).log()))[None, :, None]
+    labels = torch.tensor([[[0, 1, 1]]])
+    confident = torch.tensor([[[[True, True, False]]]])
+    background = 2 * 0.8 / (0.8**2 + 0.3**2 + 1)
+    foreground = 2 * 0.7 / (0.2**2 + 0.7**2 + 1)
+    expected = 1 - (background + foreground) / 2
+    assert confident_dice_loss(logits, labels, confident) == pytest.approx(expected, abs=1e-5)
+
+
+def test_dice_of_regions_by_hand() -> None:
+    p = torch.tensor([[0.8, 0.3], [0.6, 0.1]])
+    labels = torch.tensor([[True, False], [True, False]])
+    confident = torch.tensor([[True, True], [False, True]])
+    expected = 1 - (2 * 0.8 / (0.8**2 + 0.3**2 + 1) + 0) / 2  # the second region has no confident voxel but a false one
+    loss = confident_dice_loss(torch.logit(p)[None, :, None], labels[None, :, None], confident[None, :, None])
+    assert loss == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("spatial", [(5, 6), (4, 5, 6)])
+def test_gradient_is_where_labels_are_confident(regions: bool, spatial: tuple[int, ...]) -> None:
+    weak = torch.randn(2, 3, *spatial) * 4
+    labels, confident = confident_labels(weak, regions, 0.95)
+    assert confident.any()
+    assert not confident.all()
+    logits = torch.randn(2, 3, *spatial, requires_grad=True)
+    confident_dice_loss(logits, labels, confident).backward()
+    assert torch.equal(logits.grad != 0, confident.expand_as(logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nothing_confident_is_zero_without_gradient(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+    labels, confident = confident_labels(logits.detach(), False, 0.9999)
+    loss = confident_dice_loss(logits, labels, confident & False)
+    loss.backward()
+    assert loss == 0
+    assert loss.dtype == torch.float32
+    assert not logits.grad.any()
+
+
+def test_large_logits_of_half_precision_are_finite() -> None:
+    logits = (torch.randn(2, 3, 4, 5) * 1e4).half().requires_grad_()
+    loss = confident_dice_loss(logits, *confident_labels(logits.detach(), False, 0.95))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_paste_takes_the_box_of_the_next_sample() -> None:
+    labels = torch.tensor([1, 2, 3])[:, None, None].expand(3, 2, 2)
+    box = torch.zeros(3, 1, 2, 2, dtype=torch.bool)
+    box[0, 0, 0, 1] = box[2, 0, 1] = True
+    expected = [[[1, 2], [1, 1]], [[2, 2], [2, 2]], [[3, 3], [1, 1]]]
+    assert paste(labels, box).tolist() == expected
+    assert paste(labels[:, None].float(), box)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("spatial", [(40, 60), (30, 40, 50)])
+def test_cutmix_boxes(spatial: tuple[int, ...]) -> None:
+    config = UniMatchConfig()
+    mask = sample_cutmix(600, spatial, config, torch.Generator().manual_seed(0))
+    assert mask.shape == (600, 1, *spatial)
+    shares = mask.flatten(1).float().mean(1)
+    mixed = shares > 0
+    assert mixed.float().mean() == pytest.approx(0.5, abs=0.06)
+    assert shares.max() <= 0.4
+    assert shares[mixed].mean() > 0.12
+    covered = mask.any(0)[0]
+    for axis in range(len(spatial)):
+        others = [other + 2 for other in range(len(spatial)) if other != axis]
+        edges = mask[mixed].amax(others).flatten(1).sum(1)
+        assert edges.float().std() > 2
+        assert covered.select(axis, 0).any()  # boxes reach the border
+        assert covered.select(axis, -1).any()
+
+
+def test_box_mask_by_hand() -> None:
+    mask = box_mask(torch.tensor([[1, 0], [0, 0]]), torch.tensor([[1, 2], [0, 3]]), (2, 3))
+    assert mask[:, 0].int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+    starts = sample_starts(torch.tensor([[2, 3]] * 500), (4, 3), torch.Generator().manual_seed(0))
+    assert starts[:, 0].unique().tolist() == [0, 1, 2]
+    assert starts[:, 1].unique().tolist() == [0]
+
+
+def test_kept_channels_are_dropout2d() -> None:
+    factors = sample_kept_channels(200, [10, 20], 0.5, torch.Generator().manual_seed(0), "cpu")
+    assert [tuple(factor.shape) for factor in factors] == [(200, 10), (200, 20)]
+    for factor in factors:
+        assert factor.unique().tolist() == [0, 2]
+        assert factor.mean() == pytest.approx(1, abs=0.1)
+
+
+def test_configuration_is_checked() -> None:
+    for name, value in (("threshold", 1.0), ("feature_dropout", 1.0), ("cutmix", 1.5)):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            UniMatchConfig(**{name: value})
+
+
+# ---------------------------------------------------------------------------------------------------------- the method
+
+
+def start(dataset: TinyDataset, configuration: str = "3d_fullres", **changed: Any) -> Any:
+    trainer = make_trainer(nnUNetTrainerUniMatch, dataset, configuration)
+    trainer.config = replace(trainer.config, **changed)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def batch(trainer: Any) -> tuple[dict[str, Any], torch.Tensor]:
+    return next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+
+
+def test_scaled_features_are_those_of_the_decoder(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    network, images = trainer.network, batch(trainer)[1]
+    ones = [torch.ones(len(images), count) for count in network.encoder.output_channels]
+    clean, same = forward_with_scaled_features(network, images, ones)
+    assert torch.equal(clean, forward_with_features(network, images)[0])
+    assert torch.equal(clean, same)
+    assert same.requires_grad
+    assert not clean.requires_grad
+    changed = [factor.clone() for factor in ones]
+    changed[0][0, 1] = 0  # one channel of one stage of the first sample
+    clean, scaled = forward_with_scaled_features(network, images, changed)
+    assert not torch.allclose(scaled[0], clean[0])
+    assert torch.equal(scaled[1], clean[1])
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_every_loss_teaches_encoder_and_decoder(configuration: str, dataset: TinyDataset) -> None:
+    trainer = start(dataset, configuration, threshold=0.0)
+    names = []
+    for group in trainer.compute_losses(*batch(trainer)):
+        [(name, loss)] = group.items()
+        names.append(name)
+        trainer.network.zero_grad()
+        loss.backward()
+        assert next(iter(trainer.network.encoder.parameters())).grad.abs().sum() > 0
+        assert trainer.network.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
+    assert names == ["supervised", "feature_dropout", "strong_1", "strong_2"]
+    assert all(parameter.grad is None for parameter in trainer.teachers["a"].parameters())
+    assert trainer.metrics["confident"] == 1
+
+
+def test_losses_put_together_by_hand(dataset: TinyDataset) -> None:
+    trainer = start(dataset, threshold=0.4)
+    labeled, unlabeled = batch(trainer)
+    state = trainer.generator.get_state()
+    losses = {name: loss for group in trainer.compute_losses(labeled, unlabeled) for name, loss in group.items()}
+    trainer.generator.set_state(state)
+    channels = trainer.network.encoder.output_channels
+    kept = sample_kept_channels(len(unlabeled), channels, 0.5, trainer.generator, "cpu")
+    weak, dropped = forward_with_scaled_features(trainer.network, unlabeled, kept)
+    labels, confident = confident_labels(weak, False, 0.4)
+    assert 0 < confident.float().mean() < 1
+    assert losses["feature_dropout"] == 0.5 * confident_dice_loss(dropped, labels, confident)
+    for name in ("strong_1", "strong_2"):
+        box = trainer._sample_cutmix(unlabeled, trainer.generator)
+        view = trainer._strong_view(unlabeled, trainer.generator)
+        logits, _ = forward_with_features(trainer.network, paste(view, box))
+        assert losses[name] == 0.25 * confident_dice_loss(logits, paste(labels, box), paste(confident, box))
+    assert losses["strong_1"] != losses["strong_2"]
+
+
+def test_views_leave_the_segmentation_of_a_cascades_first_stage_alone(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    trainer.is_cascaded = True
+    images = torch.cat((torch.randn(2, 1, 8, 8, 8), torch.randint(0, 2, (2, 2, 8, 8, 8))), dim=1)
+    view = trainer._strong_view(images, torch.Generator().manual_seed(0))
+    assert torch.equal(view[:, 1:], images[:, 1:])
+    assert not torch.equal(view[:, 0], images[:, 0])
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_trains_and_deploys_the_student(configuration: str, dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerUniMatch, dataset, configuration)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert set(trainer.history[-1]) >= UNSUPERVISED | {"supervised", "confident", "agreement", "foreground"}
+    deployed = trainer.teachers["a"].state_dict()
+    assert all(torch.equal(tensor, deployed[name]) for name, tensor in trainer.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]},
+        {"labels": {"background": 0, "first": 1, "second": 2, "ignore": 3}},
+    ],
+    ids=["regions", "ignore"],
+)
+def test_regions_and_ignore_label(description: dict[str, Any], dataset: TinyDataset) -> None:
+    for folder in (dataset.raw, dataset.preprocessed):
+        path = folder / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | description))
+    preprocess_labeled(dataset)
+    trainer = make_trainer(nnUNetTrainerUniMatch, dataset)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())

@@ -1,0 +1,221 @@
+"""What a step costs: the stopwatch, the passes that methods declare against those they make, the table."""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from weakref import ref
+
+import pytest
+import torch
+from helpers import METHODS, TinyDataset, make_trainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.profiling import measure as profile_trainers
+from nnunetv2_micd.profiling import steps as profiling
+from nnunetv2_micd.profiling.measure import Cost, Memory, Setting, profile
+from nnunetv2_micd.profiling.report import format_table, make_table, waiting_seconds, write_profile
+from nnunetv2_micd.profiling.steps import PARTS, StepProfile, Stopwatch, make_batch, profile_steps
+
+
+def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 15.0])
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.part("outer"), watch.part("inner"):  # 0 to 1 and 3 to 7, 1 to 3
+        pass
+    watch.timed(lambda: None, "inner")()  # 10 to 15
+    assert watch.take() == {"outer": 5, "inner": 7}
+    assert watch.take() == {}
+
+
+def count_passes(trainer: Any) -> Counter:
+    """Count in a step how often each network's encoder and decoder run, each as half a pass, in patches of a batch."""
+    passes: Counter = Counter()
+    networks = {f"student {name}": network for name, network in trainer.students.items()}
+    networks |= {f"teacher {name}": network for name, network in trainer.teachers.items()}
+    for name, network in networks.items():
+
+        def count(module: Any, inputs: tuple, output: Any, name: str = name) -> None:
+            passes[name, torch.is_grad_enabled()] += len(inputs[0]) / trainer.batch_size / 2
+
+        network.encoder.register_forward_hook(count)
+        network.decoder.seg_layers[-1].register_forward_hook(count)
+    trainer.train_step(next(trainer.dataloader_train))
+    return passes
+
+
+CLEAN = [
+    type("Trainer", (nnUNetTrainerMICD,), {"config": replace(nnUNetTrainerMICD.config, **fields)})
+    for fields in (
+        {"mcpc_reading": "peer_masked"},
+        {"mcpc_reading": "peer_clean"},
+        {"mcpc_reading": "peer_clean", "labeled_consistency": True},
+        {"mcpc_reading": "peer_masked", "labeled_consistency": True},
+        {"unlabeled_ratio": 0.5},
+    )
+]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *CLEAN], ids=lambda method: f"{method.__name__}")
+def test_passes_are_those_of_a_step(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    if hasattr(method.config, "recompute_peer"):
+        monkeypatch.setattr(method, "config", replace(method.config, recompute_peer=False))
+    trainer = make_trainer(method, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.iteration = 3  # after the pre-training of BCP
+    if method is nnUNetTrainerPseudoLabels:
+        monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
+    expected: Counter = Counter()
+    if method is nnUNetTrainerDHC:  # which repeats two to hold fewer graphs
+        expected.update({(f"student {name}", False): 1 for name in "ab"})
+    share = trainer.unlabeled_batch_size / trainer.batch_size
+    for each in trainer.passes():
+        name = f"{'teacher' if each.teacher else 'student'} {each.network}"
+        expected[name, each.gradient] += each.times * (share if each.images == "unlabeled" else 1)
+    assert count_passes(trainer) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each network, of labeled or of unlabeled images; MICD and the methods with one network hold one."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer(method, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.iteration = 3  # after the pre-training of BCP
+    if method is nnUNetTrainerPseudoLabels:
+        monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)  # as in its second training
+    graphs: list[ref[torch.UntypedStorage]] = []
+    held = []
+
+    def watch(module: Any, inputs: tuple, output: Any) -> None:
+        if torch.is_grad_enabled():
+            held.append(sum(graph() is not None for graph in graphs))
+            graphs.append(ref(output[0].untyped_storage()))  # the next layer's backward pass needs it
+
+    for student in trainer.students.values():
+        student.encoder.register_forward_hook(watch)
+    trainer.train_step(next(trainer.dataloader_train))
+    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF)
+    assert max(held) == (1 if two else 0)
+
+
+def setting(dataset: TinyDataset, fold: int | None = None) -> Setting:
+    plans = PlansManager(str(dataset.plans_file)).plans
+    dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
+    return Setting(plans, "3d_fullres", dataset_json, "cpu", fold)
+
+
+def test_profile_needs_no_data(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_trainers, "_measure_in_process", profile_trainers._measure_memory)
+    before = sorted(dataset.root.rglob("*"))
+    stock, micd = profile(setting(dataset), ["nnUNetTrainerMICD", "nnUNetTrainer"], rounds=1)
+    assert [stock.profile.trainer, micd.profile.trainer] == ["nnUNetTrainer", "nnUNetTrainerMICD"]
+    for cost in (stock, micd):
+        assert cost.profile.step == pytest.approx(sum(cost.profile.parts.values()))
+        assert cost.profile.floor > 0
+        assert cost.profile.parts["backward"] > 0
+        assert cost.memory.allocated is None
+    assert stock.profile.parts["teachers forward"] == stock.profile.parts["moving average"] == 0
+    assert all(micd.profile.parts[part] > 0 for part in PARTS)
+    assert sorted(dataset.root.rglob("*")) == before
+
+
+def test_command(
+    dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(profile_trainers, "_measure_in_process", lambda *_: Memory(None, None, 2**30))
+    arguments = f"profile -d 901 -c 3d_fullres -f 1 -device cpu --rounds 1 -o {tmp_path}".split()
+    main([*arguments, "-tr", "nnUNetTrainerMICD", "nnUNetTrainerBCP", "nnUNetTrainerPseudoLabels"])
+    header, _, step, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[3::2] == [f"nnUNetTrainer{name}" for name in ("", "MICD", "BCP", "PseudoLabels")]
+    assert step.startswith("| step ms")
+    assert (tmp_path / "profile.png").stat().st_size > 5000
+    with (tmp_path / "profile.csv").open() as file:
+        first, *rows = csv.reader(file)
+    assert [row[0] for row in rows][:2] == ["nnUNetTrainer", "nnUNetTrainerMICD"]
+    assert float(rows[1][first.index("unlabeled data ms")]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-c 3d_fullres -device cpu --rounds 0", "error: The number of rounds must be at least 1, not 0"),
+        ("-c 4d -device cpu", "error: nnUNetPlans has no configuration 4d, only 2d, 3d_fullres"),
+        ("-c 3d_fullres -device cpu -tr Nothing", "error: There is no trainer Nothing"),
+        ("-c 3d_fullres -device cpu -f one", "error: A fold is a number or all, not one"),
+        ("-c 3d_fullres", "error: PyTorch sees no CUDA GPU; add -device cpu"),
+    ],
+)
+def test_wrong_arguments(arguments: str, message: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_trainers, "_measure_in_process", lambda *_: Memory(None, None, 0))
+    monkeypatch.setattr(profile_trainers.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", "-d", "901", *arguments.split()])
+    assert str(stop.value.code).startswith(message)
+
+
+def step_profile(name: str, data: tuple[float, float] = (0.3, 0.2), step: float = 0.1) -> StepProfile:
+    return StepProfile(name, data, step, dict.fromkeys(PARTS, step / len(PARTS)), step / 2, [])
+
+
+@pytest.mark.parametrize(
+    ("data", "workers", "expected"),
+    [((0.3, 0.2), 0, 0.5), ((0.3, 0.2), 4, 0.05), ((0.3, 0.5), 4, 0.15), ((0.3, 0.0), 2, 0.05), ((0.3, 0.2), 12, 0)],
+)
+def test_waiting_is_what_workers_do_not_hide(data: tuple[float, float], workers: int, expected: float) -> None:
+    assert waiting_seconds(step_profile("any", data), workers) == pytest.approx(expected)
+
+
+def test_table_compares_with_the_first_trainer(tmp_path: Any) -> None:
+    costs = [
+        Cost(step_profile("nnUNetTrainer"), Memory(2**30, 2**31, 0)),
+        Cost(step_profile("nnUNetTrainerMICD", step=0.45), Memory(3 * 2**29, 2**31, 0)),
+    ]
+    rows = make_table(costs, workers=0)
+    table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [row["step ms"] for row in table] == ["100.0", "450.0"]
+    assert [row["step / nnU-Net"] for row in table] == ["1.00", "4.50"]
+    assert [row["step / floor"] for row in table] == ["2.00", "2.00"]
+    assert [row["memory / nnU-Net"] for row in table] == ["1.00", "1.50"]
+    assert format_table(rows).splitlines()[0] == f"| {'trainer':28} | nnUNetTrainer | nnUNetTrainerMICD |"
+    assert write_profile(costs, tmp_path).is_file()
+
+
+def test_random_patches_fit_regions_and_no_deep_supervision(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.enable_deep_supervision = False
+    trainer.initialize()
+    batch = make_batch(trainer)
+    assert (
+        batch["target"].shape
+        == batch["data"].shape
+        == (trainer.batch_size, 1, *trainer.configuration_manager.patch_size)
+    )
+    trainer.label_manager = SimpleNamespace(has_regions=True, foreground_regions=[(1, 2), (2,)], has_ignore_label=True)
+    assert make_batch(trainer)["target"].shape[1] == 3
+
+
+def test_consistency_in_some_steps_is_measured_as_their_mean(dataset: TinyDataset) -> None:
+    found = []
+    for every in (1, 3):
+        config = replace(nnUNetTrainerMICD.config, consistency_every=every)
+        trainer = make_trainer(type("Trainer", (nnUNetTrainerMICD,), {"config": config}), dataset)
+        trainer.initialize()
+        first = int(0.9 * trainer.num_epochs * trainer.num_iterations_per_epoch)
+        found.append(profile_steps([trainer], rounds=1)[0])
+        assert trainer.iteration == first + every * (1 + profiling.WARM_UP)
+    every_step, some_steps = ({(p.network, p.images, p.teacher): p.times for p in each.passes} for each in found)
+    assert every_step["a", "unlabeled", True] == 3 * some_steps["a", "unlabeled", True]
+    assert every_step["a", "labeled", False] == some_steps["a", "labeled", False]

@@ -1,0 +1,608 @@
+"""The report on a results tree that is written here: tiny predictions whose scores are known or computed again."""
+
+import csv
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import write_image
+from scipy import ndimage, stats
+
+from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.report import case_scores
+from nnunetv2_micd.report.case_scores import load_scores
+from nnunetv2_micd.report.figures import _style, read_curve
+from nnunetv2_micd.report.runs import Run, collect_runs, find_classes
+from nnunetv2_micd.report.statistics import compare_paired, correct_holm
+from nnunetv2_micd.report.tables import MEAN, compare_all, mean_over_cases, mean_over_classes, summarize
+from nnunetv2_micd.report.write import find_caveats, write_report
+
+NAME = "Dataset902_Report"
+METHODS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD")
+BUDGETS = {"2": ("a", "b"), "10%": ("a", "b", "c", "d")}
+SEEDS = (0, 1)
+SHAPE = (6, 20, 18)
+SPACING = (0.8, 0.7, 3.0)  # x, y, z
+LABELS = {"background": 0, "outer": 1, "inner": 2}
+
+
+def make_case(seed: int, noise: float = 0.0, noise_seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Return two labels, one around the other; noise moves their surfaces."""
+    generator = np.random.default_rng(seed)
+    places = np.indices(shape) / np.reshape(shape, (3, 1, 1, 1)) - generator.uniform(0.42, 0.58, (3, 1, 1, 1))
+    field = ndimage.gaussian_filter(np.random.default_rng([seed, noise_seed]).normal(size=shape), (0.7, 2, 2))
+    distance = np.linalg.norm(places, axis=0) + noise * field / field.std()
+    return ((distance < 0.34).astype(np.uint8) + (distance < 0.2)).astype(np.uint8)
+
+
+class Tree:
+    """A results folder with finished runs, in which a test spoils what it is about."""
+
+    def __init__(self, root: Path, num_cases: int = 4, shape: tuple[int, ...] = SHAPE, seeds: tuple[int, ...] = SEEDS):
+        self.root, self.shape = root, shape
+        self.cases = [f"case_{number}" for number in range(num_cases)]
+        self.truth = root / "labels"
+        for folder in ("raw", "preprocessed", "results"):
+            (root / folder).mkdir(parents=True)
+        for number, case in enumerate(self.cases):
+            labels = make_case(number, shape=shape)
+            image = 50.0 * labels + np.random.default_rng(number).normal(0, 20, shape)
+            write_image(self.truth / f"{case}.nii.gz", labels, SPACING)
+            write_image(root / "images" / f"{case}_0000.nii.gz", image.astype(np.float32), SPACING)
+        fold = 5
+        for budget, labeled in BUDGETS.items():
+            for seed in seeds:
+                for trainer in METHODS:
+                    self.add_run(trainer, budget, seed, labeled, fold)
+                fold += 1
+        self.add_run("nnUNetTrainer", "all", 0, tuple("abcdefgh"), fold)
+
+    def folder(self, trainer: str, fold: int, configuration: str = "3d_fullres") -> Path:
+        return self.root / "results" / NAME / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"
+
+    def add_run(
+        self,
+        trainer: str,
+        budget: str,
+        seed: int,
+        labeled: tuple[str, ...],
+        fold: int,
+        configuration: str = "3d_fullres",
+    ) -> Path:
+        folder = self.folder(trainer, fold, configuration)
+        folder.mkdir(parents=True)
+        plans = {"plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "label_manager": "LabelManager"}
+        (folder.parent / "plans.json").write_text(json.dumps(plans))
+        description = {"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "MRI"}}
+        (folder.parent / "dataset.json").write_text(json.dumps(description))
+        noise = 0.09 / len(labeled) * (1.3 - 0.3 * METHODS.index(trainer))
+        for number, case in enumerate(self.cases):
+            prediction = make_case(number, noise, 1 + 10 * seed + METHODS.index(trainer), self.shape)
+            write_image(folder / "predictions" / f"{case}.nii.gz", prediction, SPACING)
+        if trainer == "nnUNetTrainer":
+            rising = [0.8 - 0.7 * 0.8**epoch for epoch in range(10)]
+            torch.save({"logging": {"mean_fg_dice": rising}}, folder / "checkpoint_final.pth")
+        else:
+            lines = [f"{epoch},{0.85 - 0.7 * 0.75**epoch - 0.02 * seed}" for epoch in range(10)]
+            (folder / "semi_supervised.csv").write_text("\n".join(["epoch,mean_fg_dice", *lines]))
+        record = {
+            "status": "done",
+            "error": None,
+            "dataset": NAME,
+            "configuration": configuration,
+            "plans": "nnUNetPlans",
+            "trainer": trainer,
+            "class": trainer,
+            "fold": fold,
+            "budget": budget,
+            "num_labeled": len(labeled),
+            "num_unlabeled": 0 if trainer == "nnUNetTrainer" else 8 - len(labeled),
+            "labeled": list(labeled),
+            "seed": seed,
+            "epochs": 10,
+            "iterations": 25,
+            "test_images": str(self.root / "images"),
+            "test_labels": str(self.truth),
+            "predictions": "predictions",
+            "truth": str(self.truth),
+            "checkpoint": "checkpoint_final.pth",
+            "training_seconds": 100.0 * (1 + METHODS.index(trainer)) + seed,
+            "prediction_seconds": 4.0,
+            "peak_memory_bytes": 2**31,
+            "peak_gpu_bytes": None if trainer == "nnUNetTrainer" else 2**30,
+            "device": "cpu",
+            "machine": "a machine",
+            "versions": {"nnunetv2": "2.8.1", "torch": "2.9"},
+            "plans_hash": "0123456789abcdef",
+            "transductive": False,
+        }
+        (folder / "benchmark.json").write_text(json.dumps(record))
+        return folder
+
+    def change(self, folder: Path, **fields: Any) -> None:
+        record = json.loads((folder / "benchmark.json").read_text())
+        (folder / "benchmark.json").write_text(json.dumps(record | fields))
+
+    def report(self, **options: Any) -> tuple[Path, list[str]]:
+        return write_report(902, self.root / "report", **options)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    for folder in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{folder}", str(root / folder))
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """A tree with its report; tests read it only."""
+    tree = Tree(tmp_path_factory.mktemp("reported"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_environment(monkeypatch, tree.root)
+        assert tree.report()[1] == []
+    return tree
+
+
+@pytest.fixture
+def tree(reported: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A copy that the test may change; figures are not drawn, as they take seconds."""
+    copy = object.__new__(Tree)
+    copy.__dict__ = {**reported.__dict__, "root": tmp_path / "tree", "truth": tmp_path / "tree" / "labels"}
+    shutil.copytree(reported.root, copy.root, ignore=shutil.ignore_patterns("report"))
+    for file in copy.root.glob("results/*/*/*/benchmark.json"):
+        copy.change(file.parent, truth=str(copy.truth), test_labels=str(copy.truth))
+    set_environment(monkeypatch, copy.root)
+    monkeypatch.setattr("nnunetv2_micd.report.figures.draw_all", lambda *_: [])
+    return copy
+
+
+def read_array(file: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def write_table(tree: Tree, **options: Any) -> pd.DataFrame:
+    tree.report(**options)
+    return pd.read_csv(tree.root / "report" / "summary.csv").set_index(["budget", "trainer", "class"])
+
+
+def test_the_table_holds_means_and_deviations_over_the_seeds(reported: Tree) -> None:
+    table = pd.read_csv(reported.root / "report" / "summary.csv").set_index(["budget", "trainer", "class"])
+    means: dict[str, list[float]] = {"outer": [], "inner": []}
+    for fold in (5, 6):
+        for name, label in (("outer", 1), ("inner", 2)):
+            dice = []
+            for case in reported.cases:
+                truth = read_array(reported.truth / f"{case}.nii.gz") == label
+                folder = reported.folder("nnUNetTrainerMICD", fold)
+                prediction = read_array(folder / "predictions" / f"{case}.nii.gz") == label
+                dice.append(2 * (truth & prediction).sum() / (truth.sum() + prediction.sum()))
+            means[name].append(float(np.mean(dice)))
+    for name, values in {**means, MEAN: [np.mean(pair) for pair in zip(*means.values(), strict=True)]}.items():
+        row = table.loc[("2", "nnUNetTrainerMICD", name)]
+        assert row["dice_mean"] == pytest.approx(np.mean(values))
+        assert row["dice_sd"] == pytest.approx(np.std(values, ddof=1))
+        assert (row["seeds"], row["num_labeled"]) == (2, 2)
+    assert np.isnan(table.loc[("all", "nnUNetTrainer", MEAN), "dice_sd"])
+    assert list(dict.fromkeys(table.index.get_level_values("budget"))) == ["2", "10%", "all"]
+
+
+def test_distances_use_the_spacing_of_the_images(reported: Tree) -> None:
+    cases = pd.read_csv(reported.root / "report" / "cases.csv")
+    row = cases.iloc[0]
+    assert (row["trainer"], row["budget"], row["case"], row["class"]) == ("nnUNetTrainer", "2", "case_0", "outer")
+    surfaces = []
+    for folder in (reported.truth, reported.folder("nnUNetTrainer", 5) / "predictions"):
+        mask = np.pad(read_array(folder / "case_0.nii.gz") == 1, 1)
+        surfaces.append(mask & ~ndimage.binary_erosion(mask))
+    distances = [
+        ndimage.distance_transform_edt(~other, sampling=SPACING[::-1])[one]
+        for one, other in (surfaces, reversed(surfaces))
+    ]
+    assert row["asd"] == pytest.approx(np.concatenate(distances).mean(), rel=1e-5)
+    assert row["hd95"] == pytest.approx(max(np.quantile(each, 0.95) for each in distances), rel=1e-5)
+
+
+def test_methods_are_tested_against_nnunet_on_the_same_cases(reported: Tree) -> None:
+    cases = pd.read_csv(reported.root / "report" / "cases.csv")
+    by_case = cases[cases["budget"] == "2"].groupby(["trainer", "case"])["nsd"].mean()
+    difference = (by_case["nnUNetTrainerMICD"] - by_case["nnUNetTrainer"]).to_numpy()
+    table = pd.read_csv(reported.root / "report" / "comparisons.csv").set_index(["metric", "budget", "trainer"])
+    row = table.loc[("nsd", "2", "nnUNetTrainerMICD")]
+    assert row["difference"] == pytest.approx(difference.mean())
+    assert row["p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    assert row["low"] <= row["difference"] <= row["high"]
+    assert row["cases"] == len(reported.cases)
+    assert len(table) == 4 * 2 * 2  # metrics, budgets, methods; not with all labels
+    assert (table["p_holm"] >= table["p"]).all()
+    np.testing.assert_allclose(table.loc["nsd"]["p_holm"], correct_holm(table.loc["nsd"]["p"]))
+
+
+def test_costs(reported: Tree) -> None:
+    table = pd.read_csv(reported.root / "report" / "costs.csv").set_index(["budget", "trainer"])
+    row = table.loc[("2", "nnUNetTrainerMICD")]
+    assert row["training_seconds_mean"] == pytest.approx(300.5)
+    assert row["training_seconds_sd"] == pytest.approx(np.std([300, 301], ddof=1))
+    assert (row["peak_memory_bytes_max"], row["peak_gpu_bytes_max"]) == (2**31, 2**30)
+    assert np.isnan(table.loc[("2", "nnUNetTrainer"), "peak_gpu_bytes_max"])
+
+
+def test_the_page_needs_no_other_file(reported: Tree) -> None:
+    page = (reported.root / "report" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == page.count("src=") == 4
+    assert not re.search(r"https?://|<link|<script|url\(", page)
+    for text in ("Holm", "missed", "MeanTeacher", "MICD", "nnU-Net", "10%", "1 mm", "diagonal", "validation"):
+        assert text in page.replace("online Dice on patches of the validation", "validation"), text
+
+
+def test_the_markdown_names_the_figures_that_lie_beside_it(reported: Tree) -> None:
+    text = (reported.root / "report" / "report.md").read_text()
+    files = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(files) == 4
+    assert all((reported.root / "report" / file).read_bytes().startswith(b"\x89PNG") for file in files)
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_empty_masks_are_counted(tree: Tree) -> None:
+    truth, folder = tree.truth / "case_0.nii.gz", tree.folder("nnUNetTrainerMICD", 5) / "predictions"
+    write_image(truth, np.where(read_array(truth) == 2, 1, read_array(truth)), SPACING)  # no inner one in the truth
+    write_image(folder / "case_0.nii.gz", np.ones(SHAPE, np.uint8), SPACING)  # nor in this prediction
+    write_image(folder / "case_1.nii.gz", np.zeros(SHAPE, np.uint8), SPACING)
+
+    table = write_table(tree)
+
+    counts = ["missed", "false_alarm", "absent"]
+    assert table.loc[("2", "nnUNetTrainerMICD", "inner"), counts].tolist() == [1, 1, 1]  # seed 1 sees an inner one
+    assert table.loc[("2", "nnUNetTrainerMICD", MEAN), counts].tolist() == [2, 1, 1]
+    assert table.loc[("2", "nnUNetTrainer", "inner"), counts].tolist() == [0, 2, 0]
+    assert table.loc[("2", "nnUNetTrainerMICD", "inner"), "masks"] == 2 * len(tree.cases)
+    cases = pd.read_csv(tree.root / "report" / "cases.csv").set_index(["budget", "trainer", "seed", "case", "class"])
+    missed = cases.loc[("2", "nnUNetTrainerMICD", 0, "case_1", "inner")]
+    diagonal = np.linalg.norm(np.multiply(SHAPE, SPACING[::-1]))
+    assert missed[["dice", "nsd", "hd95", "asd"]].tolist() == pytest.approx([0, 0, diagonal, diagonal])
+    assert cases.loc[("2", "nnUNetTrainerMICD", 0, "case_0", "inner"), ["dice", "hd95"]].isna().all()
+
+
+def load_run(folder: Path) -> Run:
+    return next(run for run in collect_runs(902)[0] if run.folder == folder)
+
+
+def test_scores_are_kept_until_something_changes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    run, calls = load_run(folder), []
+    (folder / "scores.csv").unlink()
+    original = case_scores.score_case
+    monkeypatch.setattr(case_scores, "score_case", lambda *args: calls.append(args) or original(*args))
+
+    def count(tolerance: float = 1.0) -> int:
+        calls.clear()
+        tables.append(load_scores(run, tolerance))
+        return len(calls)
+
+    tables: list[pd.DataFrame] = []
+    every = len(tree.cases)
+    assert [count(), count()] == [every, 0]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    assert [count(2.0), count(2.0), count(1.0)] == [every, 0, every]
+    soon = (folder / "scores.csv").stat().st_mtime_ns + 1
+    os.utime(folder / "predictions" / "case_2.nii.gz", ns=(soon, soon))
+    assert [count(), count()] == [every, 0]
+    (folder / "scores.csv").write_text("case,class\n,,,\n")
+    assert [count(), count()] == [every, 0]
+    assert not list(folder.glob("scores.csv.*"))
+
+
+@pytest.mark.slow
+def test_several_processes_score_the_same(tree: Tree) -> None:
+    table = write_table(tree)
+    for file in tree.root.glob("results/*/*/*/scores.csv"):
+        file.unlink()
+    pd.testing.assert_frame_equal(write_table(tree, num_processes=2), table)
+    with pytest.raises(ValueError, match="number of processes must be at least 1, not 0"):
+        tree.report(num_processes=0)
+
+
+def spoil_plans(tree: Tree, folder: Path) -> None:
+    tree.change(folder, plans_hash="another")
+
+
+def spoil_length(tree: Tree, folder: Path) -> None:
+    tree.change(folder, epochs=3)
+
+
+def spoil_iterations(tree: Tree, folder: Path) -> None:
+    tree.change(folder, iterations=250)
+
+
+def spoil_cases(tree: Tree, folder: Path) -> None:
+    (folder / "predictions" / "case_1.nii.gz").unlink()
+    tree.change(folder, test_labels=None)
+
+
+def spoil_labeled(tree: Tree, folder: Path) -> None:
+    tree.change(folder, labeled=["a", "z"])
+
+
+def spoil_seed(tree: Tree, folder: Path) -> None:
+    tree.change(folder, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_plans, r"different plans \(.*another.*-p"),
+        (spoil_length, r"different lengths of training \(3 epochs of 25 .* and 10 epochs of 25 .*--epochs"),
+        (spoil_iterations, r"different lengths of training \(10 epochs of 250 .* and 10 epochs of 25 "),
+        (spoil_cases, r"different test cases \(case_1\)"),
+        (spoil_labeled, "different labeled cases"),
+        (spoil_seed, "two runs of nnUNetTrainerMICD, 2 labeled, seed 1"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    tree: Tree, spoil: Callable[[Tree, Path], None], message: str
+) -> None:
+    spoil(tree, tree.folder("nnUNetTrainerMICD", 5))
+    with pytest.raises(ValueError, match=message):
+        tree.report()
+
+
+def test_one_of_two_lengths_can_be_chosen(tree: Tree) -> None:
+    spoil_length(tree, tree.folder("nnUNetTrainerMICD", 5))
+    assert {run.epochs for run in collect_runs(902, epochs=10)[0]} == {10}
+    assert len(collect_runs(902, epochs=3)[0]) == 1
+
+
+def add_longer(tree: Tree, trainer: str, epochs: int, seconds: float) -> Path:
+    source = tree.folder(trainer, 5)
+    folder = shutil.copytree(
+        source, source.parent.with_name(f"{trainer}_e{epochs}__nnUNetPlans__3d_fullres") / "fold_5"
+    )
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(source.parent / name, folder.parent)
+    tree.change(folder, epochs=epochs, training_seconds=seconds)
+    return folder
+
+
+def test_methods_are_compared_with_a_baseline_of_their_time(tree: Tree) -> None:
+    perfect = add_longer(tree, "nnUNetTrainer", 30, 310.0)  # MICD: 300.5 seconds, Mean Teacher 200.5
+    for case in tree.cases:
+        shutil.copy(tree.truth / f"{case}.nii.gz", perfect / "predictions")
+    add_longer(tree, "nnUNetTrainer", 15, 150.0)
+    page, _ = tree.report()
+    table = pd.read_csv(tree.root / "report" / "equal_time.csv", dtype={"budget": str}).set_index(["budget", "trainer"])
+    assert set(table.index) == {("2", "nnUNetTrainerMICD"), ("2", "nnUNetTrainerMeanTeacher")}
+    assert set(table["baseline"]) == {"nnUNetTrainer, 30 epochs"}
+    row = table.loc[("2", "nnUNetTrainerMICD")]
+    assert (row["training_seconds"], row["baseline_seconds"], row["baseline_dice"]) == (300.5, 310, 1)
+    assert row["seeds"] == 1
+    cases = mean_over_classes(pd.read_csv(tree.root / "report" / "cases.csv"))
+    dice = cases[(cases["trainer"] == "nnUNetTrainerMICD") & (cases["budget"] == "2") & (cases["seed"] == 0)]["dice"]
+    assert row["difference"] == pytest.approx((dice - 1).mean())
+    summary = pd.read_csv(tree.root / "report" / "summary.csv")
+    assert set(summary["trainer"]) == set(METHODS)
+    assert "at least as long" in page.read_text()
+    assert [run.epochs for run in collect_runs(902, epochs=10)[1]] == [15, 30]
+
+
+def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
+    add_longer(tree, "nnUNetTrainer", 15, 150.0)
+    tree.report()
+    table = pd.read_csv(tree.root / "report" / "equal_time.csv")
+    assert set(table["baseline_seconds"]) == {150}
+
+
+def test_a_baseline_of_another_name(tree: Tree) -> None:
+    for folder in tree.root.glob("results/*/*/fold_*"):
+        record = json.loads((folder / "benchmark.json").read_text())
+        tree.change(folder, trainer=record["trainer"] + "_250epochs")
+    tree.change(tree.folder("nnUNetTrainer", 5), trainer="nnUNetTrainer")
+    runs, _, notes = collect_runs(902, baseline="nnUNetTrainer_250epochs")
+    assert {run.trainer for run in runs} == set(METHODS)
+    assert "the baseline is nnUNetTrainer_250epochs" in notes[0]
+
+
+def damage_json(tree: Tree, folder: Path) -> None:
+    (folder / "benchmark.json").write_text('{"status": "do')
+
+
+def damage_list(tree: Tree, folder: Path) -> None:
+    (folder / "benchmark.json").write_text("[]")
+
+
+def damage_field(tree: Tree, folder: Path) -> None:
+    tree.change(folder, seed="zero")
+
+
+def damage_image(tree: Tree, folder: Path) -> None:
+    (folder / "predictions" / "case_1.nii.gz").write_bytes(b"no image")
+
+
+def damage_shape(tree: Tree, folder: Path) -> None:
+    write_image(folder / "predictions" / "case_1.nii.gz", np.zeros((3, 4, 5), np.uint8), SPACING)
+
+
+def damage_prediction(tree: Tree, folder: Path) -> None:
+    (folder / "predictions" / "case_1.nii.gz").unlink()
+
+
+def damage_folder(tree: Tree, folder: Path) -> None:
+    shutil.rmtree(folder / "predictions")
+
+
+def fail(tree: Tree, folder: Path) -> None:
+    tree.change(folder, status="failed", error="CUDA out of memory")
+
+
+def interrupt(tree: Tree, folder: Path) -> None:
+    tree.change(folder, status="running")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_json, "benchmark.json is damaged"),
+        (damage_list, "benchmark.json is damaged"),
+        (damage_field, "seed in its benchmark.json is 'zero'"),
+        (damage_image, "case_1 of nnUNetTrainerMICD, 2 labeled, seed 0 cannot be read"),
+        (damage_shape, r"case_1 of .*\(3, 4, 5\)"),
+        (damage_prediction, "no predictions of case_1"),
+        (damage_folder, "predictions"),
+        (fail, "it failed: CUDA out of memory"),
+        (interrupt, "still running, or interrupted"),
+    ],
+)
+def test_a_run_that_is_of_no_use_is_left_out_and_named(
+    tree: Tree, damage: Callable[[Tree, Path], None], message: str
+) -> None:
+    damage(tree, tree.folder("nnUNetTrainerMICD", 5))
+
+    page, notes = tree.report()
+
+    assert re.search(f"nnUNetTrainerMICD__nnUNetPlans__3d_fullres/fold_5 is left out: .*{message}", notes[0])
+    assert notes[1:] == ["There is no run of MICD with 2 labeled and seed 0, but of other methods."]
+    assert "fold_5 is left out" in page.read_text()
+    table = pd.read_csv(tree.root / "report" / "comparisons.csv").set_index(["budget", "trainer"])
+    assert table.loc[("2", "nnUNetTrainerMICD"), "seeds"].tolist() == [1] * 4
+
+
+def test_without_runs_the_benchmark_is_named(tree: Tree) -> None:
+    shutil.rmtree(tree.root / "results" / NAME)
+    (tree.root / "preprocessed" / NAME).mkdir()
+    with pytest.raises(SystemExit, match=r"error: There are no finished runs.*nnUNetv2_micd benchmark -d 902"):
+        main(["report", "-d", "902", "-o", str(tree.root / "report")])
+
+
+def test_of_several_configurations_one_is_chosen(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    tree.add_run("nnUNetTrainer", "2", 0, ("a", "b"), 5, "2d")
+    with pytest.raises(ValueError, match="runs of 2d and 3d_fullres; choose one with -c"):
+        tree.report()
+    main(["report", "-d", "902", "-o", str(tree.root / "report"), "-c", "2d", "--tolerance", "2"])
+    assert "report.html" in capsys.readouterr().out
+    with (tree.root / "report" / "cases.csv").open() as file:
+        assert {row["tolerance"] for row in csv.DictReader(file)} == {"2.0"}
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, float("nan")])
+def test_a_tolerance_that_is_none_is_refused(tree: Tree, tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance"):
+        tree.report(tolerance=tolerance)
+
+
+def test_caveats_are_named(tree: Tree) -> None:
+    first, second = (tree.folder("nnUNetTrainerMICD", fold) for fold in (5, 6))
+    tree.change(first, transductive=True, machine="another")
+    tree.change(second, versions={"nnunetv2": "2.8.1", "torch": "2.8"})
+    page, notes = tree.report()
+    assert notes == [
+        "Transductive: test images were among the unlabeled images of MICD, marked with †.",
+        "The runs come from several machines or devices: their times and memory are not comparable.",
+        "The runs were made with several versions of torch: 2.8, 2.9.",
+    ]
+    assert "<td>MICD †</td>" in page.read_text()
+    runs = [run for run in collect_runs(902)[0] if run.trainer != "nnUNetTrainer"]
+    assert "nothing to test the methods against" in find_caveats(runs)[-1]
+
+
+def test_regions_and_the_ignore_label_are_those_of_nnunet(tree: Tree) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    description = json.loads((folder.parent / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "whole": [1, 2], "inner": 2, "ignore": 3}
+    description["regions_class_order"] = [1, 2]
+    (folder.parent / "dataset.json").write_text(json.dumps(description))
+    truth = tree.truth / "case_0.nii.gz"
+    labels = read_array(truth)
+    labels[:, :, 10:] = 3
+    write_image(truth, labels, SPACING)
+    prediction = np.where(labels == 3, 2, labels).astype(np.uint8)
+    prediction[prediction == 1] = 2
+    write_image(folder / "predictions" / "case_0.nii.gz", prediction, SPACING)
+    run = load_run(folder)
+
+    table = load_scores(run, 1.0).set_index(["case", "class"])
+
+    assert find_classes(run) == {"whole": (1, 2), "inner": (2,)}
+    assert table.loc[("case_0", "whole"), "dice"] == 1
+    inner = 2 * (labels == 2).sum() / ((labels == 2).sum() + np.isin(labels, (1, 2)).sum())
+    assert table.loc[("case_0", "inner"), "dice"] == pytest.approx(inner)
+
+
+def test_curves_come_from_the_csv_or_the_checkpoint(tree: Tree) -> None:
+    stock, ours = load_run(tree.folder("nnUNetTrainer", 5)), load_run(tree.folder("nnUNetTrainerMICD", 5))
+    assert read_curve(stock).tolist() == pytest.approx([0.8 - 0.7 * 0.8**epoch for epoch in range(10)])
+    assert read_curve(ours).iloc[-1] == pytest.approx(0.85 - 0.7 * 0.75**9)
+    (stock.folder / "checkpoint_final.pth").write_bytes(b"cut off")
+    assert read_curve(stock) is None
+
+
+def make_scores(values: dict[tuple[str, int, str, str], float]) -> pd.DataFrame:
+    rows = [
+        {"trainer": trainer, "budget": "2", "num_labeled": 2, "seed": seed, "case": case, "class": name}
+        | {"dice": dice, "nsd": dice, "hd95": 1 - dice, "asd": 1 - dice, "outcome": "scored" if dice >= 0 else "absent"}
+        for (trainer, seed, case, name), dice in values.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_mean_over_classes_weighs_a_rare_class_like_any_other() -> None:
+    """As nnU-Net's foreground mean does."""
+    scores = make_scores(
+        {("m", 0, "x", "a"): 0.8, ("m", 0, "x", "b"): np.nan, ("m", 0, "y", "a"): 0.6, ("m", 0, "y", "b"): 0.1}
+    )
+    table = mean_over_cases(scores).set_index("class")["dice"]
+    assert table.to_dict() == pytest.approx({"a": 0.7, "b": 0.1, MEAN: 0.4})
+    assert summarize(scores).set_index("class")["absent"].to_dict() == {"a": 0, "b": 1, MEAN: 1}
+
+
+def test_only_common_seeds_and_cases_are_paired() -> None:
+    stock, ours = "nnUNetTrainer", "nnUNetTrainerMICD"
+    scores = make_scores(
+        {(stock, 0, case, "a"): 0.5 for case in "wxyz"}
+        | {(stock, 1, case, "a"): 0.0 for case in "wxyz"}
+        | {(ours, 0, case, "a"): dice for case, dice in zip("wxyz", (0.6, 0.8, 0.6, np.nan), strict=True)}
+    )
+    row = compare_all(scores).set_index("metric").loc["dice"]
+    assert (row["seeds"], row["cases"]) == (1, 3)
+    assert row["difference"] == pytest.approx(0.5 / 3)
+
+
+def test_paired_comparison_of_known_values() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.5, 1, size=200)
+    result = compare_paired(values)
+    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    assert (result.low, result.high) == (pytest.approx(expected.low, abs=0.01), pytest.approx(expected.high, abs=0.01))
+    assert result.p == pytest.approx(stats.wilcoxon(values).pvalue)
+    same = compare_paired([0.0, 0.0, 0.0])
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert [compare_paired(few).cases for few in ([], [0.1])] == [0, 1]
+    assert np.isnan([compare_paired([0.1]).low, compare_paired([0.1]).p, compare_paired([]).difference]).all()
+
+
+def test_holm() -> None:
+    assert correct_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct_holm([0.9, 0.8]) == pytest.approx([1, 1])
+    np.testing.assert_allclose(correct_holm([0.02, np.nan, 0.03]), [0.04, np.nan, 0.04])
+    assert len(correct_holm([])) == 0
+
+
+def test_longer_baselines_alone_are_no_report(tree: Tree) -> None:
+    longer = add_longer(tree, "nnUNetTrainer", 30, 310.0)
+    for record in (tree.root / "results" / NAME).glob("*/fold_*/benchmark.json"):
+        if record.parent != longer:
+            damage_image(tree, record.parent)
+    with pytest.raises(SystemExit, match=r"error: .* is left out: Case case_1 of .* cannot be read"):
+        main(["report", "-d", "902", "-o", str(tree.root / "report")])
+    assert not (tree.root / "report").exists()
+
+
+def test_many_methods_can_be_told_apart() -> None:
+    styles = _style([f"method_{number}" for number in range(30)])
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == 31  # with the baseline's

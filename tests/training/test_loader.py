@@ -1,0 +1,123 @@
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from helpers import PATCH_SIZE, TinyDataset, make_trainer
+
+from nnunetv2_micd.data.unlabeled import UnlabeledCase, list_preprocessed
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.training.loader import (
+    IsolatedAugmenter,
+    UnlabeledDataLoader,
+    UnlabeledImages,
+    start_unlabeled_loader,
+)
+
+
+class Nothing(BasicTransform):
+    def apply(self, data_dict: dict, **params: Any) -> dict:
+        return data_dict
+
+
+def build(dataset: TinyDataset, cases: list[str] | None = None, **options: Any) -> UnlabeledDataLoader:
+    folder = str(dataset.unlabeled_folder())
+    images = UnlabeledImages([UnlabeledCase(name, folder) for name in cases or list_preprocessed(folder)])
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    options = {"transforms": Nothing(), **options}
+    return UnlabeledDataLoader(images, 3, PATCH_SIZE, PATCH_SIZE, trainer.label_manager, **options)
+
+
+def test_patches_come_from_the_images(dataset: TinyDataset) -> None:
+    loader = build(dataset, ["image_0"])
+    batch = loader.generate_train_batch()
+    assert batch["data"].shape == (3, 1, *PATCH_SIZE)
+    assert list(batch["keys"]) == ["image_0"] * 3
+    whole = torch.from_numpy(loader._data.load_image("image_0")[:])[0]
+    windows = whole.unfold(0, 16, 1).unfold(1, 20, 1).unfold(2, 24, 1).reshape(-1, *PATCH_SIZE)
+    assert all((windows == patch[0]).flatten(1).all(1).any() for patch in batch["data"])
+
+
+def test_images_smaller_than_the_patch_are_padded(dataset: TinyDataset) -> None:
+    patch = build(dataset, ["image_3"]).generate_train_batch()["data"]
+    assert patch.shape == (3, 1, *PATCH_SIZE)
+    assert (patch[:, :, 0] == 0).all()
+
+
+def test_only_the_image_file_is_opened(dataset: TinyDataset) -> None:
+    for path in dataset.unlabeled_folder().iterdir():
+        if path.suffix != ".b2nd":
+            path.unlink()
+    assert build(dataset).generate_train_batch()["data"].isfinite().all()
+
+
+def test_outside_the_nonzero_mask_stays_zero_after_augmentation(dataset: TinyDataset) -> None:
+    class Brighten(BasicTransform):
+        def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
+            return img + 100
+
+        def _apply_to_segmentation(self, segmentation: torch.Tensor, **params: Any) -> torch.Tensor:
+            return segmentation
+
+    class Both(BasicTransform):
+        def __call__(self, **data_dict: Any) -> dict:
+            return MaskImageTransform([0], 0, 0)(**Brighten()(**data_dict))
+
+    loader = build(dataset, ["image_3"], transforms=Both(), masked_channels=[0])
+    patch = loader.generate_train_batch()["data"]
+    assert (patch[:, :, 0] == 0).all()
+    assert patch.max() > 50
+
+
+def test_in_the_main_process_no_other_randomness_is_touched(dataset: TinyDataset) -> None:
+    loader = start_unlabeled_loader(build(dataset), 0, pin_memory=False)
+    assert isinstance(loader, IsolatedAugmenter)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = random.random(), np.random.random(), torch.rand(1)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    batches = [next(loader)["data"] for _ in range(2)]
+    assert (random.random(), np.random.random(), torch.rand(1)) == expected
+    assert not torch.equal(*batches)
+
+
+@pytest.mark.parametrize(("allowed", "labeled", "unlabeled"), [("1", 1, 0), ("2", 1, 1)])
+def test_workers_are_shared_and_stopped(
+    allowed: str, labeled: int, unlabeled: int, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", allowed)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    assert trainer.dataloader_train.num_processes == labeled
+    assert getattr(trainer.dataloader_unlabeled, "num_processes", 0) == unlabeled
+    assert next(trainer.dataloader_unlabeled)["data"].shape == (2, 1, *PATCH_SIZE)
+    processes = list(getattr(trainer.dataloader_unlabeled, "_processes", []))
+    trainer.on_train_epoch_start()
+    trainer.logger.log("mean_fg_dice", 0.0, 0)
+    trainer.current_epoch = 1
+    trainer.on_train_end()
+    assert trainer.dataloader_unlabeled is None
+    assert not any(process.is_alive() for process in processes)
+    assert Path(trainer.output_folder, "checkpoint_final.pth").exists()
+
+
+def test_loader_reaches_workers_that_are_not_forked(dataset: TinyDataset) -> None:
+    copy = pickle.loads(pickle.dumps(build(dataset, ["image_0"], transforms=make_transforms(dataset))))
+    assert copy.generate_train_batch()["data"].shape == (3, 1, *PATCH_SIZE)
+
+
+def make_transforms(dataset: TinyDataset) -> BasicTransform:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    return trainer.get_training_transforms(PATCH_SIZE, (-0.5, 0.5), None, (0, 1, 2), False, use_mask_for_norm=[False])
+
+
+def test_worker_errors_surface(dataset: TinyDataset) -> None:
+    loader = build(dataset, ["missing"])
+    with pytest.raises(FileNotFoundError):
+        next(start_unlabeled_loader(loader, 0, pin_memory=False))
+    with pytest.raises(RuntimeError, match="workers are no longer alive"):
+        start_unlabeled_loader(loader, 1, pin_memory=False)

@@ -1,0 +1,231 @@
+"""The modes of nnU-Net: regions, ignore label, deep supervision off, all folds, several channels, masks, dummy 2D."""
+
+import itertools
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import (
+    BOTH,
+    IGNORE,
+    REGIONS,
+    TinyDataset,
+    make_trainer,
+    needs_cuda,
+    preprocess_labeled,
+    relabel,
+    write_image,
+)
+from helpers import METHODS as ALL_METHODS
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
+
+from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+from nnunetv2_micd.losses.class_weights import count_labels
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+
+METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
+
+
+def train(method: type, dataset: TinyDataset, configuration: str = "3d_fullres", **options: Any) -> Any:
+    trainer = make_trainer(method, dataset, configuration, **options)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    predict(trainer)
+    return trainer
+
+
+def predict(trainer: Any) -> None:
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(Path(trainer.output_folder).parent), use_folds=(trainer.fold,))
+    image = torch.randn(trainer.num_input_channels, 1, *trainer.configuration_manager.patch_size)
+    logits = predictor.predict_sliding_window_return_logits(image if image.ndim == 4 else image[:, 0])
+    assert logits.isfinite().all()
+    assert len(logits) == trainer.label_manager.num_segmentation_heads
+
+
+@pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
+@pytest.mark.parametrize("method", METHODS)
+def test_regions_and_ignore_label(
+    method: type, description: dict[str, Any], dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted = replace(nnUNetTrainerMICD.config, difficulty_weights=True, distribution_weights=True)
+    monkeypatch.setattr(nnUNetTrainerMICD, "config", weighted)
+    relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
+    train(method, dataset)
+
+
+def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dataset: TinyDataset) -> None:
+    relabel(dataset, IGNORE, annotated_slices=6)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    for target in labeled["target"]:
+        target.fill_(3)
+    supervised, _, consistency = itertools.islice(trainer.compute_losses(labeled, unlabeled), 3)
+    gradients = torch.autograd.grad(supervised["supervised"], list(trainer.network.parameters()), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    gradients = torch.autograd.grad(sum(consistency.values()), list(trainer.network.parameters()), allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyDataset) -> None:
+    relabel(dataset, BOTH, annotated_slices=6)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    labels = [trainer.labeled_cases.load_case(case)[1][:] for case in trainer.labeled_cases.identifiers]
+    expected = [sum(np.isin(one, values).sum() for one in labels) for values in ([1, 2], [2])]
+    assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
+
+
+@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
+def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
+    trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
+    trainer.run_training()
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert not trainer.teachers["a"].decoder.deep_supervision
+
+
+def test_all_folds(dataset: TinyDataset) -> None:
+    trainer = train(nnUNetTrainerMICD, dataset, fold="all")
+    assert len(trainer.labeled_cases.identifiers) == len(dataset.labeled)
+
+
+def test_several_channels_masks_and_dummy_2d(dataset: TinyDataset) -> None:
+    for path in [*(dataset.raw / "imagesTr").iterdir(), *dataset.images.iterdir()]:
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        array[:2] = 0  # outside of the nonzero mask, but not cropped away:
+        array[0, 0, 0] = 1
+        write_image(path, array, image.GetSpacing())
+        write_image(path.with_name(path.name.replace("_0000", "_0001")), array * 2, image.GetSpacing())
+    for folder in (dataset.raw, dataset.preprocessed):
+        description = json.loads((folder / "dataset.json").read_text())
+        description["channel_names"] = {"0": "T1", "1": "T2"}
+        (folder / "dataset.json").write_text(json.dumps(description))
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"] |= {
+        "patch_size": [4, 20, 24],
+        "use_mask_for_norm": [True, False],
+        "normalization_schemes": ["ZScoreNormalization", "ZScoreNormalization"],
+    }
+    plans["configurations"].pop("2d")
+    properties = plans["foreground_intensity_properties_per_channel"]
+    properties["1"] = properties["0"]
+    dataset.plans_file.write_text(json.dumps(plans))
+    preprocess_labeled(dataset)
+    with pytest.raises(ValueError, match="preprocessed with other plans"):
+        make_trainer(nnUNetTrainerMICD, dataset).on_train_start()
+    assert preprocess_unlabeled(dataset.id, ["3d_fullres"], overwrite=True, num_processes=1) == []
+    trainer = train(nnUNetTrainerMICD, dataset)
+    _, dummy_2d, _, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert dummy_2d
+    assert trainer.num_input_channels == 2
+
+
+@pytest.mark.slow
+def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)
+    plans = json.loads(dataset.plans_file.read_text())
+    configurations = plans["configurations"]
+    configurations.pop("2d")
+    configurations["3d_lowres"] = {
+        **configurations["3d_fullres"],
+        "spacing": [1.5, 1.5, 1.5],
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "next_stage": "3d_cascade_fullres",
+    }
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset.plans_file.write_text(json.dumps(plans))
+    preprocess_labeled(dataset)
+    assert preprocess_unlabeled(dataset.id, ["3d_lowres"], num_processes=1) == []
+
+    first = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres", fold="all")
+    first.run_training()
+    second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
+    with pytest.raises(ValueError, match=r"5 labeled cases have no segmentation.*3d_lowres FOLD .*--val"):
+        second.get_tr_and_val_datasets()
+    first.perform_actual_validation()
+    segmentations = Path(second.folder_with_segs_from_previous_stage)
+    assert {path.name for path in segmentations.iterdir()} == {
+        f"{n}.b2nd" for n in (*dataset.labeled, *dataset.unlabeled)
+    }
+    assert first.teachers["a"].decoder.deep_supervision
+    (segmentations / "image_0.b2nd").rename(segmentations / "elsewhere.b2nd")
+    with pytest.raises(ValueError, match=r"1 unlabeled images have no segmentation.*\(image_0\)"):
+        second.get_tr_and_val_datasets()
+    (segmentations / "elsewhere.b2nd").rename(segmentations / "image_0.b2nd")
+
+    second = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
+    second.run_training()
+    patch = second._last_unlabeled
+    assert patch.shape[1] == second.num_input_channels == 3  # the image and the two classes of the first stage
+    assert set(patch[:, 1:].unique().tolist()) <= {0.0, 1.0}
+    for name in dataset.unlabeled:
+        image = second._images.load_image(name)
+        assert second._images.load_previous_stage(name).shape == image.shape[1:]
+
+
+@pytest.mark.slow  # tracing takes a while
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerDHC])
+def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and split as on CUDA but run without generating code; nnU-Net never compiles on the CPU by itself."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain = take_one_step(method, dataset, configuration)
+    monkeypatch.setattr(method, "_do_i_compile", lambda self: True)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled = take_one_step(method, dataset, configuration)
+        assert_equal_networks(plain, compiled)
+        compiled.run_training()  # validates during and after the training, where deep supervision is off
+        compiled.perform_actual_validation()
+    assert type(compiled.network).__name__ == "OptimizedModule"
+    predict(compiled)
+    resumed = make_trainer(method, dataset, configuration)
+    resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
+
+
+@needs_cuda
+@pytest.mark.parametrize("compiled", ["t", "f"])
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mixed precision."""
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    trainer = make_trainer(method, dataset, device="cuda")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert trainer.grad_scaler is not None
+    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    predict(trainer)
+
+
+def assert_equal_networks(one: Any, other: Any) -> None:
+    for kind in ("students", "teachers"):
+        for name, network in getattr(one, kind).items():
+            weights = getattr(other, kind)[name].state_dict()
+            for key, tensor in network.state_dict().items():
+                torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def take_one_step(method: type, dataset: TinyDataset, configuration: str) -> Any:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    trainer = make_trainer(method, dataset, configuration)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    return trainer

@@ -1,0 +1,44 @@
+"""A training that is continued from a checkpoint takes the very steps of one that was not interrupted."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyDataset, make_trainer
+
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+
+
+def prepare(method: type, dataset: TinyDataset) -> Any:
+    trainer = make_trainer(method, dataset)
+    trainer.num_epochs, trainer.save_every = 3, 1
+    return trainer
+
+
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
+def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
+    class Keeping(method):  # type: ignore[misc, valid-type]
+        def save_checkpoint(self, filename: Any) -> None:
+            super().save_checkpoint(filename)
+            if self.current_epoch == 0 and str(filename).endswith("latest.pth"):
+                shutil.copy(filename, tmp_path / "checkpoint.pth")
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    trainer = prepare(Keeping, dataset)
+    trainer.run_training()
+
+    torch.manual_seed(2)
+    np.random.seed(2)
+    continued = prepare(Keeping, dataset)
+    continued.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    continued.run_training()
+    assert continued.history == trainer.history
+    for kind in ("students", "teachers"):
+        for name, network in getattr(trainer, kind).items():
+            other = getattr(continued, kind)[name].state_dict()
+            assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
