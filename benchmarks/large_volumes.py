@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=[300, 512, 512], help="of a volume")
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="of a patch")
     args = parser.parse_args()
-    from nnunetv2_micd.data.dataset import find_dataset, preprocessed_folder
-    from nnunetv2_micd.data.unlabeled import channel_names
+    from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder
+    from nnunetv2_micd.data.preprocessed import channel_names
 
     name = find_dataset(args.dataset)
     source = Path(preprocessed_folder(name))
@@ -54,7 +54,7 @@ def write_dataset(target: Path, plans: dict[str, Any], dataset_json: dict[str, A
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_micd.data.unlabeled import FINGERPRINT_FILE, preprocessing_fingerprint, unlabeled_folder
+    from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, preprocessing_fingerprint, unlabeled_folder
 
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("dataset", help="name or number")
     parser.add_argument("--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="of unlabeled images")
     args = parser.parse_args()
-    from nnunetv2_micd.data.dataset import find_dataset, preprocessed_folder
+    from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder
 
     name = find_dataset(args.dataset)
     source = Path(preprocessed_folder(name))
@@ -45,12 +45,9 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_micd.data.unlabeled import (
-        FINGERPRINT_FILE,
-        find_unlabeled_cases,
-        preprocessing_fingerprint,
-        unlabeled_folder,
-    )
+    from nnunetv2_micd.data.dataset import Dataset
+    from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, preprocessing_fingerprint, unlabeled_folder
+    from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
     from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
     plans = json.loads((dataset / "nnUNetPlans.json").read_text())
@@ -71,7 +68,9 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     (unlabeled / FINGERPRINT_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
     (dataset / "splits_final.json").write_text(json.dumps([{"train": cases[:2], "val": cases[2:4]}]))
     begin = time.perf_counter()
-    found = find_unlabeled_cases(str(labeled), manager, configuration, dataset_json, cases[:2], cases[2:4])
+    found = find_unlabeled_cases(
+        Dataset(dataset.name, manager, dataset_json), "3d_fullres", {"train": cases[:2], "val": cases[2:4]}
+    )
     finding = time.perf_counter() - begin
     assert len(found) == number
     with redirect_stdout(StringIO()):

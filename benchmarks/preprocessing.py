@@ -40,7 +40,7 @@ def main() -> None:
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
-    from nnunetv2_micd.data.dataset import find_dataset, preprocessed_folder, raw_folder
+    from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder, raw_folder
     from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 
     name = find_dataset(dataset)

@@ -17,8 +17,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.data.dataset import find_dataset
-from nnunetv2_micd.data.unlabeled import dataset_id
+from nnunetv2_micd.data.folders import dataset_id, find_dataset
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import peer_architecture
 

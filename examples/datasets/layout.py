@@ -16,10 +16,10 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
-from nnunetv2_micd.data.dataset import find_dataset, raw_folder
 from nnunetv2_micd.data.derive import check_number
-from nnunetv2_micd.data.raw_images import shorten
+from nnunetv2_micd.data.folders import find_dataset, raw_folder
 from nnunetv2_micd.data.splits import Entry, write_splits
+from nnunetv2_micd.utils.files import shorten
 
 
 @dataclass(frozen=True)

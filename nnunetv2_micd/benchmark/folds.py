@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
-from nnunetv2_micd.data.dataset import preprocessed_folder
-from nnunetv2_micd.data.raw_images import shorten
-from nnunetv2_micd.data.splits import Entry, add_budget_splits, default_splits, list_cases, make_entry, write_splits
-from nnunetv2_micd.data.unlabeled import load_splits
+from nnunetv2_micd.data.budgets import add_budget_splits, list_cases, make_entry
+from nnunetv2_micd.data.folders import preprocessed_folder
+from nnunetv2_micd.data.splits import Entry, default_splits, load_splits, write_splits
+from nnunetv2_micd.utils.files import shorten
 
 
 def budget_entry(dataset_name: str, cases: list[str], budget: str, seed: int, val_fraction: float) -> Entry:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark.folds import add_fold, budget_entry, check_different, check_validation
 from nnunetv2_micd.benchmark.records import ALL_LABELS, STOCK, Run, read_record
 from nnunetv2_micd.benchmark.test_set import check_test_set
 from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, Length, Trainer, check_lengths, find_trainer
-from nnunetv2_micd.data.dataset import find_dataset, load_plans, preprocessed_folder
-from nnunetv2_micd.data.raw_images import shorten
-from nnunetv2_micd.data.splits import Entry, list_cases
-from nnunetv2_micd.data.unlabeled import dataset_id, find_damaged, find_unlabeled_cases
+from nnunetv2_micd.data.budgets import list_cases
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessed import find_damaged
+from nnunetv2_micd.data.splits import Entry
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
+from nnunetv2_micd.utils.files import shorten
 
 
 @dataclass(frozen=True)
@@ -53,40 +53,6 @@ class Grid:
     transductive: bool = False
     baseline: str = STOCK
     longer: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The dataset of a grid."""
-
-    name: str
-    plans: PlansManager
-    dataset_json: dict[str, Any]
-    configuration: str
-
-    @property
-    def labeled_folder(self) -> str:
-        identifier = self.plans.get_configuration(self.configuration).data_identifier
-        return os.path.join(preprocessed_folder(self.name), identifier)
-
-    def unlabeled_cases(self, entry: Entry) -> list[str]:
-        """Return the images that a semi-supervised trainer uses without labels in a fold."""
-        configuration = self.plans.get_configuration(self.configuration)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # half of the images would make a benchmark of something else
-            try:
-                found = find_unlabeled_cases(
-                    self.labeled_folder,
-                    self.plans,
-                    configuration,
-                    self.dataset_json,
-                    entry["train"],
-                    entry["val"],
-                    entry["unlabeled"],
-                )
-            except UserWarning as warning:
-                raise ValueError(str(warning)) from None
-        return [case.identifier for case in found]
 
 
 @dataclass(frozen=True)
@@ -145,7 +111,7 @@ def plan_runs(grid: Grid) -> list[Run]:
     return runs
 
 
-def _plan_cells(grid: Grid, data: _Data) -> list[_Cell]:
+def _plan_cells(grid: Grid, data: Dataset) -> list[_Cell]:
     """Return the grid, seeds outermost: a benchmark that was interrupted is still one of equals."""
     trainers = [_find_trainer(name, grid.length, grid, data) for name in dict.fromkeys([grid.baseline, *grid.trainers])]
     check_lengths(trainers)
@@ -165,14 +131,14 @@ def _plan_cells(grid: Grid, data: _Data) -> list[_Cell]:
     if grid.test is None:
         check_validation(entries)
     return [
-        _Cell(*key, entry, trainer, data.unlabeled_cases(entry) if trainer.needs_unlabeled else [])
+        _Cell(*key, entry, trainer, _find_unlabeled(data, grid.configuration, entry) if trainer.needs_unlabeled else [])
         for key, entry in entries.items()
         for trainer in trainers
         if key[0] != ALL_LABELS or trainer == baseline
     ]
 
 
-def _find_trainer(name: str, length: Length, grid: Grid, data: _Data) -> Trainer:
+def _find_trainer(name: str, length: Length, grid: Grid, data: Dataset) -> Trainer:
     return find_trainer(name, length, data.plans.plans, grid.configuration, data.dataset_json)
 
 
@@ -182,30 +148,36 @@ def _times(trainer: Trainer, times: int, grid: Grid) -> Length:
     return replace(grid.length, epochs=times * trainer.epochs)
 
 
-def _find_cases(data: _Data, grid: Grid) -> list[str]:
+def _find_cases(data: Dataset, grid: Grid) -> list[str]:
     cases = list_cases(data.name)
-    damaged = find_damaged(data.labeled_folder, cases, data.dataset_json)
+    labeled_folder = str(data.labeled_folder(grid.configuration))
+    damaged = find_damaged(labeled_folder, cases, data.dataset_json)
     if damaged:
         raise ValueError(
-            f"Preprocessed cases in {data.labeled_folder} are damaged ({shorten(damaged)}); run: nnUNetv2_preprocess "
-            f"-d {dataset_id(data.name)} -c {grid.configuration} -plans_name {grid.plans}"
+            f"Preprocessed cases in {labeled_folder} are damaged ({shorten(damaged)}); run: nnUNetv2_preprocess "
+            f"-d {data.number} -c {grid.configuration} -plans_name {grid.plans}"
         )
     return cases
 
 
-def _load_data(grid: Grid) -> _Data:
-    name = find_dataset(grid.dataset)
-    plans, dataset_json = load_plans(name, grid.plans)
-    if grid.configuration not in plans.available_configurations:
-        names = ", ".join(plans.available_configurations)
-        raise ValueError(f"{grid.plans} of {name} has no configuration {grid.configuration}, only {names}")
-    if plans.get_configuration(grid.configuration).previous_stage_name is not None:
+def _find_unlabeled(data: Dataset, configuration: str, entry: Entry) -> list[str]:
+    """Return the images that a semi-supervised trainer uses without labels in a fold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # half of the images would make a benchmark of something else
+        try:
+            return [case.identifier for case in find_unlabeled_cases(data, configuration, entry)]
+        except UserWarning as warning:
+            raise ValueError(str(warning)) from None
+
+
+def _load_data(grid: Grid) -> Dataset:
+    data = Dataset.find(grid.dataset, grid.plans)
+    if data.configuration(grid.configuration).previous_stage_name is not None:
         raise ValueError(f"{grid.configuration} is the second stage of a cascade, for which there is no benchmark")
-    data = _Data(name, plans, dataset_json, grid.configuration)
-    if not os.path.isdir(data.labeled_folder):
+    if not data.labeled_folder(grid.configuration).is_dir():
         raise FileNotFoundError(
-            f"{grid.configuration} of {name} is not preprocessed; run this first: nnUNetv2_preprocess "
-            f"-d {dataset_id(name)} -c {grid.configuration} -plans_name {grid.plans}"
+            f"{grid.configuration} of {data.name} is not preprocessed; run this first: nnUNetv2_preprocess "
+            f"-d {data.number} -c {grid.configuration} -plans_name {grid.plans}"
         )
     return data
 

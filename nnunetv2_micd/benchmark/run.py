@@ -19,7 +19,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 
 from nnunetv2_micd.benchmark.records import Run, evaluated_folders, read_record, write_record
 from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.data.unlabeled import load_splits
+from nnunetv2_micd.data.splits import load_splits
 from nnunetv2_micd.export import FINAL
 
 LOG = "benchmark.log"

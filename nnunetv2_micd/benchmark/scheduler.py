@@ -23,7 +23,7 @@ from nnunetv2_micd.benchmark.grid import Grid, is_done, plan_runs
 from nnunetv2_micd.benchmark.records import STOCK, Run, read_record, write_record
 from nnunetv2_micd.benchmark.run import LOG, add_trainer_folder, execute
 from nnunetv2_micd.benchmark.trainers import write_trainers
-from nnunetv2_micd.data.unlabeled import dataset_id
+from nnunetv2_micd.data.folders import dataset_id
 
 POLL_SECONDS = 1
 JOB_MINUTES = 3 * 24 * 60

@@ -7,8 +7,9 @@ from typing import Any
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.data.raw_images import group_images, shorten
-from nnunetv2_micd.data.unlabeled import channel_names
+from nnunetv2_micd.data.preprocessed import channel_names
+from nnunetv2_micd.data.raw_images import group_images
+from nnunetv2_micd.utils.files import shorten
 
 
 def check_test_set(test: tuple[str, str], plans: PlansManager, dataset_json: dict[str, Any]) -> list[str]:

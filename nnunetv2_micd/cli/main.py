@@ -161,8 +161,8 @@ def _split(arguments: argparse.Namespace) -> None:
     if arguments.as_dataset is not None:
         _derive(arguments)
         return
-    from nnunetv2_micd.data.dataset import find_dataset, labeled_folders
-    from nnunetv2_micd.data.splits import add_budget_splits
+    from nnunetv2_micd.data.budgets import add_budget_splits
+    from nnunetv2_micd.data.folders import find_dataset, labeled_folders
 
     splits = add_budget_splits(arguments.d, arguments.n, arguments.seeds, arguments.val)
     print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")

@@ -1,81 +1,118 @@
-"""Where nnU-Net keeps a dataset, with an error that says what to do where something is missing."""
+"""A planned dataset: its name, plans, ``dataset.json``, folders and splits, found once and handed on."""
 
 import json
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_micd.data.unlabeled import channel_names, dataset_id, list_preprocessed, preprocessing_fingerprint
+from nnunetv2_micd.data.folders import dataset_id, find_dataset, preprocessed_folder, raw_folder
+from nnunetv2_micd.data.preprocessed import channel_names, preprocessing_fingerprint, unlabeled_folder
+from nnunetv2_micd.data.splits import Entry, load_splits
+
+SPLITS_FILE = "splits_final.json"
 
 
-def find_dataset(dataset: str | int) -> str:
-    """Return the full name of a dataset, such as ``Dataset004_Hippocampus``, of that name or its number.
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that nnU-Net has planned.
 
-    Raises:
-        ValueError: ``nnUNet_preprocessed`` is not set, or there is no such dataset, or several.
+    Attributes:
+        name: full name, such as ``Dataset004_Hippocampus``.
+        plans: the plans.
+        dataset_json: content of ``dataset.json``.
+
+    Examples:
+        >>> dataset = Dataset.find(4)  # doctest: +SKIP
+        >>> dataset.labeled_folder("3d_fullres")  # doctest: +SKIP
+        PosixPath('.../nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans_3d_fullres')
     """
-    _root(nnUNet_preprocessed)
-    if str(dataset).startswith("Dataset"):
-        return str(dataset)
-    if not str(dataset).isdecimal():
-        raise ValueError(f"{dataset} is neither the number of a dataset nor a name such as Dataset004_Hippocampus")
-    names = [
-        str(name) for name in find_candidate_datasets(int(dataset)) if name.startswith(f"Dataset{int(dataset):03d}_")
-    ]
-    if len(names) != 1:
-        found = "several: " + ", ".join(names) if names else "none"
-        raise ValueError(f"There must be one dataset with the number {dataset} in nnU-Net's folders, found {found}")
-    return names[0]
 
+    name: str
+    plans: PlansManager
+    dataset_json: dict[str, Any]
 
-def raw_folder(dataset_name: str) -> str:
-    """Return the folder of the raw dataset, in which nothing is looked for yet.
+    @classmethod
+    def find(cls, dataset: str | int, plans_name: str = "nnUNetPlans") -> "Dataset":
+        """Find a dataset by its name or number and read what a training would read.
 
-    Raises:
-        ValueError: ``nnUNet_raw`` is not set.
-    """
-    return os.path.join(_root(nnUNet_raw), dataset_name)
+        Args:
+            dataset: name or number.
+            plans_name: name of the plans, as after ``-p``.
 
+        Raises:
+            ValueError: there is not exactly one such dataset, a folder of nnU-Net is not set, or a file is damaged.
+            FileNotFoundError: the dataset is not planned, or there are no such plans.
+        """
+        name = find_dataset(dataset)
+        folder = Path(preprocessed_folder(name))
+        first = f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
+        if not (folder / f"{plans_name}.json").is_file():
+            raise FileNotFoundError(f"There are no plans {plans_name}.json in {folder}; {first}")
+        plans = PlansManager(_load_object(folder / f"{plans_name}.json"))
+        dataset_json = _load_object(folder / "dataset.json")
+        try:
+            _check_plans(plans, dataset_json)
+        except Exception as error:  # nnU-Net does not check its files, so a damaged one shows in any way
+            raise ValueError(
+                f"{plans_name}.json or dataset.json in {folder} is not as nnU-Net writes it ({error!r}); correct it, "
+                f"or plan the dataset again: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
+            ) from None
+        return cls(name, plans, dataset_json)
 
-def preprocessed_folder(dataset_name: str) -> str:
-    """Return the folder of the preprocessed dataset.
+    @property
+    def number(self) -> str:
+        """The number of the dataset, as commands take it after ``-d``."""
+        return dataset_id(self.name)
 
-    Raises:
-        ValueError: ``nnUNet_preprocessed`` is not set.
-        FileNotFoundError: the dataset is not preprocessed.
-    """
-    folder = os.path.join(_root(nnUNet_preprocessed), dataset_name)
-    if not os.path.isfile(os.path.join(folder, "dataset.json")):
-        raise FileNotFoundError(
-            f"{dataset_name} is not planned and preprocessed yet (no dataset.json in {folder}); {_first(dataset_name)}"
-        )
-    return folder
+    @property
+    def preprocessed(self) -> Path:
+        """The folder of the preprocessed dataset."""
+        return Path(preprocessed_folder(self.name))
 
+    @property
+    def raw(self) -> Path:
+        """The folder of the raw dataset, which need not exist.
 
-def load_plans(dataset_name: str, plans_name: str) -> tuple[PlansManager, dict[str, Any]]:
-    """Return the plans and the content of ``dataset.json`` that a training would use.
+        Raises:
+            ValueError: ``nnUNet_raw`` is not set.
+        """
+        return Path(raw_folder(self.name))
 
-    Raises:
-        FileNotFoundError: there are no such plans.
-        ValueError: one of the two files is not such as nnU-Net writes it.
-    """
-    folder = Path(preprocessed_folder(dataset_name))
-    if not (folder / f"{plans_name}.json").is_file():
-        raise FileNotFoundError(f"There are no plans {plans_name}.json in {folder}; {_first(dataset_name)}")
-    plans = PlansManager(_load_object(folder / f"{plans_name}.json"))
-    dataset_json = _load_object(folder / "dataset.json")
-    try:
-        _check_plans(plans, dataset_json)
-    except Exception as error:  # nnU-Net does not check its files, so what is wrong with one shows in any way
-        raise ValueError(
-            f"{plans_name}.json or dataset.json in {folder} is not such as nnU-Net writes it ({error!r}); correct it, "
-            f"or plan the dataset again: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"
-        ) from None
-    return plans, dataset_json
+    @property
+    def splits_file(self) -> Path:
+        """The file of the folds, which nnU-Net writes in the first training."""
+        return self.preprocessed / SPLITS_FILE
+
+    def splits(self) -> list[Entry] | None:
+        """Return the entries of ``splits_final.json``, or None where there is no such file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return load_splits(self.splits_file) if self.splits_file.is_file() else None
+
+    def configuration(self, name: str) -> ConfigurationManager:
+        """Return a configuration of the plans.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        available = self.plans.available_configurations
+        if name not in available:
+            raise ValueError(
+                f"{self.plans.plans_name} of {self.name} has no configuration {name}, only {', '.join(available)}"
+            )
+        return self.plans.get_configuration(name)
+
+    def labeled_folder(self, configuration: str) -> Path:
+        """Return nnU-Net's folder of the preprocessed labeled cases."""
+        return self.preprocessed / self.configuration(configuration).data_identifier
+
+    def unlabeled_folder(self, configuration: str) -> Path:
+        """Return the folder of the preprocessed unlabeled images."""
+        return Path(unlabeled_folder(str(self.labeled_folder(configuration))))
 
 
 def _load_object(path: Path) -> dict[str, Any]:
@@ -104,30 +141,3 @@ def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
         preprocessing_fingerprint(plans, each, dataset_json)
         _ = each.data_identifier, each.spacing, each.median_image_size_in_voxels
         _ = each.patch_size, each.batch_size, each.network_arch_init_kwargs
-
-
-def labeled_folders(dataset_name: str) -> dict[str, list[str]]:
-    """Return nnU-Net's folders of preprocessed labeled cases, each with its sorted cases.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    folder = preprocessed_folder(dataset_name)
-    names = sorted(name for name in os.listdir(folder) if not name.endswith("_unlabeled"))
-    cases = {name: list_preprocessed(os.path.join(folder, name)) for name in names}
-    if not any(cases.values()):
-        raise FileNotFoundError(f"{dataset_name} has no preprocessed cases in {folder}; {_first(dataset_name)}")
-    return {name: found for name, found in cases.items() if found}
-
-
-def _root(variable: Any) -> str:
-    folder, name = variable.get(), variable.env_var_name
-    if not folder:
-        raise ValueError(f"The environment variable {name} is not set; it must name nnU-Net's folder of that name")
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"The environment variable {name} names the folder {folder}, which does not exist")
-    return str(folder)
-
-
-def _first(dataset_name: str) -> str:
-    return f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"

@@ -10,10 +10,9 @@ from typing import Any
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_micd.data.dataset import find_dataset, raw_folder
-from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.data.splits import make_entry
-from nnunetv2_micd.data.unlabeled import IMAGES_FOLDER
+from nnunetv2_micd.data.budgets import make_entry
+from nnunetv2_micd.data.folders import find_dataset, raw_folder
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 
 
 def derive_dataset(

@@ -5,7 +5,8 @@ from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunetv2_micd.data.unlabeled import find_damaged, shorten
+from nnunetv2_micd.data.preprocessed import find_damaged
+from nnunetv2_micd.utils.files import shorten
 
 
 def check_labeled_cases(trainer: Any, cases: Any, key: str, meaning: str) -> None:

@@ -24,19 +24,19 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunetv2_micd.data.dataset import find_dataset, labeled_folders, load_plans, preprocessed_folder, raw_folder
-from nnunetv2_micd.data.raw_images import find_data_defect, find_defect, find_images, shorten
-from nnunetv2_micd.data.unlabeled import (
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.folders import dataset_id, labeled_folders, preprocessed_folder, raw_folder
+from nnunetv2_micd.data.preprocessed import (
     FINGERPRINT_FILE,
-    IMAGES_FOLDER,
     channel_names,
-    dataset_id,
     find_damaged,
     list_preprocessed,
     preprocessing_fingerprint,
     read_fingerprint,
     unlabeled_folder,
 )
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_data_defect, find_defect, find_images
+from nnunetv2_micd.utils.files import shorten
 
 INCOMPLETE_FOLDER = ".incomplete"
 """The folder, inside that of the preprocessed images, for what is being written."""
@@ -93,8 +93,8 @@ def preprocess_unlabeled(
     """
     if num_processes < 1:
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
-    name = find_dataset(dataset)
-    plans_manager, dataset_json = load_plans(name, plans_name)
+    found = Dataset.find(dataset, plans_name)
+    name, plans_manager, dataset_json = found.name, found.plans, found.dataset_json
     chosen = _choose_configurations(name, plans_manager, configurations)
     images = find_images(folders or [os.path.join(raw_folder(name), IMAGES_FOLDER)], dataset_json["file_ending"])
     _check_unlabeled(name, images)

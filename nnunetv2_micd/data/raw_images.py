@@ -11,6 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunetv2_micd.utils.files import shorten
+
+IMAGES_FOLDER = "imagesUn"
+"""The folder of a raw dataset that holds the images without labels, named like nnU-Net's ``imagesTr``."""
+
 MOST_ENLARGED = 8
 """How many times as long as a typical labeled image an image may be, on average over its axes: an error of the unit of
 its spacing, such as cm for mm, makes it at least 10 times as long, and no memory holds so many voxels."""
@@ -120,12 +125,6 @@ def _channels(number: int) -> list[str]:
 
 def _wrong_channels(found: Sequence[str], num_channels: int) -> str:
     return f"has the channels {shorten(found)}, but needs {', '.join(_channels(num_channels))}"
-
-
-def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Return the names as a message shows them, however many there are, and whatever characters they have."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:limit]]
-    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _list_folder(folder: str) -> list[str]:

@@ -3,61 +3,36 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-from nnunetv2_micd.data.dataset import find_dataset, load_plans, preprocessed_folder, raw_folder
-from nnunetv2_micd.data.raw_images import group_images, shorten
-from nnunetv2_micd.data.unlabeled import (
-    IMAGES_FOLDER,
-    dataset_id,
-    find_damaged,
-    find_unlabeled_cases,
-    list_preprocessed,
-    load_splits,
-    unlabeled_folder,
-)
+from nnunetv2_micd.data.dataset import SPLITS_FILE, Dataset
+from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, unlabeled_folder
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
 from nnunetv2_micd.doctor.installation import Finding
 from nnunetv2_micd.training.memory import check_memory
 from nnunetv2_micd.training.networks import check_architecture
-
-SPLITS_FILE = "splits_final.json"
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    name: str
-    folder: str
-    plans: PlansManager
-    dataset_json: dict[str, Any]
-    splits: list[dict[str, list[str]]] | None
+from nnunetv2_micd.utils.files import shorten
 
 
 def check_dataset(dataset: str, configuration: str | None, plans_name: str) -> list[Finding]:
     """Check a dataset: one configuration or, if None is given, all, of which one has to be fit for training."""
     try:
-        name = find_dataset(dataset)
-        plans, dataset_json = load_plans(name, plans_name)
-        folder = preprocessed_folder(name)
-        data = _Dataset(name, folder, plans, dataset_json, _read_splits(os.path.join(folder, SPLITS_FILE)))
+        data = Dataset.find(dataset, plans_name)
+        splits = data.splits()
     except (ValueError, OSError) as error:
         return [Finding("problem", f"dataset {dataset}", str(error))]
-    names = plans.available_configurations
+    name = data.name
+    names = data.plans.available_configurations
     if configuration is not None and configuration not in names:
         text = f"{plans_name} has no configuration {configuration}, only {', '.join(names)}"
         return [Finding("problem", name, text)]
     findings = [Finding("ok", name, f"planned: {plans_name} with {', '.join(names)}")]
-    if data.splits is None:
+    if splits is None:
         findings.append(Finding("ok", "splits", "none yet: the first training makes nnU-Net's five folds"))
     chosen = names if configuration is None else [configuration]
     checked = _any_will_do([_check_configuration(data, each) for each in chosen])
     return findings + [finding for each in checked for finding in each]
-
-
-def _read_splits(path: str) -> list[dict[str, list[str]]] | None:
-    return load_splits(path) if os.path.isfile(path) else None
 
 
 def _any_will_do(alternatives: list[list[Finding]]) -> list[list[Finding]]:
@@ -70,11 +45,11 @@ def _any_will_do(alternatives: list[list[Finding]]) -> list[list[Finding]]:
     ]
 
 
-def _check_configuration(data: _Dataset, name: str) -> list[Finding]:
+def _check_configuration(data: Dataset, name: str) -> list[Finding]:
     configuration = data.plans.get_configuration(name)
-    folder = os.path.join(data.folder, configuration.data_identifier)
+    folder = str(data.labeled_folder(name))
     labeled = list_preprocessed(folder)
-    remedy = f"nnUNetv2_preprocess -d {dataset_id(data.name)} -c {name} -plans_name {data.plans.plans_name}"
+    remedy = f"nnUNetv2_preprocess -d {data.number} -c {name} -plans_name {data.plans.plans_name}"
     if not labeled:
         return [Finding("problem", name, "not preprocessed", remedy)]
     try:
@@ -98,7 +73,7 @@ def _check_configuration(data: _Dataset, name: str) -> list[Finding]:
     return findings + _check_labeled_files(data, name, folder, labeled, remedy) + _check_folds(data, name, labeled)
 
 
-def _check_labeled_files(data: _Dataset, name: str, folder: str, labeled: Sequence[str], remedy: str) -> list[Finding]:
+def _check_labeled_files(data: Dataset, name: str, folder: str, labeled: Sequence[str], remedy: str) -> list[Finding]:
     findings = []
     foreign = sorted(file.name for file in os.scandir(folder) if file.is_file() and not _is_of_nnunet(file.name))
     if foreign:
@@ -115,20 +90,21 @@ def _is_of_nnunet(file_name: str) -> bool:
     return file_name.endswith((".b2nd", ".pkl")) and not file_name.startswith(".")
 
 
-def _count_raw(data: _Dataset) -> str:
+def _count_raw(data: Dataset) -> str:
     """The raw data need not be on the machine that trains."""
     try:
-        folder = os.path.join(raw_folder(data.name), IMAGES_FOLDER)
+        folder = os.path.join(data.raw, IMAGES_FOLDER)
     except (ValueError, OSError):
         return "unknown number of"
     return str(len(group_images(folder, data.dataset_json["file_ending"])) if os.path.isdir(folder) else 0)
 
 
-def _check_folds(data: _Dataset, name: str, labeled: Sequence[str]) -> list[Finding]:
+def _check_folds(data: Dataset, name: str, labeled: Sequence[str]) -> list[Finding]:
     """Check every fold, or that of all cases where there are none yet; say once what is the same in several."""
     splits: dict[int | str, dict[str, list[str]]] = {"all": {"train": list(labeled), "val": []}}
-    if data.splits is not None:
-        splits = dict(enumerate(data.splits))
+    found = data.splits()
+    if found is not None:
+        splits = dict(enumerate(found))
     checked = _any_will_do([_check_fold(data, name, labeled, fold, entry) for fold, entry in splits.items()])
     folds: dict[Finding, list[int | str]] = {}
     for fold, findings in zip(splits, checked, strict=True):
@@ -141,7 +117,7 @@ def _check_folds(data: _Dataset, name: str, labeled: Sequence[str]) -> list[Find
 
 
 def _check_fold(
-    data: _Dataset, name: str, labeled: Sequence[str], fold: int | str, entry: dict[str, list[str]]
+    data: Dataset, name: str, labeled: Sequence[str], fold: int | str, entry: dict[str, list[str]]
 ) -> list[Finding]:
     train, val = entry["train"], entry["val"]
     absent = sorted({*train, *val}.difference(labeled))
@@ -157,14 +133,10 @@ def _check_fold(
     if both:
         text = f"training cases are validation cases, too ({shorten(both)})"
         findings.append(Finding("warning", name, text, f"correct {SPLITS_FILE}, unless it is meant so"))
-    configuration = data.plans.get_configuration(name)
-    folder = os.path.join(data.folder, configuration.data_identifier)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            unlabeled = find_unlabeled_cases(
-                folder, data.plans, configuration, data.dataset_json, train, val, entry.get("unlabeled", [])
-            )
+            unlabeled = find_unlabeled_cases(data, name, entry)
         except ValueError as error:
             return [*findings, Finding("problem", name, str(error))]
     text = f"{len(train)} labeled, {len(unlabeled)} unlabeled, {len(val)} validation"

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from nnunetv2_micd.benchmark.records import STOCK
 from nnunetv2_micd.benchmark.run import peak_memory
-from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, environment, find_trainer
-from nnunetv2_micd.data.dataset import find_dataset, load_plans
+from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, find_trainer
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.profiling.steps import StepProfile, profile_steps
+from nnunetv2_micd.utils.files import environment
 
 MEMORY_STEPS = 3
 
@@ -76,11 +77,9 @@ def profile_dataset(
     """
     if not isinstance(fold, int) and fold != "all":
         raise ValueError(f"A fold is a number or all, not {fold}")
-    content, dataset_json = load_plans(find_dataset(dataset), plans)
-    if configuration not in content.available_configurations:
-        names = ", ".join(content.available_configurations)
-        raise ValueError(f"{plans} has no configuration {configuration}, only {names}")
-    return profile(Setting(content.plans, configuration, dataset_json, device, fold), trainers, rounds)
+    found = Dataset.find(dataset, plans)
+    found.configuration(configuration)
+    return profile(Setting(found.plans.plans, configuration, found.dataset_json, device, fold), trainers, rounds)
 
 
 def profile(setting: Setting, trainers: Sequence[str], rounds: int = 10) -> list[Cost]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
-from nnunetv2_micd.data.dataset import find_dataset, raw_folder
+from nnunetv2_micd.data.folders import find_dataset, raw_folder
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.report.runs import Run, display_name
 

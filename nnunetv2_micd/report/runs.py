@@ -12,9 +12,8 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark.records import STOCK
-from nnunetv2_micd.data.dataset import find_dataset
-from nnunetv2_micd.data.raw_images import shorten
-from nnunetv2_micd.data.unlabeled import dataset_id
+from nnunetv2_micd.data.folders import dataset_id, find_dataset
+from nnunetv2_micd.utils.files import shorten
 
 BASELINE = STOCK
 """Supervised training with the same labels, against which the methods are tested; what a report calls its baseline."""

@@ -14,9 +14,11 @@ from nnunetv2.inference.export_prediction import resample_and_save
 from torch import nn
 from tqdm import tqdm
 
-from nnunetv2_micd.data.unlabeled import UnlabeledCase, shorten, unlabeled_folder
+from nnunetv2_micd.data.preprocessed import unlabeled_folder
+from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.predictors import predictor_of
+from nnunetv2_micd.utils.files import shorten
 
 
 def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:

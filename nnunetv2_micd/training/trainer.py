@@ -16,8 +16,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases, load_split_unlabeled
+from nnunetv2_micd.data.splits import load_split_unlabeled
+from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.losses.labels import hard_target, pseudo_label
 from nnunetv2_micd.training import checkpoints, history
 from nnunetv2_micd.training.alarms import Alarms
@@ -242,15 +244,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _find_unlabeled(
         self, training: Sequence[str], validation: Sequence[str], without_labels: Sequence[str]
     ) -> list[UnlabeledCase]:
-        return find_unlabeled_cases(
-            self.preprocessed_dataset_folder,
-            self.plans_manager,
-            self.configuration_manager,
-            self.dataset_json,
-            train=training,
-            val=validation,
-            split_unlabeled=without_labels,
-        )
+        dataset = Dataset(self.plans_manager.dataset_name, self.plans_manager, self.dataset_json)
+        entry = {"train": list(training), "val": list(validation), "unlabeled": list(without_labels)}
+        return find_unlabeled_cases(dataset, self.configuration_name, entry)
 
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""

@@ -8,9 +8,9 @@ from helpers import TinyDataset
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
 from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.derive import derive_dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-from nnunetv2_micd.data.splits import add_budget_splits
 
 
 def names(folder: Path) -> set[str]:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunetv2_micd.data.splits import add_budget_splits
+from nnunetv2_micd.data.budgets import add_budget_splits
 
 
 @pytest.fixture

@@ -6,13 +6,10 @@ import pytest
 from helpers import make_volume, write_image
 
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.data.unlabeled import (
-    UnlabeledCase,
-    find_unlabeled_cases,
-    load_split_unlabeled,
-    preprocessing_fingerprint,
-    unlabeled_folder,
-)
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessed import preprocessing_fingerprint, unlabeled_folder
+from nnunetv2_micd.data.splits import load_split_unlabeled
+from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 
 TRAIN, VAL = ["case_0", "case_1"], ["case_2"]
 
@@ -20,15 +17,8 @@ TRAIN, VAL = ["case_0", "case_1"], ["case_2"]
 @pytest.fixture
 def find(dataset, plans):
     def call(train=TRAIN, val=VAL, split_unlabeled=()):
-        return find_unlabeled_cases(
-            str(dataset.labeled_folder()),
-            plans.plans_manager,
-            plans.configuration_manager,
-            plans.dataset_json,
-            train,
-            val,
-            split_unlabeled,
-        )
+        planned = Dataset(dataset.name, plans.plans_manager, plans.dataset_json)
+        return find_unlabeled_cases(planned, "3d_fullres", {"train": train, "val": val, "unlabeled": split_unlabeled})
 
     return call
 

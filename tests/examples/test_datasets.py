@@ -16,7 +16,7 @@ from helpers import MICD, Shell, TinyDataset, make_volume, write_image
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_micd.data.unlabeled import load_splits
+from nnunetv2_micd.data.splits import load_splits
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "datasets"
 NUMBERS = {"amos": 701, "synapse": 702, "left_atrium": 703, "acdc": 704}

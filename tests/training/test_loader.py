@@ -10,7 +10,8 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from helpers import PATCH_SIZE, TinyDataset, make_trainer
 
-from nnunetv2_micd.data.unlabeled import UnlabeledCase, list_preprocessed
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,

@@ -15,10 +15,10 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from torch import Tensor
 
-from nnunetv2_micd.data.raw_images import shorten
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.history import write_csv
 from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.utils.files import shorten
 
 
 class PseudoLabeledImages(UnlabeledImages):
