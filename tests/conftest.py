@@ -7,34 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import TinyDataset, preprocess_labeled, shrink_plans, write_raw
+from helpers import TinyDataset, make_dataset
 
 
 @pytest.fixture(scope="session")
 def dataset_template(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
-
-    from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-
-    dataset = TinyDataset(tmp_path_factory.mktemp("nnunet"))
-    write_raw(dataset)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        dataset.set_environment(monkeypatch)
-        monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # with 0 nnU-Net cannot plan
-        extractor = DatasetFingerprintExtractor(dataset.id, num_processes=1)
-        extractor.num_foreground_voxels_for_intensitystats = 10_000  # the default of 10e7 takes a second per case
-        extractor.run()
-        plan_experiments([dataset.id])
-        shrink_plans(dataset.plans_file)
-        preprocess_labeled(dataset)
-        assert preprocess_unlabeled(dataset.id, num_processes=1) == []
-    splits = [
-        {"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]},
-        {"train": ["case_0"], "val": ["case_3", "case_4"], "unlabeled": ["case_1", "case_2", "case_5"]},
-    ]
-    dataset.splits_file.write_text(json.dumps(splits, indent=4))
-    return dataset
+    return make_dataset(tmp_path_factory.mktemp("nnunet"))
 
 
 @pytest.fixture

@@ -16,18 +16,19 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_micd import TRAINER_FOLDER
-from nnunetv2_micd.methods.ablations import (
-    nnUNetTrainerMICD_noCFC,
-    nnUNetTrainerMICD_noCMD,
-    nnUNetTrainerMICD_noMCPC,
-    nnUNetTrainerMICD_SupervisedOnly,
-)
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
+from nnunetv2_micd.methods.micd_variants import (
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_noMCPC,
+    nnUNetTrainerMICD_SupervisedOnly,
+)
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -42,27 +43,31 @@ METHODS = [
     nnUNetTrainerUAMT,
     nnUNetTrainerUniMatch,
     nnUNetTrainerMICD,
+    nnUNetTrainerMICD_paper,
     nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_noCFC,
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_SupervisedOnly,
     nnUNetTrainerMeanTeacher,
 ]
-UNSUPERVISED = {
-    nnUNetTrainerBCP: {"copy_paste"},
-    nnUNetTrainerCPS: {"cps_labeled", "cps_unlabeled"},
-    nnUNetTrainerDHC: {"cps"},
-    nnUNetTrainerMCF: {"review", "consistency"},
-    nnUNetTrainerPseudoLabels: {"pseudo_label"},
-    nnUNetTrainerUAMT: {"consistency"},
-    nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2"},
-    nnUNetTrainerMICD: {"mcpc", "cfc", "cmd"},
-    nnUNetTrainerMICD_noMCPC: {"cfc", "cmd"},
-    nnUNetTrainerMICD_noCFC: {"mcpc", "cmd"},
-    nnUNetTrainerMICD_noCMD: {"mcpc", "cfc"},
-    nnUNetTrainerMICD_SupervisedOnly: set(),
-    nnUNetTrainerMeanTeacher: {"consistency"},
+BRANCHES = {"agreement", "foreground_a", "foreground_b"}
+FIGURES: dict[type, set[str]] = {
+    nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},
+    nnUNetTrainerCPS: {"supervised_b", "cps_labeled", "cps_unlabeled", *BRANCHES},
+    nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
+    nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
+    nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
+    nnUNetTrainerUAMT: {"consistency", "agreement", "foreground_teacher", "certain"},
+    nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2", "confident", "agreement", "foreground"},
+    nnUNetTrainerMICD: {"supervised_b", "mcpc", "cfc", "cmd", *BRANCHES},
+    nnUNetTrainerMICD_paper: {"supervised_b", "mcpc", "cfc", "cmd", *BRANCHES},
+    nnUNetTrainerMICD_noMCPC: {"supervised_b", "cfc", "cmd", *BRANCHES},
+    nnUNetTrainerMICD_noCFC: {"supervised_b", "mcpc", "cmd", *BRANCHES},
+    nnUNetTrainerMICD_noCMD: {"supervised_b", "mcpc", "cfc", *BRANCHES},
+    nnUNetTrainerMICD_SupervisedOnly: {"supervised_b"},
+    nnUNetTrainerMeanTeacher: {"consistency", "agreement", "foreground_teacher"},
 }
+"""What a method logs for each epoch, beside what all methods log."""
 
 
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]}
@@ -197,6 +202,34 @@ def preprocess_labeled(dataset: TinyDataset) -> None:
                 str(dataset.raw / "dataset.json"),
             )
     shutil.copytree(dataset.raw / "labelsTr", dataset.preprocessed / "gt_segmentations", dirs_exist_ok=True)
+
+
+def make_dataset(root: Path) -> TinyDataset:
+    """Make the tiny dataset, planned and preprocessed by nnU-Net, with two folds."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
+
+    from nnunetv2_micd.data.dataset import Dataset
+    from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+
+    dataset = TinyDataset(root)
+    write_raw(dataset)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        dataset.set_environment(monkeypatch)
+        monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # with 0 nnU-Net cannot plan
+        extractor = DatasetFingerprintExtractor(dataset.id, num_processes=1)
+        extractor.num_foreground_voxels_for_intensitystats = 10_000  # the default of 10e7 takes a second per case
+        extractor.run()
+        plan_experiments([dataset.id])
+        shrink_plans(dataset.plans_file)
+        preprocess_labeled(dataset)
+        assert preprocess_unlabeled(Dataset.find(dataset.id), num_processes=1) == []
+    splits = [
+        {"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]},
+        {"train": ["case_0"], "val": ["case_3", "case_4"], "unlabeled": ["case_1", "case_2", "case_5"]},
+    ]
+    dataset.splits_file.write_text(json.dumps(splits, indent=4))
+    return dataset
 
 
 def relabel(dataset: TinyDataset, description: dict[str, Any], annotated_slices: int | None = None) -> None:

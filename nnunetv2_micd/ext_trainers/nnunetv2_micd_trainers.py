@@ -1,18 +1,12 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
-from nnunetv2_micd.methods.ablations import (
-    nnUNetTrainerMICD_allImages,
-    nnUNetTrainerMICD_noCFC,
-    nnUNetTrainerMICD_noCMD,
-    nnUNetTrainerMICD_noMCPC,
-    nnUNetTrainerMICD_SupervisedOnly,
-)
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_5epochs,
     nnUNetTrainerMICD_50epochs,
@@ -22,7 +16,12 @@ from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_2000epochs_NoMirroring,
     nnUNetTrainerMICD_4000epochs_NoMirroring,
     nnUNetTrainerMICD_8000epochs_NoMirroring,
+    nnUNetTrainerMICD_allImages,
+    nnUNetTrainerMICD_noCFC,
+    nnUNetTrainerMICD_noCMD,
+    nnUNetTrainerMICD_noMCPC,
     nnUNetTrainerMICD_NoMirroring,
+    nnUNetTrainerMICD_SupervisedOnly,
 )
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
@@ -48,6 +47,7 @@ __all__ = [
     "nnUNetTrainerMICD_noCFC",
     "nnUNetTrainerMICD_noCMD",
     "nnUNetTrainerMICD_noMCPC",
+    "nnUNetTrainerMICD_paper",
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerPseudoLabels",
     "nnUNetTrainerUAMT",

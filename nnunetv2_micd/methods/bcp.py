@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import cc3d
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
-from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 Output = Tensor | Sequence[Tensor]
@@ -22,34 +22,28 @@ Output = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class BCPConfig(SemiSupervisedConfig):
-    """The numbers of BCP (DeepMed-Lab-ECNU/BCP, commit 7879f988); there is no ramp-up.
+    """Numbers of BCP (DeepMed-Lab-ECNU/BCP, commit 7879f988); there is no ramp-up.
 
     Attributes:
-        pretraining: share of the training in which labeled images are mixed with each other only, rounded down to
+        pretraining: Share of the training in which labeled images are mixed with each other only, rounded down to
             whole epochs. The authors have 10 000 of 40 000 steps for ACDC, 60 of 260 epochs for Pancreas-CT and 2 000
             of 17 000 steps for LA.
-        box: edge of the pasted box, as a share of that of the patch along each axis.
-        unlabeled_weight: alpha, the weight of unlabeled voxels against labeled ones.
-        largest_component: whether of each class in a pseudo-label only the largest connected component is kept. Right
+        box: Edge of the pasted box along each axis, as a share of the edge of the patch.
+        unlabeled_weight: alpha, the weight of unlabeled voxels relative to labeled ones.
+        largest_component: Whether only the largest connected component of each class is kept in a pseudo-label. Right
             for organs; switch it off in a subclass where a class has several parts, such as lesions.
     """
 
     ramp_length: float = 0.0
-    pretraining: float = 0.25
-    box: float = 2 / 3
-    unlabeled_weight: float = 0.5
+    pretraining: Share = 0.25
+    box: Annotated[float, Between(0, 1, exclude="both")] = 2 / 3
+    unlabeled_weight: Weight = 0.5
     largest_component: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.unlabeled_ratio != 1:
-            raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, it has to be 1: images are mixed in pairs.")
-        if not 0 <= self.pretraining <= 1:
-            raise ValueError(f"pretraining is {self.pretraining}, it has to be between 0 and 1.")
-        if not 0 < self.box < 1:
-            raise ValueError(f"box is {self.box}, it has to be above 0 and below 1.")
-        if self.unlabeled_weight < 0:
-            raise ValueError(f"unlabeled_weight is {self.unlabeled_weight}, it has to be 0 or more.")
+            raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, but must be 1: images are mixed in pairs.")
 
 
 def mix(first: Tensor, second: Tensor, box: Tensor) -> Tensor:
@@ -160,15 +154,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         """Whether the current step belongs to the pre-training."""
         return self.iteration < int(self.config.pretraining * self.num_epochs) * self.num_iterations_per_epoch
 
-    def passes(self) -> list[Pass]:
-        """Return those of a step, of which every one mixes two images for each labeled one."""
-        return [Pass("a", "labeled", times=2), *super().passes()[1:]]
-
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return that of the teacher, after the pre-training."""
-        return [Pass("a", "unlabeled", gradient=False, teacher=True)]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """Mix, and compare labeled voxels with the truth, unlabeled ones with the teacher."""
         images = labeled["data"]
         truth, ignored = self.hard_target(full_resolution(labeled["target"]))
@@ -179,7 +165,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
             mixed, labels = mix(images, images.roll(1, 0), box), mix(truth, truth.roll(1, 0), box)
             self.last_mixed = mixed, labels
             loss = self._loss(self.network(mixed), labels, mix(ignored, ignored.roll(1, 0), box))
-            yield {"supervised": loss}
+            yield Losses({"supervised": loss})
             return
         pseudo = self._pseudo_labels(unlabeled).to(truth.dtype)
         mixed, labels = mix(images, unlabeled, box), mix(truth, pseudo, box)
@@ -189,10 +175,10 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         wrong = differing(self.pseudo_label(full_resolution(output)), labels) & is_unlabeled
         self.metrics["agreement"] = 1 - wrong.sum() / is_unlabeled.sum()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
-        yield {
-            "supervised": self._loss(output, labels, is_unlabeled | mix(ignored, nowhere, box)),
-            "copy_paste": self.config.unlabeled_weight * (1 + self._loss(output, labels, ~is_unlabeled)),
-        }
+        yield Losses(
+            {"supervised": self._loss(output, labels, is_unlabeled | mix(ignored, nowhere, box))},
+            {"copy_paste": self.config.unlabeled_weight * as_error(self._loss(output, labels, ~is_unlabeled))},
+        )
 
     def _sample_box(self, images: Tensor) -> Tensor:
         spatial = images.shape[2:]

@@ -2,45 +2,37 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_micd.losses.consistency import masked_mean, mean_teacher_consistency, probabilities
 from nnunetv2_micd.losses.labels import pseudo_label
-from nnunetv2_micd.methods.cps import branch_metrics, branch_panels
-from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import build_peer, full_resolution
-from nnunetv2_micd.training.passes import Pass
-from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.methods.two_students import TwoStudents
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Weight
+from nnunetv2_micd.training.networks import full_resolution
+from nnunetv2_micd.training.step import Losses
 
 DICE_SMOOTHING = 1e-5  # of the authors' Dice loss
 
 
 @dataclass(frozen=True)
 class MCFConfig(SemiSupervisedConfig):
-    """The numbers of MCF, whose ramp-up takes the whole training as here; there is no teacher.
+    """Numbers of MCF, whose ramp-up takes the whole training as here; there is no teacher.
 
     Attributes:
-        review_weight: weight of the review loss at the end of the training.
-        temperature: T by which the pseudo-labels are sharpened.
+        review_weight: Weight of the review loss at the end of the training.
+        temperature: T, by which the logits of pseudo-labels are divided to sharpen them.
     """
 
     ema_decay: float = 0.0
     ramp_peak: float = 0.1
-    review_weight: float = 0.5
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.review_weight < 0:
-            raise ValueError(f"review_weight is {self.review_weight}, it has to be 0 or more.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}, it has to be more than 0.")
+    review_weight: Weight = 0.5
+    temperature: Annotated[float, Between(0, exclude="low")] = 0.1
 
 
-class nnUNetTrainerMCF(SemiSupervisedTrainer):
+class nnUNetTrainerMCF(TwoStudents):
     """MCF: two different networks review where they differ, and the better one teaches the other on unlabeled images.
 
     ``L = L_s + 0.5 L_review + lambda(t) L_con``: :func:`difference_review` (the paper's CDR) on the labeled images,
@@ -60,49 +52,32 @@ class nnUNetTrainerMCF(SemiSupervisedTrainer):
     """
 
     config: ClassVar[MCFConfig] = MCFConfig()
+    architecture_of_b = "other"
 
-    def build_further_networks(self) -> dict[str, nn.Module]:
-        """Network B, another architecture from the same plans."""
-        peer = build_peer(
-            self.configuration_manager,
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            self.enable_deep_supervision,
-        )
-        return {"b": peer}
-
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return those over the unlabeled images."""
-        return [Pass(name, "unlabeled") for name in self.students]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """nnU-Net's loss of both networks and their review on the labeled images; consistency on the unlabeled ones."""
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
-        losses = {"supervised": self.loss(output_a, target), "supervised_b": self.loss(output_b, target)}
+        supervised = self.supervised_losses(output_a, output_b, target)
         if unlabeled is None:
-            yield losses
+            yield Losses(supervised)
             return
         regions = self.label_manager.has_regions
         logits_a, logits_b = full_resolution(output_a), full_resolution(output_b)
         truth, ignored = self.hard_target(full_resolution(target))
-        error_a, error_b = (soft_dice_error(each, truth, ignored, regions) for each in (logits_a, logits_b))
+        error_a, error_b = (soft_dice_error(logits, truth, ignored, regions) for logits in (logits_a, logits_b))
         # Divided by the peak, because b(t) multiplies it.
         weight = self.config.review_weight / self.config.ramp_peak
-        losses["review"] = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
+        review = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
         del output_a, output_b, logits_a, logits_b
-        yield losses
+        yield Losses(supervised, {"review": review})
         a_is_better = error_a < error_b
         logits_a, logits_b = (self.logits(self.students[name], unlabeled) for name in "ab")
-        self.metrics |= branch_metrics(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
+        self.observe(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
         self.metrics["a_is_better"] = a_is_better.float()
         loss = competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)
         del logits_a, logits_b
-        yield {"consistency": loss}
-
-    def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
-        """Image, the labels of both networks and where they differ."""
-        return branch_panels(self, unlabeled)
+        yield Losses(unsupervised={"consistency": loss})
 
 
 def difference_review(
@@ -118,7 +93,7 @@ def difference_review(
         logits_b: Network B, same shape; receives gradient.
         truth: Hard labels, see ``hard_labels.hard_target``.
         ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
-        regions: whether the classes are regions, which may overlap.
+        regions: Whether the classes are regions, which may overlap.
 
     Returns:
         Scalar between 0 and 2; 0, with a graph, where they do not differ.
@@ -140,7 +115,7 @@ def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None
         logits: ``(B, K, *spatial)``; no gradient.
         truth: Hard labels, see ``hard_labels.hard_target``.
         ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
-        regions: whether the classes are regions, which may overlap.
+        regions: Whether the classes are regions, which may overlap.
 
     Returns:
         Scalar between 0 and 1.
@@ -169,7 +144,7 @@ def competitive_consistency(
         logits_b: Network B, same shape; likewise.
         a_is_better: Scalar, bool, on the device: whether A teaches B or the reverse.
         temperature: T.
-        regions: whether the classes are regions, which may overlap.
+        regions: Whether the classes are regions, which may overlap.
 
     Returns:
         Scalar between 0 and 1.

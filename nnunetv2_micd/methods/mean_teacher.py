@@ -12,17 +12,17 @@ from nnunetv2_micd.losses.consistency import mean_teacher_consistency
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
-from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
 class MeanTeacherConfig(SemiSupervisedConfig):
-    """The numbers of Mean Teacher as published for medical images (UA-MT's code base and its descendants).
+    """Numbers of Mean Teacher as published for medical images (UA-MT's code base and its descendants).
 
     Attributes:
-        noise_std, noise_limit: Gaussian noise added to the teacher's input, in units of the normalized intensities,
-            cut off at plus and minus the limit.
+        noise_std, noise_limit: Standard deviation of the Gaussian noise on the teacher's input, in units of the
+            normalized intensities, and the limit at which it is cut off on both sides.
     """
 
     ramp_peak: float = 0.1
@@ -38,13 +38,9 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
 
     config: ClassVar[MeanTeacherConfig] = MeanTeacherConfig()
 
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return those over the unlabeled images."""
-        return [Pass("a", "unlabeled"), Pass("a", "unlabeled", gradient=False, teacher=True)]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """nnU-Net's loss on the labeled images, mean squared difference of probabilities on the unlabeled ones."""
-        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         if unlabeled is None:
             return
         student = self.logits(self.students["a"], unlabeled)
@@ -53,7 +49,8 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         pseudo = self.pseudo_label(teacher)
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
-        yield {"consistency": mean_teacher_consistency(student, teacher, self.label_manager.has_regions)}
+        loss = mean_teacher_consistency(student, teacher, self.label_manager.has_regions)
+        yield Losses(unsupervised={"consistency": loss})
 
     def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return add_noise(images, self.config.noise_std, self.config.noise_limit, generator)

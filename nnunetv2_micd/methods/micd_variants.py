@@ -1,4 +1,6 @@
-"""Lengths and mirroring: nnU-Net's own variants, applied to MICD."""
+"""Variants of MICD: without one of its parts, on all images, and in nnU-Net's own lengths and without mirroring."""
+
+from dataclasses import replace
 
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import (
@@ -51,3 +53,39 @@ class nnUNetTrainerMICD_4000epochs_NoMirroring(nnUNetTrainer_4000epochs_NoMirror
 
 class nnUNetTrainerMICD_8000epochs_NoMirroring(nnUNetTrainer_8000epochs_NoMirroring, nnUNetTrainerMICD):
     """MICD, 8000 epochs without mirroring."""
+
+
+class nnUNetTrainerMICD_allImages(nnUNetTrainerMICD):
+    """MICD closer to the paper: eq. 3, 4 and 5 on labeled and unlabeled images, each with weight one.
+
+    Without the class weights of eq. 3 and with the same reading of it, as in nnUNetTrainerMICD, see `MICDConfig`.
+    """
+
+    config = replace(nnUNetTrainerMICD.config, cfc_weight=1.0, labeled_consistency=True)
+
+
+class nnUNetTrainerMICD_noMCPC(nnUNetTrainerMICD):
+    """Ablation of MICD: without masked cross pseudo consistency (eq. 3)."""
+
+    config = replace(nnUNetTrainerMICD.config, mcpc_weight=0.0)
+
+
+class nnUNetTrainerMICD_noCFC(nnUNetTrainerMICD):
+    """Ablation of MICD: without cross feature consistency (eq. 4)."""
+
+    config = replace(nnUNetTrainerMICD.config, cfc_weight=0.0)
+
+
+class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
+    """Ablation of MICD: without cross model discrepancy (eq. 5)."""
+
+    config = replace(nnUNetTrainerMICD.config, cmd_weight=0.0)
+
+
+class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
+    """Ablation of MICD: both networks and teachers, weight zero for all that is unsupervised; needs no unlabeled image.
+
+    Network A is trained exactly as by nnUNetTrainer (in mixed precision up to the steps that an overflow in B skips).
+    """
+
+    config = replace(nnUNetTrainerMICD.config, ramp_peak=0.0)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,36 +11,29 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import masked_mean, probabilities
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share
 from nnunetv2_micd.training.networks import forward_with_features
-from nnunetv2_micd.training.passes import Pass
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
+from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
 class UAMTConfig(SemiSupervisedConfig):
-    """The numbers of UA-MT, whose ramp-ups, of the weight and of the threshold, take the whole training as here.
+    """Numbers of UA-MT, whose ramp-ups, of the weight and of the threshold, take the whole training as here.
 
     Attributes:
-        noise_std, noise_limit: Gaussian noise added to the teacher's input, in units of the normalized intensities,
-            cut off at plus and minus the limit.
-        noisy_passes: T of the paper, over which the teacher's uncertainty is estimated.
-        certain_below: the share of the largest entropy below which a voxel counts at the start; it rises to 1.
+        noise_std, noise_limit: Standard deviation of the Gaussian noise on the teacher's input, in units of the
+            normalized intensities, and the limit at which it is cut off on both sides.
+        noisy_passes: T of the paper, the teacher's passes from which its uncertainty is estimated.
+        certain_below: Share of the largest entropy below which a voxel counts at the start; it rises to 1.
     """
 
     ramp_peak: float = 0.1
     noise_std: float = 0.1
     noise_limit: float = 0.2
-    noisy_passes: int = 8
-    certain_below: float = 0.75
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noisy_passes < 1:
-            raise ValueError(f"noisy_passes is {self.noisy_passes}, it has to be 1 or more.")
-        if not 0 <= self.certain_below <= 1:
-            raise ValueError(f"certain_below is {self.certain_below}, it has to be between 0 and 1.")
+    noisy_passes: Annotated[int, Between(1)] = 8
+    certain_below: Share = 0.75
 
 
 class nnUNetTrainerUAMT(SemiSupervisedTrainer):
@@ -55,21 +48,16 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
     - Entropy is compared with its largest value, ln K for K classes; the authors' ln 2 is that of their two. A region
       is a decision of its own: its entropy is binary, and each region has its own certain voxels.
     - nnU-Net's supervised loss instead of cross entropy and Dice.
-    - The teacher is deployed, as everywhere here; the authors deploy the student.
+    - The teacher is deployed, as for every method here; the authors deploy the student.
 
     Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F + ``noisy_passes`` F.
     """
 
     config: ClassVar[UAMTConfig] = UAMTConfig()
 
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return those over the unlabeled images."""
-        teacher = Pass("a", "unlabeled", gradient=False, teacher=True, times=1 + self.config.noisy_passes)
-        return [Pass("a", "unlabeled"), teacher]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """nnU-Net's loss on the labeled images, consistency where the teacher is certain on the unlabeled ones."""
-        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         if unlabeled is None:
             return
         regions = self.label_manager.has_regions
@@ -81,7 +69,7 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
         self.metrics["certain"] = certain.float().mean()
-        yield {"consistency": certain_consistency(student, teacher, certain, regions)}
+        yield Losses(unsupervised={"consistency": certain_consistency(student, teacher, certain, regions)})
 
     def _noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
         noisy = add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
@@ -113,12 +101,12 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
 
 
 def is_certain(mean_probabilities: Tensor, below: float, regions: bool = False) -> Tensor:
-    """Whether the predictive entropy ``u = -sum_c mu_c ln mu_c`` is less than a share of its largest value.
+    """Return where the predictive entropy ``u = -sum_c mu_c ln mu_c`` is less than a share of its largest value.
 
     Args:
         mean_probabilities: mu, ``(B, K, *spatial)``, the mean over the passes.
-        below: the share, of ln K for classes, of ln 2 for each region.
-        regions: whether the classes are regions, which may overlap.
+        below: Share of ln K for classes, of ln 2 for each region.
+        regions: Whether the classes are regions, which may overlap.
 
     Returns:
         Bool, of classes ``(B, 1, *spatial)``, of regions ``(B, K, *spatial)``.
@@ -140,7 +128,7 @@ def certain_consistency(
         student_logits: ``(B, K, *spatial)``; receives gradient.
         teacher_logits: Same shape; no gradient.
         certain: See :func:`is_certain`.
-        regions: whether the classes are regions, which may overlap.
+        regions: Whether the classes are regions, which may overlap.
 
     Returns:
         Scalar between 0 and 1; 0, with a graph, where nothing is certain.

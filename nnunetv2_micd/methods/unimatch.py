@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,51 +10,43 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
 from nnunetv2_micd.augmentation.intensity import Range, StrongView, strong_view
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
-from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
 class UniMatchConfig(SemiSupervisedConfig):
-    """The numbers of UniMatch's medical variant (LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical``).
+    """Numbers of UniMatch's medical variant (LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical``).
 
-    There is no teacher: with an ``ema_decay`` of 0 it is the student, which is therefore what predicts. There is no
-    ramp-up either. ``ramp_peak`` is 2 because nnU-Net's supervised loss, cross entropy plus Dice, is twice that of the
+    There is no teacher: with an ``ema_decay`` of 0 it equals the student, which therefore predicts. There is no ramp-up
+    either. ``ramp_peak`` is 2 because nnU-Net's supervised loss, cross entropy plus Dice, is twice that of the
     paper; so the proportion of both losses is that of the paper.
 
     Attributes:
-        threshold: tau, the least probability with which the weak view teaches.
-        strong_weight: mu, the weight of both strong views together.
-        feature_weight: lambda, the weight of the view with dropped features.
-        feature_dropout: probability that a channel of an encoder stage is dropped.
-        cutmix: probability that a strong view has a box from another image.
-        cutmix_share: range of the share of the image that the box takes.
-        cutmix_ratio: range of the ratio of its further edges to its first, relative to those of the image.
-        view: how strong the strong views are.
+        threshold: tau, the smallest probability at which a voxel of the weak view teaches.
+        strong_weight: mu, weight of both strong views together.
+        feature_weight: lambda, weight of the view with dropped features.
+        feature_dropout: Probability that a channel of an encoder stage is dropped.
+        cutmix: Probability that a strong view has a box from another image.
+        cutmix_share: Range of the box's share of the image.
+        cutmix_ratio: Range of the ratio of the box's further edges to its first, relative to the edges of the image.
+        view: Strength of the strong views.
     """
 
     ema_decay: float = 0.0
     ramp_peak: float = 2.0
     ramp_length: float = 0.0
-    threshold: float = 0.95
-    strong_weight: float = 0.5
-    feature_weight: float = 0.5
-    feature_dropout: float = 0.5
-    cutmix: float = 0.5
+    threshold: Annotated[float, Between(0, 1, exclude="high")] = 0.95
+    strong_weight: Weight = 0.5
+    feature_weight: Weight = 0.5
+    feature_dropout: Annotated[float, Between(0, 1, exclude="high")] = 0.5
+    cutmix: Share = 0.5
     cutmix_share: Range = (0.02, 0.4)
     cutmix_ratio: Range = (0.3, 1 / 0.3)
     view: StrongView = field(default_factory=StrongView)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}, it has to be at least 0 and below 1.")
-        if not 0 <= self.feature_dropout < 1:
-            raise ValueError(f"feature_dropout is {self.feature_dropout}, it has to be at least 0 and below 1.")
-        if not 0 <= self.cutmix <= 1:
-            raise ValueError(f"cutmix is {self.cutmix}, it has to be between 0 and 1.")
 
 
 def confident_labels(logits: Tensor, regions: bool, threshold: float) -> tuple[Tensor, Tensor]:
@@ -65,7 +57,7 @@ def confident_labels(logits: Tensor, regions: bool, threshold: float) -> tuple[T
 
     Args:
         logits: ``(B, K, *spatial)``.
-        regions: whether the classes are regions, which may overlap.
+        regions: Whether the classes are regions, which may overlap.
         threshold: the least confidence.
 
     Returns:
@@ -177,19 +169,11 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
     def initialize(self) -> None:
         """Compile the pass with dropped features too, where nnU-Net compiles."""
         super().initialize()
-        compiles = self._do_i_compile()
-        self.forward_with_scaled_features = (
-            torch.compile(forward_with_scaled_features) if compiles else forward_with_scaled_features
-        )
+        self.forward_with_scaled_features = compiled(forward_with_scaled_features, self._do_i_compile())
 
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return those over the unlabeled images."""
-        weak = Pass("a", "unlabeled", gradient=False, times=0.5)  # shares the encoder of that with dropped features
-        return [weak, Pass("a", "unlabeled", times=3)]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """nnU-Net's loss on the labeled images; then each perturbed view, by itself, against the weak one."""
-        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         if unlabeled is None:
             return
         student = self.students["a"]
@@ -197,7 +181,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         labels, confident = confident_labels(weak, self.label_manager.has_regions, self.config.threshold)
         self.metrics["confident"] = confident.float().mean()
         self.metrics["foreground"] = foreground_share(labels)
-        yield {"feature_dropout": self.config.feature_weight * confident_dice_loss(dropped, labels, confident)}
+        loss = self.config.feature_weight * confident_dice_loss(dropped, labels, confident)
+        yield Losses(unsupervised={"feature_dropout": loss})
         del weak, dropped
         for name in ("strong_1", "strong_2"):
             box = self._sample_cutmix(unlabeled, self.generator)
@@ -205,7 +190,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
             mixed = paste(labels, box)
             loss = confident_dice_loss(strong, mixed, paste(confident, box))
             self.metrics["agreement"] = 1 - differing(self.pseudo_label(strong), mixed).float().mean()
-            yield {name: self.config.strong_weight / 2 * loss}
+            yield Losses(unsupervised={name: self.config.strong_weight / 2 * loss})
 
     def _sample_kept_channels(self, images: Tensor) -> list[Tensor]:
         encoder: Any = self.students["a"].encoder

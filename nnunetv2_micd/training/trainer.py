@@ -1,17 +1,17 @@
-"""Every contact of semi-supervised training with nnU-Net, once: a method adds its losses and nothing else."""
+"""Base trainer: all integration with nnU-Net. A method only adds its losses."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from nnunetv2_micd.data.labeled import check_labeled_cases
 from nnunetv2_micd.data.splits import load_split_unlabeled
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.losses.labels import hard_target, pseudo_label
-from nnunetv2_micd.training import checkpoints, history
-from nnunetv2_micd.training.alarms import Alarms
+from nnunetv2_micd.training import checkpoints
 from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.ema import ema_decay_at, make_teacher, update_ema
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,
     UnlabeledImages,
@@ -34,36 +32,53 @@ from nnunetv2_micd.training.loader import (
     start_unlabeled_loader,
 )
 from nnunetv2_micd.training.messages import next_commands, previous_stage_command
+from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
 from nnunetv2_micd.training.networks import check_architecture, forward_with_features
 from nnunetv2_micd.training.passes import Pass
-from nnunetv2_micd.training.pictures import save_patches
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
+from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.training.students import Students, compiled, prepare_for_several_processes
 from nnunetv2_micd.training.workers import explain_death, processes_of
 from nnunetv2_micd.utils import random_states
-from nnunetv2_micd.utils.distributed import average_gradients, mean_over_processes, share_weights, sum_over_processes
+from nnunetv2_micd.utils.distributed import sum_over_processes
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
-PICTURE_EVERY = 10  # epochs
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each.
+    """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each network.
 
-    A method defines :meth:`compute_losses` and :meth:`unsupervised_passes`, and where it needs them
-    :meth:`build_further_networks`, :meth:`prepare_method`, :meth:`method_state`, :meth:`load_method_state` and
-    :meth:`picture_panels`; one that learns from more than unlabeled patches also :attr:`loads_unlabeled`,
-    :meth:`build_unlabeled_loader` and :meth:`next_unlabeled`.
+    A method is a configuration and :meth:`compute_losses`. Where it needs more it defines
+    :meth:`build_further_networks`, :meth:`build_method`, :meth:`prepare_method`, :meth:`method_state`,
+    :meth:`load_method_state` and :meth:`picture_panels`. A method that learns from more than unlabeled patches defines
+    :attr:`loads_unlabeled`, :meth:`build_unlabeled_loader` and :meth:`next_unlabeled` as well.
 
     Attributes:
-        config: the method's numbers; a variant is a subclass with another one.
-        students: the trained networks by name, ``"a"`` is that of the plans.
-        teachers: the moving averages of the students by the same names; ``teachers["a"]`` is validated, saved under
-            ``network_weights`` and so predicts.
-        metrics: figures of the current step that are no losses, set by the method.
-        iteration: training steps so far.
-        generator: randomness of the method, apart from that of nnU-Net's loaders; on the CPU, continued by ``--c``.
+        config: Numbers of the method; a variant is a subclass with another config.
+        students: Trained networks by name; ``"a"`` is the network of the plans.
+        teachers: Moving averages of the students by the same names. ``teachers["a"]`` is validated, saved under
+            ``network_weights`` and therefore predicts.
+        metrics: Figures of the current step that are not losses; a method sets them.
+        monitor: History of the training and its alarms.
+        iteration: Number of training steps so far.
+        generator: Random generator of the method on the CPU, apart from the ones of nnU-Net's loaders; continued by
+            ``--c``.
         labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
+        unlabeled_images: Preprocessed unlabeled images, once the loaders are built; None if none are used.
         forward_with_features: :func:`networks.forward_with_features`, compiled where nnU-Net compiles.
+
+    Examples:
+        A method that asks for agreement with the teacher's hard labels::
+
+            class nnUNetTrainerFollowsTeacher(SemiSupervisedTrainer):
+                def compute_losses(self, labeled, unlabeled):
+                    loss = self.loss(self.network(labeled["data"]), labeled["target"])
+                    yield Losses(supervised={"supervised": loss})
+                    if unlabeled is not None:
+                        with torch.no_grad():
+                            pseudo = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
+                        student = self.logits(self.students["a"], unlabeled)
+                        yield Losses(unsupervised={"consistency": hard_cross_entropy(student, pseudo)})
     """
 
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
@@ -81,27 +96,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":  # nnU-Net takes it for granted that several processes mean CUDA
             self.device, self.grad_scaler = device, None
-        self.students: dict[str, nn.Module] = {}
-        self.teachers: dict[str, nn.Module] = {}
+        self.networks = Students({}, self.config.ema_decay)
         self.metrics: dict[str, Tensor] = {}
-        self.history: list[dict[str, float]] = []
+        self.monitor = Monitor(self.print_to_log_file)
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
         self.forward_with_features = forward_with_features
-        self.alarms = Alarms(self.print_to_log_file)
-        self._images: UnlabeledImages | None = None
+        self.unlabeled_images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
         self._workers: dict[str, list[BaseProcess]] = {}
         self._saved_random: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ what a method defines
 
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
-        """Yield named losses; each group is backpropagated, and its graph released, before the next is computed.
-
-        Names that begin with ``supervised`` have weight one, all others the ramped-up weight b(t).
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
+        """Yield groups of losses; each is backpropagated, and its graph released, before the next is computed.
 
         Args:
             labeled: ``data`` ``(B, channels, *patch)`` and ``target`` as nnU-Net's loader gives it (a list with deep
@@ -115,48 +126,54 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         raise NotImplementedError
 
     def build_further_networks(self) -> dict[str, nn.Module]:
-        """Return the networks that are trained beside that of the plans, by name."""
+        """Return the networks that are trained beside the network of the plans, by name."""
         return {}
+
+    def build_method(self) -> None:
+        """Build further parts of the method, into which a checkpoint may be loaded; called after the networks."""
 
     def prepare_method(self) -> None:
         """Prepare what needs the training data; called once at the start of a training, not when it is continued."""
 
     def method_state(self) -> dict[str, Any]:
-        """Return what the method has to find again when a training is continued."""
+        """Return the state of the method that a checkpoint has to keep."""
         return {}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`method_state` returned."""
+        """Restore what :meth:`method_state` returned."""
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
-        """Return titled panels ``(B, *patch)`` for the picture: floats are images, integers labels, bools marks."""
+        """Return panels ``(B, *patch)`` of the picture by title: floats are images, integers labels, bools marks."""
         return {}
 
     # ---------------------------------------------------------------------------------------- what a method can use
+
+    @property
+    def students(self) -> dict[str, nn.Module]:
+        """The trained networks by name."""
+        return self.networks.networks
+
+    @property
+    def teachers(self) -> dict[str, nn.Module]:
+        """The moving averages of the students by the same names."""
+        return self.networks.teachers
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset with the plans of this training."""
+        return Dataset(self.plans_manager.dataset_name, self.plans_manager, self.dataset_json)
 
     def pseudo_label(self, logits: Tensor) -> Tensor:
         """Return hard labels of classes or regions, see :func:`hard_labels.pseudo_label`."""
         return pseudo_label(logits, self.label_manager.has_regions)
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return what a network puts out at full resolution, ``(B, K, *spatial)``."""
+        """Return the logits of a network at full resolution, ``(B, K, *spatial)``."""
         return self.forward_with_features(network, images)[0]
 
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
-
-    def backpropagate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Send back what an earlier group's losses said to outputs that had no graph then, and have one now.
-
-        Args:
-            outputs: with a graph, which is released.
-            gradients: ``grad`` of the same outputs without a graph, None where no loss saw one.
-        """
-        seen = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        # As in all backward passes. Older PyTorch has no autocast on mps.
-        with nullcontext() if self.device.type == "mps" else torch.autocast(self.device.type, enabled=False):
-            torch.autograd.backward([outputs[number] for number in seen], [gradients[number] for number in seen])
 
     def passes(self) -> list[Pass]:
         """Return all passes that a step, on average, has to compute, once the networks are built."""
@@ -177,31 +194,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         check_architecture(self.configuration_manager.network_arch_class_name)
         with self._as_one_process():  # without DistributedDataParallel, see processes.py
             super().initialize()
-        self.students = {"a": getattr(self.network, "_orig_mod", self.network)}  # not torch.compile's wrapper
+        networks = {"a": getattr(self.network, "_orig_mod", self.network)}  # without the wrapper of torch.compile
         for name, network in self.build_further_networks().items():
-            self.students[name] = network.to(self.device)
+            networks[name] = network.to(self.device)
             self.optimizer.add_param_group({"params": list(network.parameters())})
         if self.is_ddp:
-            self._prepare_for_several_processes()
-        self.teachers = {name: make_teacher(student) for name, student in self.students.items()}
+            self._set_batch_size_and_oversample()
+            self.loss = self._build_loss()
+            prepare_for_several_processes(networks.values(), self.device)
+        self.networks = Students(networks, self.config.ema_decay)
+        self.build_method()
         if self.config.channels_last and self.device.type == "cpu":
-            self._store_channels_last()
+            self.networks.store_channels_last(len(self.configuration_manager.patch_size))
         if self._do_i_compile():
-            self._compile()
-
-    def _store_channels_last(self) -> None:
-        is_3d = len(self.configuration_manager.patch_size) == 3
-        for network in (*self.students.values(), *self.teachers.values()):
-            network.to(memory_format=torch.channels_last_3d if is_3d else torch.channels_last)
-
-    def _compile(self) -> None:
-        """Compile what nnU-Net does not, in place: a wrapper would change the names of the weights in checkpoints."""
-        for name, student in self.students.items():
-            if name != "a":
-                student.compile()
-        for teacher in self.teachers.values():
-            teacher.compile()
-        self.forward_with_features = torch.compile(forward_with_features)
+            self.networks.compile()
+        self.forward_with_features = compiled(forward_with_features, self._do_i_compile())
 
     @contextmanager
     def _as_one_process(self) -> Iterator[None]:
@@ -211,28 +218,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         finally:
             self.is_ddp = several
 
-    def _prepare_for_several_processes(self) -> None:
-        self._set_batch_size_and_oversample()
-        self.loss = self._build_loss()
-        share_weights(self.students.values())
-        for student in self.students.values():
-            if self.device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(student)
-            # Where nnU-Net expects DistributedDataParallel, it works on the network's ``module``. Not as a submodule.
-            object.__setattr__(student, "module", student)
-
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
         without_labels = self.split_unlabeled()  # first, as it sees whether the file is as it should be
         training, validation = super().get_tr_and_val_datasets()
-        check_labeled_cases(self, training, "train", "labeled training case")
-        check_labeled_cases(self, validation, "val", "validation case")
+        is_blosc2 = isinstance(training, nnUNetDatasetBlosc2)
+        check = partial(check_labeled_cases, self.dataset, self.configuration_name, self.fold, is_blosc2=is_blosc2)
+        check("train", training.identifiers)
+        check("val", validation.identifiers)
         self._check_previous_stage([*training.identifiers, *validation.identifiers], "labeled cases")
         self.labeled_cases = training
         if self.config.ramp_peak > 0:
             cases = self._find_unlabeled(training.identifiers, validation.identifiers, without_labels)
             self._check_previous_stage([case.identifier for case in cases], "unlabeled images")
-            self._images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
+            self.unlabeled_images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
             self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
         return training, validation
 
@@ -244,13 +243,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _find_unlabeled(
         self, training: Sequence[str], validation: Sequence[str], without_labels: Sequence[str]
     ) -> list[UnlabeledCase]:
-        dataset = Dataset(self.plans_manager.dataset_name, self.plans_manager, self.dataset_json)
         entry = {"train": list(training), "val": list(validation), "unlabeled": list(without_labels)}
-        return find_unlabeled_cases(dataset, self.configuration_name, entry)
+        return find_unlabeled_cases(self.dataset, self.configuration_name, entry)
 
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""
-        return load_split_unlabeled(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold)
+        return load_split_unlabeled(self.dataset.splits_file, self.fold)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
@@ -276,8 +274,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def build_unlabeled_loader(self) -> nnUNetDataLoader:
         """Build the loader of unlabeled patches, see :func:`unlabeled_loader.build_unlabeled_loader`."""
-        assert self._images is not None  # found together with the labeled cases
-        return build_unlabeled_loader(self, self._images)
+        assert self.unlabeled_images is not None  # found together with the labeled cases
+        return build_unlabeled_loader(self, self.unlabeled_images)
 
     def next_unlabeled(self) -> Tensor:
         """Return the next unlabeled patches ``(B, channels, *patch)``, on the device."""
@@ -301,8 +299,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_start()
         self._watch_workers()
         if self.iteration == 0:
-            for name, teacher in self.teachers.items():  # -pretrained_weights may have changed the student
-                teacher.load_state_dict(self.students[name].state_dict())
+            self.networks.reset_teachers()  # -pretrained_weights may have changed a student
             self.prepare_method()
         if self._saved_random is not None:
             self._continue_random(self._saved_random)
@@ -344,44 +341,37 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Put all students into training mode."""
         super().on_train_epoch_start()
-        for student in self.students.values():
-            student.train()
+        self.networks.train()
 
     def on_validation_epoch_start(self) -> None:
         """Take all students out of training mode."""
         super().on_validation_epoch_start()
-        for student in self.students.values():
-            student.eval()
+        self.networks.train(False)
 
     def train_step(self, batch: dict) -> dict:
-        """Take one optimizer step on the losses of the method and update the teachers.
-
-        Each network's gradients are clipped by themselves: clipping them together would make the training of one
-        depend on the gradients of the other.
-        """
+        """Take one optimizer step on the losses of the method and update the teachers."""
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
         unlabeled = None
         if self.dataloader_unlabeled is not None and self.iteration % self.config.consistency_every == 0:
             unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics = {}
-        losses: dict[str, Tensor] = {}
+        losses = Losses()
         weight = self.unsupervised_weight
         for group in self._under_autocast(self.compute_losses(labeled, unlabeled)):
-            total: Any = sum(loss if name.startswith("supervised") else weight * loss for name, loss in group.items())
+            total = group.total(weight)
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
-            losses |= {name: loss.detach() for name, loss in group.items()}
-            del total, group  # what is left of their graph holds what the networks put out
-        average_gradients(self.students.values())
-        not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.values()]).sum())
-        # On CUDA nnU-Net's GradScaler finds out whether to step, without waiting for the GPU.
+            losses |= group.detached()
+            del total, group  # the rest of their graph holds the outputs of the networks
+        self.networks.average_gradients()
+        # All processes skip a step together, or their weights would drift apart.
+        not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.named.values()]).sum())
+        # On CUDA nnU-Net's GradScaler decides about the step by itself, so nothing waits for the GPU here.
         if self.grad_scaler is not None or not not_finite:
             self._optimizer_step()
-            decay = ema_decay_at(self.iteration, self.config.ema_decay)
-            for name, teacher in self.teachers.items():
-                update_ema(teacher, self.students[name], decay)
+            self.networks.update_teachers(self.iteration)
         self.iteration += 1
-        return self._step_record(losses, weight, not_finite)
+        return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
 
     def _to_device(self, data: Any) -> Any:
         if isinstance(data, list):
@@ -392,7 +382,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Mixed precision where nnU-Net uses it: on CUDA."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def _under_autocast(self, groups: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    def _under_autocast(self, groups: Iterator[Losses]) -> Iterator[Losses]:
         while True:
             with self.autocast():  # around the forward passes only, as in nnU-Net
                 group = next(groups, None)
@@ -404,64 +394,38 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _optimizer_step(self) -> None:
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        for student in self.students.values():
-            torch.nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM)
+        self.networks.clip_gradients(GRADIENT_NORM)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
-    def _step_record(self, losses: dict[str, Tensor], weight: float, not_finite: Tensor) -> dict[str, Any]:
-        """Copy all figures of a step to the host at once; ``loss`` is the loss that nnU-Net reports."""
-        named = losses | self.metrics | {"not_finite": not_finite}
-        values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
-        record = dict(zip(named, values, strict=True))
-        self.alarms.step(self.iteration, not record.pop("not_finite"))
-        unsupervised = weight * sum(record[name] for name in losses if not name.startswith("supervised"))
-        # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
-        supervised = sum(1 + record[name] for name in losses if name.startswith("supervised"))
-        share = unsupervised / max(unsupervised + supervised, 1e-8)
-        return {"loss": record["supervised"], **record, "b": weight, "unsupervised_share": share}
-
     # ------------------------------------------------------------------------------------------------- the log
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Average the named figures of the epoch."""
+        """Average the figures of the steps."""
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
-        row: dict[str, float] = {}
-        for name in dict.fromkeys(name for output in train_outputs for name in output if name != "loss"):
-            values = [output[name] for output in train_outputs if name in output and np.isfinite(output[name])]
-            row[name] = float(np.mean(values)) if values else float("nan")
-        row["skipped_steps"] = self.alarms.take_skipped()
-        row = {"epoch": self.current_epoch, **mean_over_processes(row)}
-        self.history = [*self.history[: self.current_epoch], row]
+        self.monitor.end_training_steps(self.current_epoch, train_outputs)
 
     def on_epoch_end(self) -> None:
-        """Write the figures of the epoch to the log, the CSV, the plot, the picture and nnU-Net's external loggers."""
-        epoch, row = self.current_epoch, self.history[-1]
-        row["mean_fg_dice"] = float(self.logger.get_value("mean_fg_dice", step=-1))
-        figures = {name: value for name, value in row.items() if name != "epoch"}
-        self.print_to_log_file(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        """Report the figures of the epoch: log, nnU-Net's external loggers, table, plot and picture."""
+        epoch = self.current_epoch
+        figures = self.monitor.end_epoch(float(self.logger.get_value("mean_fg_dice", step=-1)))
         for logger in self.logger.loggers:
             for name, value in figures.items():
                 logger.log(f"semi_supervised/{name}", value, epoch)
         super().on_epoch_end()
-        self.alarms.epoch(self.logger.get_value("ema_fg_dice", step=-1), self._best_ema, row["b"])
-        if self.local_rank != 0:
-            return
-        try:
-            self._write_figures(epoch)
-        except OSError as error:  # a full disk, or a CSV that a spreadsheet holds, must not end the training
-            self.print_to_log_file(f"The figures of epoch {epoch} could not be written: {error}")
+        self.monitor.watch_for_collapse(self.logger.get_value("ema_fg_dice", step=-1), self._best_ema)
+        if self.local_rank == 0:
+            has_picture = epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1
+            draw = self._draw_patches if has_picture and self._last_unlabeled is not None else None
+            self.monitor.write(self.output_folder, draw)
 
-    def _write_figures(self, epoch: int) -> None:
-        history.write_csv(self.history, join(self.output_folder, "semi_supervised.csv"))
-        history.plot(self.history, join(self.output_folder, "semi_supervised.png"))
-        if (epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1) and self._last_unlabeled is not None:
-            with torch.no_grad(), self.autocast():
-                panels = self.picture_panels(self._last_unlabeled)
-            save_patches(panels, join(self.output_folder, "unlabeled_patches", f"epoch_{epoch:04d}.png"))
+    def _draw_patches(self) -> dict[str, Tensor]:
+        assert self._last_unlabeled is not None
+        with torch.no_grad(), self.autocast():
+            return self.picture_panels(self._last_unlabeled)
 
     # ------------------------------------------------------------------------------------------- what is deployed
 
@@ -498,10 +462,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if buffer.tell() == 0:  # checkpointing is off
             return
         state = {
-            "students": {name: student.state_dict() for name, student in self.students.items()},
-            "teachers": {name: teacher.state_dict() for name, teacher in self.teachers.items() if name != "a"},
+            **self.networks.state_dict(),
             "iteration": self.iteration,
-            "history": self.history,
+            "history": self.monitor.history,
             "generator": self.generator.get_state(),
             "random": {
                 "main": random_states.get_states(),
@@ -523,12 +486,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         state = checkpoints.read_state(filename_or_checkpoint, type(self).__name__)
         with self.deployed():
             super().load_checkpoint(filename_or_checkpoint)
-        for name, student in self.students.items():
-            student.load_state_dict(state["students"][name])
-        for name, weights in state["teachers"].items():
-            self.teachers[name].load_state_dict(weights)
+        self.networks.load_state_dict(state)
         self.iteration = state["iteration"]
-        self.history = state["history"]
+        self.monitor.history = state["history"]
         self.generator.set_state(state["generator"])
         self._saved_random = state["random"]
         if self.local_rank != 0:  # the states are those of the first process

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from helpers import BOTH, REGIONS, TinyDataset, make_trainer, relabel
 
-from nnunetv2_micd.losses.class_weights import DifficultyWeights, count_labels, hard_dice
-from nnunetv2_micd.methods.dhc import DHCConfig, nnUNetTrainerDHC
+from nnunetv2_micd.losses.class_weights import DifficultyWeights
+from nnunetv2_micd.losses.dice import hard_dice
+from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.training.label_counts import count_labels
 from nnunetv2_micd.training.networks import forward_with_features
 
 
@@ -41,8 +43,8 @@ def test_difficulty_weighs_a_and_distribution_weighs_b(configuration: str, datas
     """The weights of the step itself, as in torch's weighted cross entropy, which the authors use."""
     trainer = start(dataset, configuration)
     labeled, unlabeled = batches(trainer)
-    before = trainer._distribution.weights
-    losses = next(trainer.compute_losses(labeled, unlabeled))
+    before = trainer.distribution.weights
+    losses = next(trainer.compute_losses(labeled, unlabeled)).named
     assert set(losses) == {"supervised", "supervised_b", "cps"}
 
     a, b = logits_of(trainer, labeled, unlabeled)
@@ -62,8 +64,8 @@ def test_distribution_starts_from_the_labels(dataset: TinyDataset) -> None:
     )
     counts = torch.tensor([(labels == k).sum() for k in range(3)])
     assert torch.equal(count_labels(trainer.labeled_cases, trainer.label_manager), counts)
-    torch.testing.assert_close(trainer._distribution.weights, rarity(counts.float()))
-    assert trainer._distribution.weights[0] == 0  # the background
+    torch.testing.assert_close(trainer.distribution.weights, rarity(counts.float()))
+    assert trainer.distribution.weights[0] == 0  # the background
 
 
 def test_labels_of_regions_are_counted_without_ignored_voxels(dataset: TinyDataset) -> None:
@@ -80,14 +82,14 @@ def test_loss_of_regions_weighs_regions(dataset: TinyDataset) -> None:
     relabel(dataset, REGIONS)
     trainer = start(dataset)
     labeled, unlabeled = batches(trainer)
-    losses = next(trainer.compute_losses(labeled, unlabeled))
+    losses = next(trainer.compute_losses(labeled, unlabeled)).named
     a, b = logits_of(trainer, labeled, unlabeled)
 
     def loss_of(logits: torch.Tensor, other: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         bce = F.binary_cross_entropy_with_logits(logits, (other > 0).float(), reduction="none")
         return (weights * bce.mean((0, 2, 3, 4))).sum() / weights.sum()
 
-    expected = loss_of(a, b, trainer._difficulty.weights) + loss_of(b, a, trainer._distribution.weights)
+    expected = loss_of(a, b, trainer.difficulty.weights) + loss_of(b, a, trainer.distribution.weights)
     torch.testing.assert_close(losses["cps"], expected)
 
 
@@ -96,9 +98,9 @@ def test_gradients_are_those_of_the_whole_loss(dataset: TinyDataset) -> None:
     trainer = start(dataset)
     labeled, unlabeled = batches(trainer)
     for group in trainer.compute_losses(labeled, unlabeled):
-        group["cps"].backward()
+        group.unsupervised["cps"].backward()
     a, b = logits_of(trainer, labeled, unlabeled)
-    weights = trainer._difficulty.weights, trainer._distribution.weights
+    weights = trainer.difficulty.weights, trainer.distribution.weights
     own_terms = F.cross_entropy(a, b.argmax(1), weights[0]), F.cross_entropy(b, a.argmax(1), weights[1])
     for student, term in zip(trainer.students.values(), own_terms, strict=True):
         parameters = [parameter for parameter in student.parameters() if parameter.grad is not None]
@@ -115,24 +117,6 @@ def test_class_weights_are_continued_from_a_checkpoint(dataset: TinyDataset, tmp
     trainer.save_checkpoint(checkpoint)
     other = make_trainer(nnUNetTrainerDHC, dataset)
     other.load_checkpoint(checkpoint)
-    for weights in ("_difficulty", "_distribution"):
+    for weights in ("difficulty", "distribution"):
         saved, loaded = (getattr(each, weights).state_dict() for each in (trainer, other))
         assert all(torch.equal(tensor, loaded[name]) for name, tensor in saved.items())
-
-
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_trains(configuration: str, dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerDHC, dataset, configuration)
-    trainer.run_training()
-    names = {"supervised", "supervised_b", "cps", "agreement", "foreground_a", "foreground_b", "mean_fg_dice"}
-    for row in trainer.history:
-        assert names <= set(row)
-        assert all(np.isfinite(value) for value in row.values())
-    for name, teacher in trainer.teachers.items():
-        assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
-
-
-def test_configuration_is_checked() -> None:
-    for field, value in (("difficulty_tau", 0), ("dist_floor", 2), ("dist_momentum", 1)):
-        with pytest.raises(ValueError, match=f"{field} is {value}"):
-            DHCConfig(**{field: value})

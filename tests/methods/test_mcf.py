@@ -9,7 +9,6 @@ import torch
 from helpers import BOTH, TinyDataset, make_trainer, relabel
 
 from nnunetv2_micd.methods.mcf import (
-    MCFConfig,
     competitive_consistency,
     difference_review,
     nnUNetTrainerMCF,
@@ -130,7 +129,7 @@ def test_extreme_float16_logits_stay_finite() -> None:
 def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyDataset) -> None:
     trainer = start(dataset, configuration)
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
-    on_labeled, on_unlabeled = trainer.compute_losses(labeled, unlabeled)
+    on_labeled, on_unlabeled = (losses.named for losses in trainer.compute_losses(labeled, unlabeled))
     assert set(on_labeled) == {"supervised", "supervised_b", "review"}
     assert set(on_unlabeled) == {"consistency"}
     losses = on_labeled | on_unlabeled
@@ -161,23 +160,5 @@ def test_regions_and_ignored_voxels(dataset: TinyDataset) -> None:
     assert all(np.isfinite(value) for value in record.values())
     for target in labeled["target"]:
         target[:, -1] = 1
-    losses = next(trainer.compute_losses(labeled, unlabeled))
+    losses = next(trainer.compute_losses(labeled, unlabeled)).named
     assert losses["review"] == 0
-
-
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_trains(configuration: str, dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerMCF, dataset, configuration)
-    trainer.run_training()
-    names = {"supervised", "supervised_b", "review", "consistency", "agreement", "foreground_a", "a_is_better"}
-    for row in trainer.history:
-        assert names <= set(row)
-        assert all(np.isfinite(value) for value in row.values())
-    for name, teacher in trainer.teachers.items():
-        assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
-
-
-def test_configuration_is_checked() -> None:
-    for field, value in (("review_weight", -1), ("temperature", 0)):
-        with pytest.raises(ValueError, match=f"{field} is {value}"):
-            MCFConfig(**{field: value})

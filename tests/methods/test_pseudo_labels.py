@@ -26,7 +26,7 @@ from torch import distributed, multiprocessing
 from nnunetv2_micd.methods.pseudo_labels import files as pseudo_label_files
 from nnunetv2_micd.methods.pseudo_labels import labeling as pseudo_labeling
 from nnunetv2_micd.methods.pseudo_labels.labeling import copy_weights, label_images, mean_iou, most_stable
-from nnunetv2_micd.methods.pseudo_labels.trainer import PseudoLabelsConfig, nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.training.loader import UnlabeledImages
 
 
@@ -93,7 +93,9 @@ def predict(trainer: Any, case: str, weights: Any, mirrored: bool) -> np.ndarray
         "",
         trainer.inference_allowed_mirroring_axes,
     )
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(trainer._images.load_image(case)[:]))
+    logits = predictor.predict_logits_from_preprocessed_data(
+        torch.from_numpy(trainer.unlabeled_images.load_image(case)[:])
+    )
     return np.asarray(trainer.label_manager.convert_logits_to_segmentation(logits))
 
 
@@ -131,12 +133,6 @@ def test_copied_weights_are_kept_once(dataset: TinyDataset) -> None:
     assert len({tensor.data_ptr() for tensor in copied.values()}) == len(list(network.parameters()))
 
 
-def test_configuration_is_checked() -> None:
-    for name, value in (("rounds", 0), ("stable_share", 0.0), ("stable_share", 1.5), ("checkpoints", 1)):
-        with pytest.raises(ValueError, match=f"{name} is {value}"):
-            PseudoLabelsConfig(**{name: value})
-
-
 # -------------------------------------------------------------------------------------------------------------- phases
 
 
@@ -167,8 +163,8 @@ def test_phases_are_trainings_of_their_own(dataset: TinyDataset) -> None:
     assert all(torch.equal(tensor, weights[3][name]) for name, tensor in weights[0].items())
     assert not all(torch.equal(tensor, weights[2][name]) for name, tensor in weights[0].items())
     assert [number for *_, number in trainer.seen] == [0, 1, 2, 0, 0]  # checkpoints after steps 2 and 4 of 6
-    assert ["pseudo_label" in row for row in trainer.history] == [False, False, False, True, True]
-    assert [row["b"] for row in trainer.history] == [0, 0, 0, 1, 1]
+    assert ["pseudo_label" in row for row in trainer.monitor.history] == [False, False, False, True, True]
+    assert [row["b"] for row in trainer.monitor.history] == [0, 0, 0, 1, 1]
     assert trainer.method_state()["initial_weights"] == {}  # not needed any more
     log = Path(trainer.log_file).read_text()
     assert "Phase 1 of 2 is done; its network labels 4 unlabeled images." in log
@@ -204,7 +200,7 @@ def test_two_rounds(dataset: TinyDataset) -> None:
     assert used == [2, 4]
     assert [len(names) for names in networks] == [1, 1]
     assert networks[0] != networks[1]
-    assert ["pseudo_label" in row for row in trainer.history] == [False, True, True]
+    assert ["pseudo_label" in row for row in trainer.monitor.history] == [False, True, True]
 
 
 def test_too_few_epochs(dataset: TinyDataset) -> None:
@@ -244,7 +240,7 @@ def test_labels_are_those_of_the_last_network(description: dict[str, Any] | None
     assert set(stability) == set(dataset.unlabeled)
     for case in ("image_0", "image_3"):
         label = read_label(trainer, case)
-        assert label.shape == (1, *trainer._images.load_image(case).shape[1:])
+        assert label.shape == (1, *trainer.unlabeled_images.load_image(case).shape[1:])
         assert np.array_equal(label[0], predict(trainer, case, networks[-1], mirrored=True))
         first, second, last = (predict(trainer, case, weights, mirrored=False) for weights in networks)
         assert stability[case] == pytest.approx((mean_iou(first, last) + mean_iou(second, last)) / 2, abs=1e-6)
@@ -289,23 +285,23 @@ def test_no_label_can_be_used(dataset: TinyDataset, monkeypatch: pytest.MonkeyPa
     trainer = prepare(dataset)
     trainer.run_training()
     assert trainer.phase == 1
-    assert all("pseudo_label" not in row and row["b"] == 0 for row in trainer.history)
+    assert all("pseudo_label" not in row and row["b"] == 0 for row in trainer.monitor.history)
     assert "WARNING: no pseudo-label has stable foreground" in Path(trainer.log_file).read_text()
 
 
 def test_outside_of_the_nonzero_mask_is_marked_where_nnunet_marks_it(dataset: TinyDataset) -> None:
     trainer = at_the_end_of_a_phase(prepare(dataset))
-    image = trainer._images.load_image("image_0")[:]
+    image = trainer.unlabeled_images.load_image("image_0")[:]
     image[:, :3] = 0
-    trainer._images = UnlabeledImages([pseudo_label_files.UnlabeledCase("image_0", "")])
-    trainer._images.load_image = lambda case: image
+    trainer.unlabeled_images = UnlabeledImages([pseudo_label_files.UnlabeledCase("image_0", "")])
+    trainer.unlabeled_images.load_image = lambda case: image
     network = trainer.teachers["a"]
     network.decoder.deep_supervision = False
 
     def label(use_mask: bool) -> np.ndarray:
         trainer.configuration_manager.configuration["use_mask_for_norm"] = [use_mask]
         shutil.rmtree(folder_of(trainer), ignore_errors=True)
-        label_images(trainer, network, trainer.earlier, trainer._images, str(folder_of(trainer)))
+        label_images(trainer, network, trainer.earlier, trainer.unlabeled_images, str(folder_of(trainer)))
         return read_label(trainer, "image_0")[0]
 
     plain, marked = label(False), label(True)
@@ -344,7 +340,7 @@ def test_pseudo_labeled_batches_are_like_labeled_ones_and_teach(
     for target, other in zip(trainer.pseudo_target, labeled["target"], strict=True):
         assert (target.shape, target.dtype) == (other.shape, other.dtype)
     assert trainer.pseudo_target[0][1].any()  # foreground in the second patch, as nnU-Net oversamples it
-    _, losses = trainer.compute_losses(labeled, unlabeled)
+    _, losses = (losses.named for losses in trainer.compute_losses(labeled, unlabeled))
     assert list(losses) == ["pseudo_label"]
     torch.testing.assert_close(
         losses["pseudo_label"], 1 + trainer.loss(trainer.network(unlabeled), trainer.pseudo_target)
@@ -427,7 +423,7 @@ def test_continued_equals_uninterrupted(kill: Any, dataset: TinyDataset) -> None
         continued.load_checkpoint(str(Path(continued.output_folder) / "checkpoint_latest.pth"))
         continued.run_training()
         assert kill.labeled == after
-        assert continued.history == expected.history
+        assert continued.monitor.history == expected.monitor.history
         assert continued.logger.get_value("lrs", None) == expected.logger.get_value("lrs", None)
         weights = continued.network.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.network.state_dict().items())
@@ -463,8 +459,8 @@ def test_regions_and_ignore_label(description: dict[str, Any], dataset: TinyData
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     trainer = prepare(dataset)
     trainer.run_training()
-    assert "pseudo_label" in trainer.history[-1]
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert "pseudo_label" in trainer.monitor.history[-1]
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
 
 
 @pytest.mark.parametrize("fold", [0, "all"])
@@ -472,8 +468,8 @@ def test_without_deep_supervision_and_all_folds(fold: int | str, dataset: TinyDa
     method = type("Trainer", (nnUNetTrainerNoDeepSupervision, nnUNetTrainerPseudoLabels), {})
     trainer = prepare(dataset, fold=fold, method=method)
     trainer.run_training()
-    assert "pseudo_label" in trainer.history[-1]
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert "pseudo_label" in trainer.monitor.history[-1]
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
 
 
 def test_second_stage_of_a_cascade(dataset: TinyDataset) -> None:
@@ -494,7 +490,7 @@ def test_second_stage_of_a_cascade(dataset: TinyDataset) -> None:
         seen = generator.integers(0, 3, shape).astype(np.uint8)
         nnUNetDatasetBlosc2.save_seg(seen, str(first_stage / case), chunks_seg=shape, blocks_seg=shape)
     trainer.run_training()
-    assert "pseudo_label" in trainer.history[-1]
+    assert "pseudo_label" in trainer.monitor.history[-1]
     patches = trainer._last_unlabeled
     assert patches.shape[1] == trainer.num_input_channels == 3
     assert set(patches[:, 1:].unique().tolist()) <= {0.0, 1.0}
@@ -510,7 +506,7 @@ def test_compiled(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         trainer.run_training()
     assert type(trainer.network).__name__ == "OptimizedModule"
-    assert "pseudo_label" in trainer.history[-1]
+    assert "pseudo_label" in trainer.monitor.history[-1]
 
 
 @needs_cuda
@@ -525,7 +521,7 @@ def test_on_cuda(
     trainer = make_trainer(nnUNetTrainerPseudoLabels, dataset, device="cuda")
     trainer.run_training()
     assert trainer.phase == 1
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
 
 
 @pytest.mark.slow
@@ -541,7 +537,7 @@ def test_worker_processes_are_shared_out_anew(dataset: TinyDataset, monkeypatch:
     trainer._watch_workers = watch_workers
     trainer.run_training()
     assert numbers == [[2, 1, 0], [0, 0, 0], [1, 1, 1]]
-    assert "pseudo_label" in trainer.history[-1]
+    assert "pseudo_label" in trainer.monitor.history[-1]
 
 
 def run_training(rank: int, dataset: TinyDataset, folder: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import METHODS, UNSUPERVISED, TinyDataset, make_trainer
+from helpers import FIGURES, METHODS, TinyDataset, make_trainer
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
@@ -21,7 +22,8 @@ from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabel
 
 
 @pytest.mark.parametrize("name", exported.__all__)
-def test_nnunet_finds_the_very_class(name: str, dataset: TinyDataset) -> None:
+def test_nnunet_finds_the_very_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", TRAINER_FOLDER)
     assert recursive_find_trainer_class_by_name(name) is getattr(exported, name)
 
 
@@ -62,12 +64,20 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
             for new, old in zip(student.parameters(), start.students[name].parameters(), strict=True)
         )
         assert all(parameter.grad is None for parameter in trainer.teachers[name].parameters())
-    assert set(trainer.history[-1]) >= UNSUPERVISED[method] | {"supervised", "b", "unsupervised_share", "mean_fg_dice"}
-    assert [row["epoch"] for row in trainer.history] == [0, 1]
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert set(trainer.monitor.history[-1]) >= FIGURES[method] | {
+        "supervised",
+        "b",
+        "unsupervised_share",
+        "mean_fg_dice",
+    }
+    assert [row["epoch"] for row in trainer.monitor.history] == [0, 1]
+    if trainer.config.ema_decay == 0:  # there is no teacher: the student itself is deployed
+        for name, teacher in trainer.teachers.items():
+            assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     assert (output / "semi_supervised.csv").read_text().count("\n") == 3
     assert (output / "semi_supervised.png").stat().st_size > 0
-    if UNSUPERVISED[method]:
+    if method.config.ramp_peak > 0:
         epochs = [1] if method is nnUNetTrainerPseudoLabels else [0, 1]  # there are no pseudo-labels before
         pictures = {path.name for path in (output / "unlabeled_patches").iterdir()}
         assert pictures == {f"epoch_000{epoch}.png" for epoch in epochs}

@@ -14,8 +14,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunetv2_micd
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
-from nnunetv2_micd.training import alarms
-from nnunetv2_micd.training.alarms import Alarms
+from nnunetv2_micd.training import monitor
+from nnunetv2_micd.training.monitor import Monitor
 from nnunetv2_micd.training.workers import explain_death
 
 
@@ -42,12 +42,12 @@ def test_a_step_without_finite_losses_is_skipped_and_counted(poisoned: str, data
     record = trainer.train_step(batch)
     assert all(torch.equal(old, new) for old, new in zip(before, weights(trainer), strict=True))
     trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
-    assert trainer.history[-1]["skipped_steps"] == 1
+    assert trainer.monitor.history[-1]["skipped_steps"] == 1
     assert "Step 2 was skipped" in Path(trainer.log_file).read_text()
 
 
 def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alarms, "MOST_SKIPPED", 2)
+    monkeypatch.setattr(monitor, "MOST_SKIPPED", 2)
     trainer = start(dataset)
     batch = next(trainer.dataloader_train)
     batch["data"].fill_(float("inf"))
@@ -58,17 +58,21 @@ def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypat
 
 def test_a_collapse_is_reported_once() -> None:
     lines: list[str] = []
-    watch = Alarms(lines.append)
+    watch = Monitor(lines.append)
     for dice, weight in ((0.1, 0.0), (0.8, 0.5), (0.5, 0.5), (0.4, 0.5)):
-        watch.epoch(dice, 0.9, weight)
+        watch.history = [{"b": weight}]
+        watch.watch_for_collapse(dice, best_dice=0.9)
     assert len(lines) == 1
     assert "from 0.900 to 0.500" in lines[0]
 
 
 def test_a_dice_that_is_not_known_is_no_collapse() -> None:
-    watch = Alarms(pytest.fail)
-    watch.epoch(float("nan"), 0.9, 0.5)
-    watch.epoch(0.1, float("nan"), 0.5)
+    lines: list[str] = []
+    watch = Monitor(lines.append)
+    watch.history = [{"b": 0.5}]
+    watch.watch_for_collapse(float("nan"), best_dice=0.9)
+    watch.watch_for_collapse(0.1, best_dice=float("nan"))
+    assert not lines
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:

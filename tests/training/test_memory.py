@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_micd.augmentation import intensity as views
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.doctor.dataset import check_memory
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
@@ -26,7 +28,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.training import memory
-from nnunetv2_micd.training.memory import check_memory, estimate_memory
+from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import PLAIN, RESIDUAL
 
 GIB = 2**30
@@ -84,9 +86,7 @@ def test_estimate_is_weights_and_batch_and_cuda(name: str, dataset: TinyDataset)
 
 def test_numbers_of_nnunets_default_network(dataset: TinyDataset) -> None:
     plan_in_full_size(dataset, "3d_fullres", PLAIN, (128, 128, 128), 2)
-    manager = PlansManager(str(dataset.plans_file))
-    dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
-    finding = check_memory(manager, "3d_fullres", dataset_json)
+    finding = check_memory(Dataset.find(dataset.id), "3d_fullres")
     assert (finding.level, finding.subject, finding.remedy) == ("ok", "3d_fullres", "")
     assert finding.text == (
         "about 9.4 GiB of GPU memory for a training of MICD (nnU-Net's own: about 6.5 GiB, by its planner's measure)"
@@ -96,13 +96,11 @@ def test_numbers_of_nnunets_default_network(dataset: TinyDataset) -> None:
 @pytest.mark.parametrize(("gib", "level"), [(80, "ok"), (12, "ok"), (8, "warning")])
 def test_gpu_that_is_too_small(gib: int, level: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     plan_in_full_size(dataset, "3d_fullres", PLAIN, (128, 128, 128), 2)
-    manager = PlansManager(str(dataset.plans_file))
-    dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     sizes = 8 * GIB, gib * GIB
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=sizes[i]))
-    finding = check_memory(manager, "3d_fullres", dataset_json)
+    finding = check_memory(Dataset.find(dataset.id), "3d_fullres")
     assert finding.level == level
     if level == "warning":
         assert "more than the 8.0 GiB of the GPU" in finding.text
@@ -168,7 +166,6 @@ def on_no_device(method: type) -> type:
     """Return the method in mixed precision as on CUDA; nothing asks for values."""
     members = {
         "autocast": lambda trainer: torch.autocast("cpu", dtype=torch.float16),
-        "_step_record": lambda trainer, *figures: {},
     }
     return type("OnNoDevice", (method,), members)
 
@@ -196,6 +193,7 @@ def measure_step(method: type, dataset: TinyDataset, name: str, monkeypatch: pyt
         trainer = make_trainer(on_no_device(method), dataset, name)
         trainer.initialize()
         trainer.grad_scaler = NoScaler()
+        monkeypatch.setattr(trainer.monitor, "record_step", lambda *figures: {})
         for student in trainer.students.values():
             student.train()
         patch_size, batch_size = trainer.configuration_manager.patch_size, trainer.batch_size
@@ -244,13 +242,18 @@ def test_estimate_agrees_with_a_step(
 @pytest.mark.parametrize(
     ("method", "times"),
     [
-        (nnUNetTrainerMeanTeacher, 1.2),
-        (nnUNetTrainerUAMT, 1.2),
-        (nnUNetTrainerUniMatch, 1.2),
         (nnUNetTrainerMICD, 1.3),
-        (nnUNetTrainerCPS, 1.9),
-        (nnUNetTrainerMCF, 2.0),
-        (nnUNetTrainerDHC, 2.1),
+        *(
+            pytest.param(method, times, marks=pytest.mark.slow)
+            for method, times in (
+                (nnUNetTrainerMeanTeacher, 1.2),
+                (nnUNetTrainerUAMT, 1.2),
+                (nnUNetTrainerUniMatch, 1.2),
+                (nnUNetTrainerCPS, 1.9),
+                (nnUNetTrainerMCF, 2.0),
+                (nnUNetTrainerDHC, 2.1),
+            )
+        ),
     ],
 )
 def test_methods_beside_nnunet(

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,15 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-from nnunetv2_micd.losses.class_weights import count_labels
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
+from nnunetv2_micd.training.label_counts import count_labels
 
 METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
 
@@ -42,7 +43,7 @@ METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
 def train(method: type, dataset: TinyDataset, configuration: str = "3d_fullres", **options: Any) -> Any:
     trainer = make_trainer(method, dataset, configuration, **options)
     trainer.run_training()
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     predict(trainer)
     return trainer
 
@@ -57,12 +58,8 @@ def predict(trainer: Any) -> None:
 
 
 @pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
-@pytest.mark.parametrize("method", METHODS)
-def test_regions_and_ignore_label(
-    method: type, description: dict[str, Any], dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weighted = replace(nnUNetTrainerMICD.config, difficulty_weights=True, distribution_weights=True)
-    monkeypatch.setattr(nnUNetTrainerMICD, "config", weighted)
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD_paper, nnUNetTrainerMeanTeacher])
+def test_regions_and_ignore_label(method: type, description: dict[str, Any], dataset: TinyDataset) -> None:
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     train(method, dataset)
 
@@ -76,9 +73,13 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
     for target in labeled["target"]:
         target.fill_(3)
     supervised, _, consistency = itertools.islice(trainer.compute_losses(labeled, unlabeled), 3)
-    gradients = torch.autograd.grad(supervised["supervised"], list(trainer.network.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(
+        supervised.supervised["supervised"], list(trainer.network.parameters()), allow_unused=True
+    )
     assert all(gradient is None or not gradient.any() for gradient in gradients)
-    gradients = torch.autograd.grad(sum(consistency.values()), list(trainer.network.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(
+        sum(consistency.unsupervised.values()), list(trainer.network.parameters()), allow_unused=True
+    )
     assert any(gradient is not None and gradient.any() for gradient in gradients)
 
 
@@ -95,7 +96,7 @@ def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyD
 def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
     trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
     trainer.run_training()
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     assert not trainer.teachers["a"].decoder.deep_supervision
 
 
@@ -129,7 +130,7 @@ def test_several_channels_masks_and_dummy_2d(dataset: TinyDataset) -> None:
     preprocess_labeled(dataset)
     with pytest.raises(ValueError, match="preprocessed with other plans"):
         make_trainer(nnUNetTrainerMICD, dataset).on_train_start()
-    assert preprocess_unlabeled(dataset.id, ["3d_fullres"], overwrite=True, num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], overwrite=True, num_processes=1) == []
     trainer = train(nnUNetTrainerMICD, dataset)
     _, dummy_2d, _, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert dummy_2d
@@ -151,7 +152,7 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     dataset.plans_file.write_text(json.dumps(plans))
     preprocess_labeled(dataset)
-    assert preprocess_unlabeled(dataset.id, ["3d_lowres"], num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(dataset.id), ["3d_lowres"], num_processes=1) == []
 
     first = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres", fold="all")
     first.run_training()
@@ -175,8 +176,8 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert patch.shape[1] == second.num_input_channels == 3  # the image and the two classes of the first stage
     assert set(patch[:, 1:].unique().tolist()) <= {0.0, 1.0}
     for name in dataset.unlabeled:
-        image = second._images.load_image(name)
-        assert second._images.load_previous_stage(name).shape == image.shape[1:]
+        image = second.unlabeled_images.load_image(name)
+        assert second.unlabeled_images.load_previous_stage(name).shape == image.shape[1:]
 
 
 @pytest.mark.slow  # tracing takes a while
@@ -209,7 +210,7 @@ def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch:
     trainer.run_training()
     trainer.perform_actual_validation()
     assert trainer.grad_scaler is not None
-    assert all(np.isfinite(value) for row in trainer.history for value in row.values())
+    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     predict(trainer)
 
 

@@ -86,6 +86,7 @@ def test_unknown_architecture_names_what_is_supported() -> None:
         peer_architecture("a.Transformer", {})
 
 
+@pytest.mark.slow
 def test_passes_compile_without_a_graph_break(dataset: TinyDataset) -> None:
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     trainer.initialize()

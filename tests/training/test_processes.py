@@ -25,10 +25,8 @@ class FullPrecision:
 
 
 class MICD(FullPrecision, nnUNetTrainerMICD):
-    # Masks are drawn by each process for itself, weights normalize the loss within a process.
-    config = replace(
-        nnUNetTrainerMICD.config, mask_ratio=0.0, difficulty_weights=False, distribution_weights=False, ramp_length=0.0
-    )
+    # Masks are drawn by each process for itself.
+    config = replace(nnUNetTrainerMICD.config, mask_ratio=0.0, ramp_length=0.0)
 
 
 class MeanTeacher(FullPrecision, nnUNetTrainerMeanTeacher):
@@ -73,7 +71,10 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     trainer.on_train_epoch_end(records)
     networks = {f"student_{name}": network for name, network in trainer.students.items()}
     networks |= {f"teacher_{name}": network for name, network in trainer.teachers.items()}
-    return {"weights": {name: net.cpu().state_dict() for name, net in networks.items()}, "row": trainer.history[-1]}
+    return {
+        "weights": {name: net.cpu().state_dict() for name, net in networks.items()},
+        "row": trainer.monitor.history[-1],
+    }
 
 
 def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, device: str) -> None:
@@ -96,7 +97,9 @@ def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, dev
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("method", [MICD, MeanTeacher, CPS])
+@pytest.mark.parametrize(
+    "method", [MICD, *(pytest.param(method, marks=pytest.mark.slow) for method in (MeanTeacher, CPS))]
+)
 def test_two_processes_are_one_with_the_whole_batch(
     method: type, device: str, dataset: TinyDataset, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_
     continued = prepare(Keeping, dataset)
     continued.load_checkpoint(str(tmp_path / "checkpoint.pth"))
     continued.run_training()
-    assert continued.history == trainer.history
+    assert continued.monitor.history == trainer.monitor.history
     for kind in ("students", "teachers"):
         for name, network in getattr(trainer, kind).items():
             other = getattr(continued, kind)[name].state_dict()

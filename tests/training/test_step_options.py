@@ -7,13 +7,11 @@ import pytest
 import torch
 from helpers import TinyDataset, make_trainer
 
-from nnunetv2_micd.methods.bcp import BCPConfig
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
-from nnunetv2_micd.training.config import SemiSupervisedConfig
 
 
 def start(dataset: TinyDataset, method: type, configuration: str = "3d_fullres", **fields: object):
@@ -42,7 +40,7 @@ def test_consistency_every_third_step(dataset: TinyDataset, monkeypatch: pytest.
     records = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(4)]
     assert ["mcpc" in record for record in records] == [True, False, False, True]
     trainer.on_train_epoch_end(records)
-    row = trainer.history[-1]
+    row = trainer.monitor.history[-1]
     assert row["mcpc"] == pytest.approx(np.mean([records[0]["mcpc"], records[3]["mcpc"]]))
     assert row["supervised"] == pytest.approx(np.mean([record["supervised"] for record in records]))
 
@@ -71,12 +69,3 @@ def test_networks_are_stored_channels_last_where_wanted(
         assert not weight.is_contiguous()
     plain = start(dataset, nnUNetTrainerMICD, configuration)
     assert all(weight.is_contiguous() for weight in plain.network.parameters())
-
-
-def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match="unlabeled_ratio is 0, it has to be above 0"):
-        SemiSupervisedConfig(unlabeled_ratio=0)
-    with pytest.raises(ValueError, match="consistency_every is 0, it has to be a whole number from 1 on"):
-        SemiSupervisedConfig(consistency_every=0)
-    with pytest.raises(ValueError, match="unlabeled_ratio is 2, it has to be 1: images are mixed in pairs"):
-        BCPConfig(unlabeled_ratio=2)

@@ -16,7 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from torch import Tensor
 
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
-from nnunetv2_micd.training.history import write_csv
+from nnunetv2_micd.training.figures import write_csv
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.utils.files import shorten
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -12,41 +12,33 @@ from torch import Tensor
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
-from nnunetv2_micd.training.passes import Pass
+from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
 class PseudoLabelsConfig(SemiSupervisedConfig):
-    """The numbers of ST++ (LiheYoung/ST-PlusPlus, commit f4e7a571), but for one retraining instead of two.
+    """Numbers of ST++ (LiheYoung/ST-PlusPlus, commit f4e7a571), but for one retraining instead of two.
 
     There is no moving average (with a decay of 0 it is the network itself), and no ramp-up: pseudo-labels weigh as much
     as labels from the first step on that has any.
 
     Attributes:
-        rounds: how often a network is trained anew with pseudo-labels. The epochs are divided equally among these
-            trainings and the one before them. ST++ has two.
-        stable_share: the share of the unlabeled images, those with the most stable labels, that the first round uses;
-            further ones use all.
-        checkpoints: how many checkpoints of a training label each image, at equal distances, the last at its end.
+        rounds: Number of trainings with pseudo-labels. The epochs are divided equally among these trainings and the one
+            on labels before them. ST++ has two.
+        stable_share: Share of the unlabeled images, those with the most stable labels, that the first round uses;
+            further rounds use all.
+        checkpoints: Number of checkpoints of a training that label each image, at equal distances, the last at its end;
+            two or more, as stability compares them.
     """
 
     ema_decay: float = 0.0
     ramp_length: float = 0.0
-    rounds: int = 1
-    stable_share: float = 0.5
-    checkpoints: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError(f"rounds is {self.rounds}, it has to be 1 or more.")
-        if not 0 < self.stable_share <= 1:
-            raise ValueError(f"stable_share is {self.stable_share}, it has to be above 0 and at most 1.")
-        if self.checkpoints < 2:
-            raise ValueError(f"checkpoints is {self.checkpoints}, it has to be 2 or more: there is a last and others.")
+    rounds: Annotated[int, Between(1)] = 1
+    stable_share: Annotated[float, Between(0, 1, exclude="low")] = 0.5
+    checkpoints: Annotated[int, Between(2)] = 3
 
 
 class EachPhaseAnew:
@@ -131,7 +123,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         self.used: list[str] = []  # images whose pseudo-labels this phase learns from
         self.pseudo_target: Any = None  # of the current step
         # A new network starts low, which is no collapse; and nothing here learns from itself, by which one happens.
-        self.alarms.collapsed = True
+        self.monitor.watches_for_collapse = False
         self._start_schedule()
 
     def _start_schedule(self) -> None:
@@ -157,14 +149,14 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         self.current_epoch -= 1  # nnU-Net saves the number of the next epoch
         self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
         self.current_epoch += 1
-        assert self._images is not None  # without unlabeled images there is one phase
+        assert self.unlabeled_images is not None  # without unlabeled images there is one phase
         self.print_to_log_file(
-            f"Phase {self.phase + 1} of {self.phases} is done; its network labels {len(self._images.identifiers)} "
-            f"unlabeled images."
+            f"Phase {self.phase + 1} of {self.phases} is done; its network labels "
+            f"{len(self.unlabeled_images.identifiers)} unlabeled images."
         )
         with self.deployed():
             self.set_deep_supervision_enabled(False)
-            stability = label_images(self, self.network, self.earlier, self._images, self.pseudo_label_folder)
+            stability = label_images(self, self.network, self.earlier, self.unlabeled_images, self.pseudo_label_folder)
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.phase += 1
         self.used = most_stable(stability, self.config.stable_share if self.phase == 1 else 1.0)
@@ -221,8 +213,8 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     def build_unlabeled_loader(self) -> nnUNetDataLoader:
         """Build nnU-Net's loader of training patches on the images and pseudo-labels that are used."""
-        assert self._images is not None
-        images = PseudoLabeledImages(self._images, self.used, self.pseudo_label_folder)
+        assert self.unlabeled_images is not None
+        images = PseudoLabeledImages(self.unlabeled_images, self.used, self.pseudo_label_folder)
         return build_pseudo_labeled_loader(self, images)
 
     def next_unlabeled(self) -> Tensor:
@@ -246,21 +238,16 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
             self.earlier.append(copy_weights(self.teachers["a"]))
         return record
 
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return that over the pseudo-labeled images, from the second phase on."""
-        return [Pass("a", "unlabeled")]
-
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """nnU-Net's loss on the labeled images, then on the pseudo-labeled ones."""
-        yield {"supervised": self.loss(self.network(labeled["data"]), labeled["target"])}
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         if unlabeled is None:
             return
         output = self.network(unlabeled)
         pseudo, _ = self.hard_target(full_resolution(self.pseudo_target))
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(full_resolution(output)), pseudo).float().mean()
         self.metrics["foreground_pseudo_label"] = foreground_share(pseudo)
-        # nnU-Net's Dice loss is minus the Dice; one more makes it an error, which is never negative.
-        yield {"pseudo_label": 1 + self.loss(output, self.pseudo_target)}
+        yield Losses(unsupervised={"pseudo_label": as_error(self.loss(output, self.pseudo_target))})
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, its pseudo-label, what the network says, and where they differ."""

@@ -1,0 +1,90 @@
+"""Figures of a training: the history of its epochs as a table and a plot, and pictures of unlabeled patches."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+
+import matplotlib.style
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nnunetv2_micd.utils.files import atomic
+
+Row = Mapping[str, float]
+
+SHARES = ("agreement", "confident", "certain", "a_is_better")
+"""Figures between 0 and 1 that methods report: shares of voxels or of steps."""
+
+PATCHES_SHOWN = 3
+
+
+def write_csv(rows: Sequence[Row], path: str) -> None:
+    """Write one line for each epoch, with a column for each figure that any epoch has."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_history(rows: Sequence[Row], path: str) -> None:
+    """Draw the losses, the weight and share of the unsupervised ones, and shares of voxels over the epochs."""
+    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+        _draw_history(rows).savefig(path, dpi=100)
+
+
+def _draw_history(rows: Sequence[Row]) -> Figure:
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
+    shares = [name for name in names if name in SHARES or name.startswith(("foreground", "mean_fg"))]
+    weights = [name for name in names if name in ("b", "unsupervised_share")]
+    losses = [name for name in names if name not in (*shares, *weights, "skipped_steps")]
+    figure = Figure(figsize=(10, 12), layout="constrained")
+    panels = {"loss": losses, "weight b(t) and share of the loss": weights, "share of voxels, Dice": shares}
+    for axes, (title, group) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
+        for name in group:
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+        if group:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_xlabel("epoch")
+    return figure
+
+
+def save_patches(panels: Mapping[str, Tensor], path: str) -> None:
+    """Draw the middle slice of some patches, a row each.
+
+    Args:
+        panels: Panels ``(B, *patch)`` of two or three spatial axes by title. Floats are drawn as images, integers as
+            labels, bools as marks.
+        path: File of the picture, a PNG; its folder is made.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+        _draw_patches(panels).savefig(path, dpi=100)
+
+
+def _draw_patches(panels: Mapping[str, Tensor]) -> Figure:
+    rows = min(PATCHES_SHOWN, *(len(panel) for panel in panels.values()))
+    figure = Figure(figsize=(2.5 * len(panels), 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, len(panels), squeeze=False)
+    for column, (title, panel) in enumerate(panels.items()):
+        axes[0, column].set_title(title, fontsize=9)
+        highest_label = max(1, int(panel.max())) if not panel.is_floating_point() else None
+        for row in range(rows):
+            axes[row, column].set_axis_off()
+            picture = _middle_slice(panel[row]).cpu()
+            if panel.is_floating_point():
+                axes[row, column].imshow(picture.float().numpy(), cmap="gray")
+            else:
+                colors = "Reds" if panel.dtype == torch.bool else "nipy_spectral"
+                axes[row, column].imshow(
+                    picture.numpy(), cmap=colors, vmin=0, vmax=highest_label, interpolation="nearest"
+                )
+    return figure
+
+
+def _middle_slice(patch: Tensor) -> Tensor:
+    return patch[len(patch) // 2] if patch.ndim == 3 else patch

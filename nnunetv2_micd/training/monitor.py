@@ -1,0 +1,142 @@
+"""What a training records: the figures of its steps and epochs, alarms, and pictures of unlabeled patches."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunetv2_micd.training.figures import plot_history, save_patches, write_csv
+from nnunetv2_micd.training.step import Losses, as_error
+from nnunetv2_micd.utils.distributed import mean_over_processes
+
+MOST_SKIPPED = 20
+"""Steps in a row whose losses are not finite, after which the training stops."""
+
+COLLAPSE = 0.7
+"""Share of the best online Dice below which the deployed network counts as collapsed."""
+
+PICTURE_EVERY = 10
+"""Epochs from one picture of unlabeled patches to the next."""
+
+
+class Monitor:
+    """The history of a training and its alarms.
+
+    Args:
+        log: Function that prints a line to the training log.
+
+    Attributes:
+        history: One row of named figures for each epoch.
+        watches_for_collapse: Whether a collapse of the deployed network is still to be reported; it is reported once.
+
+    Examples:
+        >>> monitor = Monitor(log=print)
+        >>> losses = Losses({"supervised": torch.tensor(0.5)}, {"cmd": torch.tensor(1.0)})
+        >>> row = monitor.record_step(0, losses, {}, unsupervised_weight=1.5, not_finite=torch.tensor(0))
+        >>> row["unsupervised_share"]  # 1.5 * 1.0 beside 1 + 0.5
+        np.float32(0.5)
+    """
+
+    def __init__(self, log: Callable[[str], None]):
+        self.history: list[dict[str, float]] = []
+        self.watches_for_collapse = True
+        self._log = log
+        self._skipped = 0
+        self._skipped_in_a_row = 0
+
+    def record_step(
+        self,
+        iteration: int,
+        losses: Losses,
+        metrics: Mapping[str, Tensor],
+        unsupervised_weight: float,
+        not_finite: Tensor,
+    ) -> dict[str, Any]:
+        """Return the figures of a step as nnU-Net collects them; ``loss`` is the one it reports.
+
+        Args:
+            iteration: Number of the step, for the log.
+            losses: Losses of the step, without graphs.
+            metrics: Further figures of the step, scalars.
+            unsupervised_weight: b(t).
+            not_finite: Number of losses that are not finite; such a step was skipped.
+
+        Raises:
+            RuntimeError: too many steps in a row were skipped.
+        """
+        named = {**losses.named, **metrics, "not_finite": not_finite}
+        # One copy to the host for all of them: each waits until the device has finished the step.
+        values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
+        record = dict(zip(named, values, strict=True))
+        self._note_finite(iteration, not record.pop("not_finite"))
+        unsupervised = unsupervised_weight * sum(record[name] for name in losses.unsupervised)
+        supervised = sum(as_error(record[name]) for name in losses.supervised)
+        share = unsupervised / max(unsupervised + supervised, 1e-8)
+        return {"loss": record["supervised"], **record, "b": unsupervised_weight, "unsupervised_share": share}
+
+    def _note_finite(self, iteration: int, finite: bool) -> None:
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if not finite:
+            self._skipped += 1
+            self._log(f"Step {iteration} was skipped because a loss is not finite.")
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise RuntimeError(
+                f"The losses of {MOST_SKIPPED} steps in a row are not finite, so the training stops; the last "
+                f"checkpoint is whole. Look for broken images, lower the learning rate or the ramp_peak of the config."
+            )
+
+    def end_training_steps(self, epoch: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Begin the row of an epoch with the means of its steps; a figure that is not finite does not count."""
+        row: dict[str, float] = {}
+        for name in dict.fromkeys(name for record in records for name in record if name != "loss"):
+            values = [record[name] for record in records if name in record and np.isfinite(record[name])]
+            row[name] = float(np.mean(values)) if values else float("nan")
+        row["skipped_steps"], self._skipped = self._skipped, 0
+        # A continued training repeats the epoch in which it was interrupted.
+        self.history = [*self.history[:epoch], {"epoch": epoch, **mean_over_processes(row)}]
+
+    def end_epoch(self, dice: float) -> dict[str, float]:
+        """Complete the row of the epoch with the online Dice, log it, and return its figures."""
+        row = self.history[-1]
+        row["mean_fg_dice"] = dice
+        figures = {name: value for name, value in row.items() if name != "epoch"}
+        self._log(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        return figures
+
+    def watch_for_collapse(self, dice: float, best_dice: float) -> None:
+        """Warn once when the deployed network has fallen far below its best while unsupervised losses are on.
+
+        Args:
+            dice: nnU-Net's moving average of the online Dice.
+            best_dice: The best one so far.
+        """
+        is_unsupervised = self.history[-1]["b"] > 0
+        if not (self.watches_for_collapse and is_unsupervised and dice < COLLAPSE * best_dice):
+            return
+        self.watches_for_collapse = False
+        self._log(
+            f"WARNING: the online Dice has fallen from {best_dice:.3f} to {dice:.3f} while the unsupervised losses are "
+            f"on. Look at the pictures in unlabeled_patches; try a trainer whose config has a smaller ramp_peak, or "
+            f"predict with checkpoint_best (-chk checkpoint_best.pth)."
+        )
+
+    def write(self, folder: str, draw_patches: Callable[[], Mapping[str, Tensor]] | None) -> None:
+        """Write the history as a table and a plot, and a picture of unlabeled patches.
+
+        A file that cannot be written does not end the training.
+
+        Args:
+            folder: Results folder of the training.
+            draw_patches: Function that returns the panels of the picture; None if there is none to draw.
+        """
+        epoch = int(self.history[-1]["epoch"])
+        try:
+            write_csv(self.history, os.path.join(folder, "semi_supervised.csv"))
+            plot_history(self.history, os.path.join(folder, "semi_supervised.png"))
+            if draw_patches is not None:
+                save_patches(draw_patches(), os.path.join(folder, "unlabeled_patches", f"epoch_{epoch:04d}.png"))
+        except OSError as error:  # a full disk, or a table that a spreadsheet program keeps open
+            self._log(f"The figures of epoch {epoch} could not be written: {error}")
