@@ -40,6 +40,7 @@ def main() -> None:
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
     """Preprocess in this process and its workers."""
+    from nnunetv2_micd.data.dataset import Dataset
     from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder, raw_folder
     from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 
@@ -66,7 +67,7 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
             (target / "nnUNetPlans.json").write_text(json.dumps(plans))
         os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_raw": str(raw.parent.parent)}
         begin = time.perf_counter()
-        failures = preprocess_unlabeled(name, ["3d_fullres"], num_processes=processes)
+        failures = preprocess_unlabeled(Dataset.find(name), ["3d_fullres"], num_processes=processes)
         seconds = time.perf_counter() - begin
     if failures:
         raise ValueError(f"{failures[0].case}: {failures[0].reason}")

@@ -1,81 +1,85 @@
-"""Splits that use the labels of a few cases only, to see what the other cases are worth without theirs."""
+"""Folds in which only a few cases keep their labels, to measure what the other images are worth without labels."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_micd.data.folders import find_dataset, labeled_folders, preprocessed_folder
-from nnunetv2_micd.data.splits import Entry, default_splits, load_splits, write_splits
-
-VALIDATION_SEED = 12345
-"""nnU-Net's own seed for splits. The same validation cases for all budgets and seeds make the results comparable."""
+from nnunetv2_micd.data.folders import labeled_folders, preprocessed_folder
+from nnunetv2_micd.data.splits import SPLITS_FILE, SPLITS_SEED, Entry, default_splits, load_splits, write_splits
 
 
 def add_budget_splits(
-    dataset: str | int, count: str, seeds: Sequence[int] = (0,), val_fraction: float = 0.2
+    dataset_name: str, count: str, seeds: Sequence[int] = (0,), val_fraction: float = 0.2
 ) -> list[tuple[int, int, Entry]]:
-    """Add to ``splits_final.json`` one entry for each seed in which only some training cases keep their labels.
+    """Add one fold for each seed to ``splits_final.json``, in which only some training cases keep their labels.
 
-    The labeled cases of one seed are nested: those of a small budget are among those of a larger one. Entries that are
-    there stay as they are; where there is no file yet, nnU-Net's default entries come first, so that folds 0 to 4 mean
-    what they always do.
+    The labeled cases of one seed are nested: a larger budget contains those of a smaller one. Existing entries stay.
+    If there is no file yet, nnU-Net's five default folds come first, so that folds 0 to 4 keep their usual meaning.
 
     Args:
-        dataset: name or number of the dataset.
-        count: how many cases keep their labels, ``"6"``, or ``"10%"`` of the cases that are not for validation.
-        seeds: one entry for each; different seeds draw different labeled cases.
-        val_fraction: the share of the cases for validation, between 0 and 1.
+        dataset_name: Full name of a preprocessed dataset.
+        count: Number of labeled cases, such as ``"6"``, or a share of the cases outside validation, such as ``"10%"``.
+        seeds: One seed for each fold; each draws other labeled cases.
+        val_fraction: Share of the cases for validation, between 0 and 1.
 
     Returns:
-        For each seed the fold, the seed and the entry, also where the entry was there before.
+        Fold number, seed and entry for each seed. An entry that existed before is listed, too.
 
     Raises:
-        ValueError: the arguments leave no labeled, no unlabeled or no validation case, or are no numbers.
-        OSError: the dataset is not preprocessed, or the file cannot be written.
+        ValueError: ``count`` is malformed, or no labeled, unlabeled or validation case is left.
+        OSError: The dataset is not preprocessed, or the file cannot be written.
+
+    Examples:
+        >>> add_budget_splits("Dataset004_Hippocampus", "10%", seeds=[0, 1])  # doctest: +SKIP
+        [(5, 0, {'train': [...], 'val': [...], 'unlabeled': [...]}), (6, 1, {...})]
     """
-    name = find_dataset(dataset)
-    cases = list_cases(name)
-    path = Path(preprocessed_folder(name), "splits_final.json")
-    splits = load_splits(str(path)) if path.is_file() else default_splits(cases)
-    before = len(splits) if path.is_file() else 0
+    cases = list_cases(dataset_name)
+    path = preprocessed_folder(dataset_name) / SPLITS_FILE
+    splits = load_splits(path) if path.is_file() else default_splits(cases)
+    num_before = len(splits) if path.is_file() else 0
     added = []
     for seed in seeds:
         entry = make_entry(cases, count, seed, val_fraction)
         if entry not in splits:
             splits.append(entry)
         added.append((splits.index(entry), seed, entry))
-    if len(splits) > before:
+    if len(splits) > num_before:
         write_splits(splits, path)
     return added
 
 
 def list_cases(dataset_name: str) -> list[str]:
-    """Return the cases that nnU-Net would split, which must not depend on the configuration that is trained."""
+    """Return the sorted labeled cases, which nnU-Net splits into folds.
+
+    Raises:
+        ValueError: The configurations hold different cases, so that a fold would depend on the configuration.
+        FileNotFoundError: There are no preprocessed cases.
+    """
     folders = labeled_folders(dataset_name)
-    first, cases = next(iter(folders.items()))
-    for folder, others in folders.items():
-        if others != cases:
+    first_folder, cases = next(iter(folders.items()))
+    for folder, other_cases in folders.items():
+        if other_cases != cases:
             raise ValueError(
-                f"The preprocessed folders {first} and {folder} of {dataset_name} hold different cases "
-                f"({len(cases)} and {len(others)}); preprocess again or delete the one that is out of date"
+                f"The preprocessed folders {first_folder} and {folder} of {dataset_name} hold different cases "
+                f"({len(cases)} and {len(other_cases)}); preprocess again or delete the one that is out of date"
             )
     return cases
 
 
-def make_entry(cases: list[str], count: str, seed: int, val_fraction: float) -> Entry:
-    """Divide sorted cases; see :func:`add_budget_splits` for what the arguments mean and what is raised."""
+def make_entry(cases: Sequence[str], count: str, seed: int, val_fraction: float) -> Entry:
+    """Divide sorted cases into labeled, validation and unlabeled ones; see `add_budget_splits` for the arguments."""
     if not 0 < val_fraction < 1:
         raise ValueError(f"The share of validation cases must lie between 0 and 1, not {val_fraction}")
     num_val = max(1, round(val_fraction * len(cases)))
-    order = np.random.RandomState(VALIDATION_SEED).permutation(cases).tolist()
-    val, rest = order[:num_val], sorted(order[num_val:])
+    # The validation cases do not depend on the seed of the fold, so results of all budgets and seeds are comparable.
+    shuffled = np.random.RandomState(SPLITS_SEED).permutation(cases).tolist()
+    val, rest = shuffled[:num_val], sorted(shuffled[num_val:])
     num_labeled = _parse_count(count, len(rest))
-    order = np.random.RandomState(seed).permutation(rest).tolist()
+    shuffled = np.random.RandomState(seed).permutation(rest).tolist()
     return {
-        "train": sorted(order[:num_labeled]),
+        "train": sorted(shuffled[:num_labeled]),
         "val": sorted(val),
-        "unlabeled": sorted(order[num_labeled:]),
+        "unlabeled": sorted(shuffled[num_labeled:]),
     }
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_micd.data.folders import dataset_id, find_dataset, preprocessed_folder, raw_folder
+from nnunetv2_micd.data.folders import dataset_id, find_dataset, plan_first, preprocessed_folder, raw_folder
 from nnunetv2_micd.data.preprocessed import channel_names, preprocessing_fingerprint, unlabeled_folder
-from nnunetv2_micd.data.splits import Entry, load_splits
-
-SPLITS_FILE = "splits_final.json"
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class Dataset:
     """A dataset that nnU-Net has planned.
 
     Attributes:
-        name: full name, such as ``Dataset004_Hippocampus``.
-        plans: the plans.
-        dataset_json: content of ``dataset.json``.
+        name: Full name, such as ``Dataset004_Hippocampus``.
+        plans: The plans.
+        dataset_json: Content of ``dataset.json``.
 
     Examples:
         >>> dataset = Dataset.find(4)  # doctest: +SKIP
@@ -35,69 +33,83 @@ class Dataset:
 
     @classmethod
     def find(cls, dataset: str | int, plans_name: str = "nnUNetPlans") -> "Dataset":
-        """Find a dataset by its name or number and read what a training would read.
+        """Find a dataset by its name or number and read its plans.
 
         Args:
-            dataset: name or number.
-            plans_name: name of the plans, as after ``-p``.
+            dataset: Full name or number.
+            plans_name: Name of the plans, as after ``-p``.
 
         Raises:
-            ValueError: there is not exactly one such dataset, a folder of nnU-Net is not set, or a file is damaged.
-            FileNotFoundError: the dataset is not planned, or there are no such plans.
+            ValueError: There is not exactly one such dataset, a folder of nnU-Net is not set, or a file is damaged.
+            FileNotFoundError: The dataset is not planned, or there are no such plans.
         """
         name = find_dataset(dataset)
-        folder = Path(preprocessed_folder(name))
-        first = f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
-        if not (folder / f"{plans_name}.json").is_file():
-            raise FileNotFoundError(f"There are no plans {plans_name}.json in {folder}; {first}")
-        plans = PlansManager(_load_object(folder / f"{plans_name}.json"))
+        folder = preprocessed_folder(name)
+        plans_file = folder / f"{plans_name}.json"
+        if not plans_file.is_file():
+            raise FileNotFoundError(f"There are no plans {plans_file.name} in {folder}; {plan_first(name)}")
+        plans = PlansManager(_load_object(plans_file))
         dataset_json = _load_object(folder / "dataset.json")
         try:
             _check_plans(plans, dataset_json)
-        except Exception as error:  # nnU-Net does not check its files, so a damaged one shows in any way
+        except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
             raise ValueError(
-                f"{plans_name}.json or dataset.json in {folder} is not as nnU-Net writes it ({error!r}); correct it, "
+                f"{plans_file.name} or dataset.json in {folder} is not as nnU-Net writes it ({error!r}); correct it, "
                 f"or plan the dataset again: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
             ) from None
         return cls(name, plans, dataset_json)
 
     @property
     def number(self) -> str:
-        """The number of the dataset, as commands take it after ``-d``."""
+        """Number of the dataset, as commands take it after ``-d``."""
         return dataset_id(self.name)
 
     @property
     def preprocessed(self) -> Path:
-        """The folder of the preprocessed dataset."""
-        return Path(preprocessed_folder(self.name))
+        """Folder of the preprocessed dataset."""
+        return preprocessed_folder(self.name)
 
     @property
     def raw(self) -> Path:
-        """The folder of the raw dataset, which need not exist.
+        """Folder of the raw dataset, which need not exist.
 
         Raises:
             ValueError: ``nnUNet_raw`` is not set.
+            FileNotFoundError: ``nnUNet_raw`` does not exist.
         """
-        return Path(raw_folder(self.name))
+        return raw_folder(self.name)
+
+    @property
+    def file_ending(self) -> str:
+        """File ending of the raw images, such as ``.nii.gz``."""
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of an image."""
+        return len(channel_names(self.dataset_json))
 
     @property
     def splits_file(self) -> Path:
-        """The file of the folds, which nnU-Net writes in the first training."""
+        """File of the folds, which nnU-Net writes in the first training."""
         return self.preprocessed / SPLITS_FILE
 
     def splits(self) -> list[Entry] | None:
-        """Return the entries of ``splits_final.json``, or None where there is no such file.
+        """Return the entries of ``splits_final.json``, or None if there is no such file.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: The file is damaged.
         """
         return load_splits(self.splits_file) if self.splits_file.is_file() else None
 
     def configuration(self, name: str) -> ConfigurationManager:
         """Return a configuration of the plans.
 
+        Args:
+            name: Name of the configuration, such as ``3d_fullres``.
+
         Raises:
-            ValueError: there is none of this name.
+            ValueError: The plans have no configuration of this name.
         """
         available = self.plans.available_configurations
         if name not in available:
@@ -106,13 +118,17 @@ class Dataset:
             )
         return self.plans.get_configuration(name)
 
+    def fingerprint(self, configuration: str) -> str:
+        """Return a hash of all settings that change the voxels of a preprocessed image."""
+        return preprocessing_fingerprint(self.plans, self.configuration(configuration), self.dataset_json)
+
     def labeled_folder(self, configuration: str) -> Path:
         """Return nnU-Net's folder of the preprocessed labeled cases."""
         return self.preprocessed / self.configuration(configuration).data_identifier
 
     def unlabeled_folder(self, configuration: str) -> Path:
         """Return the folder of the preprocessed unlabeled images."""
-        return Path(unlabeled_folder(str(self.labeled_folder(configuration))))
+        return Path(unlabeled_folder(self.labeled_folder(configuration)))
 
 
 def _load_object(path: Path) -> dict[str, Any]:
@@ -128,7 +144,7 @@ def _load_object(path: Path) -> dict[str, Any]:
 
 
 def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
-    """Read what preprocessing, the doctor and a training will read."""
+    """Read everything that preprocessing, the doctor and a training read, so that errors show here."""
     for key, kind in (("labels", dict), ("file_ending", str)):
         if not isinstance(dataset_json[key], kind):
             raise TypeError(f"{key} is {dataset_json[key]!r}")
@@ -137,7 +153,7 @@ def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
     plans.get_label_manager(dataset_json)
     _ = plans.plans_name, plans.dataset_name, plans.image_reader_writer_class
     for name in plans.available_configurations:
-        each = plans.get_configuration(name)
-        preprocessing_fingerprint(plans, each, dataset_json)
-        _ = each.data_identifier, each.spacing, each.median_image_size_in_voxels
-        _ = each.patch_size, each.batch_size, each.network_arch_init_kwargs
+        configuration = plans.get_configuration(name)
+        preprocessing_fingerprint(plans, configuration, dataset_json)
+        _ = configuration.data_identifier, configuration.spacing, configuration.median_image_size_in_voxels
+        _ = configuration.patch_size, configuration.batch_size, configuration.network_arch_init_kwargs

@@ -1,7 +1,11 @@
-"""nnU-Net's folders of a dataset, with an error that says what to do where something is missing."""
+"""Names and folders of datasets, found without reading their plans. Errors say what to do when something is missing.
+
+This needs neither torch nor nnU-Net's plans, so commands that need nothing else start at once.
+"""
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -10,78 +14,86 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 
 
-def dataset_id(dataset_name: str) -> str:
-    """Return the number in a dataset's name, as commands take it after ``-d``."""
-    match = re.match(r"Dataset0*(\d+)_", dataset_name)
-    return match[1] if match else dataset_name
-
-
 def find_dataset(dataset: str | int) -> str:
-    """Return the full name of a dataset, such as ``Dataset004_Hippocampus``, of that name or its number.
+    """Return the full name of a dataset, such as ``Dataset004_Hippocampus``.
+
+    Args:
+        dataset: Full name or number.
 
     Raises:
-        ValueError: ``nnUNet_preprocessed`` is not set, or there is no such dataset, or several.
+        ValueError: ``nnUNet_preprocessed`` is not set, or the number does not belong to exactly one dataset.
+        FileNotFoundError: ``nnUNet_preprocessed`` does not exist.
     """
     _root(nnUNet_preprocessed)
     if str(dataset).startswith("Dataset"):
         return str(dataset)
     if not str(dataset).isdecimal():
         raise ValueError(f"{dataset} is neither the number of a dataset nor a name such as Dataset004_Hippocampus")
-    names = [
-        str(name) for name in find_candidate_datasets(int(dataset)) if name.startswith(f"Dataset{int(dataset):03d}_")
-    ]
+    number = int(dataset)
+    # nnU-Net looks for names that begin with Dataset004, which Dataset0041_Other does, too.
+    names = [str(name) for name in find_candidate_datasets(number) if name.startswith(f"Dataset{number:03d}_")]
     if len(names) != 1:
-        found = "several: " + ", ".join(names) if names else "none"
-        raise ValueError(f"There must be one dataset with the number {dataset} in nnU-Net's folders, found {found}")
+        count = "several: " + ", ".join(names) if names else "none"
+        raise ValueError(f"There must be one dataset with the number {dataset} in nnU-Net's folders, found {count}")
     return names[0]
 
 
-def raw_folder(dataset_name: str) -> str:
-    """Return the folder of the raw dataset, in which nothing is looked for yet.
+def dataset_id(dataset_name: str) -> str:
+    """Return the number in a dataset's name, as commands take it after ``-d``."""
+    match = re.match(r"Dataset0*(\d+)_", dataset_name)
+    return match[1] if match else dataset_name
+
+
+def raw_folder(dataset_name: str) -> Path:
+    """Return the folder of the raw dataset, which need not exist.
 
     Raises:
         ValueError: ``nnUNet_raw`` is not set.
+        FileNotFoundError: ``nnUNet_raw`` does not exist.
     """
-    return os.path.join(_root(nnUNet_raw), dataset_name)
+    return _root(nnUNet_raw) / dataset_name
 
 
-def preprocessed_folder(dataset_name: str) -> str:
+def preprocessed_folder(dataset_name: str) -> Path:
     """Return the folder of the preprocessed dataset.
 
     Raises:
         ValueError: ``nnUNet_preprocessed`` is not set.
-        FileNotFoundError: the dataset is not preprocessed.
+        FileNotFoundError: The dataset is not preprocessed.
     """
-    folder = os.path.join(_root(nnUNet_preprocessed), dataset_name)
-    if not os.path.isfile(os.path.join(folder, "dataset.json")):
+    folder = _root(nnUNet_preprocessed) / dataset_name
+    if not (folder / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"{dataset_name} is not planned and preprocessed yet (no dataset.json in {folder}); {_first(dataset_name)}"
+            f"{dataset_name} is not planned and preprocessed yet (no dataset.json in {folder}); "
+            f"{plan_first(dataset_name)}"
         )
     return folder
 
 
 def labeled_folders(dataset_name: str) -> dict[str, list[str]]:
-    """Return nnU-Net's folders of preprocessed labeled cases, each with its sorted cases.
+    """Return the names of nnU-Net's folders of preprocessed labeled cases, each with its sorted cases.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: There are none.
     """
     folder = preprocessed_folder(dataset_name)
     names = sorted(name for name in os.listdir(folder) if not name.endswith("_unlabeled"))
-    cases = {name: list_preprocessed(os.path.join(folder, name)) for name in names}
+    cases = {name: list_preprocessed(folder / name) for name in names}
     if not any(cases.values()):
-        raise FileNotFoundError(f"{dataset_name} has no preprocessed cases in {folder}; {_first(dataset_name)}")
-    return {name: found for name, found in cases.items() if found}
+        raise FileNotFoundError(f"{dataset_name} has no preprocessed cases in {folder}; {plan_first(dataset_name)}")
+    return {name: identifiers for name, identifiers in cases.items() if identifiers}
 
 
-def _root(variable: Any) -> str:
+def plan_first(dataset_name: str) -> str:
+    """Return the advice to plan and preprocess a dataset, for the end of a message."""
+    return f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"
+
+
+def _root(variable: Any) -> Path:
+    """Return nnU-Net's folder that one of its environment variables names."""
     folder, name = variable.get(), variable.env_var_name
     if not folder:
         raise ValueError(f"The environment variable {name} is not set; it must name nnU-Net's folder of that name")
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"The environment variable {name} names the folder {folder}, which does not exist")
-    return str(folder)
-
-
-def _first(dataset_name: str) -> str:
-    return f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"
+    return Path(folder)

@@ -1,39 +1,47 @@
-"""Whether the labeled cases of a fold are there, before time is spent on a training."""
+"""Checks that the labeled cases of a fold are there and intact, before a training takes time."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged
 from nnunetv2_micd.utils.files import shorten
 
+MEANINGS = {"train": "labeled training case", "val": "validation case"}
 
-def check_labeled_cases(trainer: Any, cases: Any, key: str, meaning: str) -> None:
-    """Check the training or validation cases of a trainer's fold; of each, the header is read.
+
+def check_labeled_cases(
+    dataset: Dataset,
+    configuration: str,
+    fold: int | str,
+    key: Literal["train", "val"],
+    cases: Sequence[str],
+    is_blosc2: bool = True,
+) -> None:
+    """Check the training or validation cases of a fold. Of each case only the header is read.
 
     Args:
-        trainer: whose fold it is.
-        cases: nnU-Net's dataset of them.
-        key: of the fold's entry in ``splits_final.json``.
-        meaning: of a case, for the message.
+        dataset: Dataset with the plans of the training.
+        configuration: Name of the configuration.
+        fold: Number of the fold, or ``"all"``; only for the message.
+        key: Key of the fold's entry in ``splits_final.json`` that lists the cases.
+        cases: Identifiers of the cases.
+        is_blosc2: Whether the cases are ``.b2nd`` files. nnU-Net's older formats have no header to check.
 
     Raises:
-        ValueError: there are none, or some are missing or damaged. The message says what to do.
+        ValueError: There are no cases, or some are missing or damaged. The message says what to do.
     """
-    if not cases.identifiers:
-        splits_file = os.path.join(trainer.preprocessed_dataset_folder_base, "splits_final.json")
-        raise ValueError(f"Fold {trainer.fold} has no {meaning}: add some to its '{key}' entry in {splits_file}.")
-    folder, plans = trainer.preprocessed_dataset_folder, trainer.plans_manager
-    # nnU-Net's older formats have no header to look at
-    blosc2 = isinstance(cases, nnUNetDatasetBlosc2)
-    damaged = find_damaged(folder, cases.identifiers, trainer.dataset_json) if blosc2 else []
-    ends = ("_seg.b2nd", ".pkl") if blosc2 else ()
-    complete = [all(os.path.isfile(os.path.join(folder, case + end)) for end in ends) for case in cases.identifiers]
-    damaged += [case for case, is_there in zip(cases.identifiers, complete, strict=True) if not is_there]
+    if not cases:
+        raise ValueError(f"Fold {fold} has no {MEANINGS[key]}: add some to its '{key}' entry in {dataset.splits_file}.")
+    if not is_blosc2:
+        return
+    folder = dataset.labeled_folder(configuration)
+    damaged = set(find_damaged(folder, cases, dataset.dataset_json))
+    damaged |= {case for case in cases for end in ("_seg.b2nd", ".pkl") if not os.path.isfile(folder / f"{case}{end}")}
     if damaged:
         raise ValueError(
-            f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(damaged)}); correct the split or "
-            f"run: nnUNetv2_preprocess -d {plans.dataset_name} -plans_name {plans.plans_name} "
-            f"-c {trainer.configuration_name}"
+            f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(sorted(damaged))}); correct the "
+            f"split or run: nnUNetv2_preprocess -d {dataset.name} -plans_name {dataset.plans.plans_name} "
+            f"-c {configuration}"
         )

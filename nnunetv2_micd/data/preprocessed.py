@@ -1,4 +1,4 @@
-"""Preprocessed images on disk: their folders, whether they are intact, and which preprocessing made them."""
+"""Preprocessed images on disk: where they lie, which are damaged, and how they were preprocessed."""
 
 import hashlib
 import json
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 FINGERPRINT_FILE = "unlabeled.json"
-"""The file in the folder of the preprocessed images that says which preprocessing made them."""
+"""File beside the preprocessed unlabeled images that records how they were preprocessed."""
 
 
-def unlabeled_folder(labeled_folder: str) -> str:
-    """Return the folder of the preprocessed unlabeled images that belongs to nnU-Net's folder of labeled ones."""
+def unlabeled_folder(labeled_folder: str | os.PathLike[str]) -> str:
+    """Return the folder of the preprocessed unlabeled images, beside nnU-Net's folder of the labeled ones."""
     return os.path.normpath(labeled_folder) + "_unlabeled"
 
 
 def preprocessing_fingerprint(
     plans_manager: "PlansManager", configuration_manager: "ConfigurationManager", dataset_json: dict[str, Any]
 ) -> str:
-    """Return a hash of everything that the voxels of a preprocessed image depend on.
+    """Return a hash of all settings that change the voxels of a preprocessed image.
 
-    The patch size is not among it (it decides how a file is chunked, not what is in it), nor is the name of the plans:
-    plans that differ in network or patch size share their preprocessed data in nnU-Net too.
+    The patch size is left out: it decides how a file is chunked, not what is in it. So is the name of the plans: in
+    nnU-Net, too, plans that differ only in network or patch size share their preprocessed data.
     """
     configuration = configuration_manager.configuration
     names = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
@@ -38,38 +38,38 @@ def preprocessing_fingerprint(
 
 
 def channel_names(dataset_json: dict[str, Any]) -> dict[str, str]:
-    """Return the channels of ``dataset.json``, which older datasets call ``modality``."""
+    """Return the channels of ``dataset.json``, called ``modality`` in older datasets."""
     return dict(dataset_json["modality"] if "modality" in dataset_json else dataset_json["channel_names"])
 
 
-def read_fingerprint(folder: str) -> str | None:
-    """Return the fingerprint that the images in ``folder`` were preprocessed with, or None if it is not known."""
+def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:
+    """Return the fingerprint of the images in a folder, or None if the record is missing or damaged."""
     try:
         return str(json.loads(Path(folder, FINGERPRINT_FILE).read_text())["fingerprint"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def list_preprocessed(folder: str) -> list[str]:
-    """Return the sorted identifiers of the images in ``folder``; none if there is no such folder."""
+def list_preprocessed(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the sorted identifiers of the images in a folder; none if there is no such folder."""
     if not os.path.isdir(folder):
         return []
     names = (name.removesuffix(".b2nd") for name in os.listdir(folder) if name.endswith(".b2nd"))
-    # a hidden file is what macOS leaves beside a file on foreign disks
+    # macOS leaves a hidden file beside each file on foreign disks.
     return sorted(name for name in names if not name.endswith("_seg") and not name.startswith("."))
 
 
-def find_damaged(folder: str, cases: Sequence[str], dataset_json: dict[str, Any]) -> list[str]:
-    """Return which preprocessed images are missing, cut off, or not such as nnU-Net writes; only headers are read."""
+def find_damaged(folder: str | os.PathLike[str], cases: Sequence[str], dataset_json: dict[str, Any]) -> list[str]:
+    """Return the preprocessed images that are missing, truncated or not in nnU-Net's format. Reads only headers."""
     num_channels = len(channel_names(dataset_json))
     return [case for case in cases if not _is_intact(os.path.join(folder, f"{case}.b2nd"), num_channels)]
 
 
 def _is_intact(file: str, num_channels: int) -> bool:
-    import blosc2  # takes most of a second
+    import blosc2  # here because it takes a third of a second, and listing folders does not need it
 
     try:
         image = blosc2.open(file, mode="r")
         return image.ndim == 4 and image.shape[0] == num_channels and all(image.shape) and image.dtype.kind == "f"
-    except Exception:  # whatever blosc2 makes of a damaged file
+    except Exception:  # blosc2 raises various types for damaged files
         return False

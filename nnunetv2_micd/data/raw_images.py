@@ -1,4 +1,4 @@
-"""Finds raw images: files named ``<case>_<four digits of the channel><file ending>``, as nnU-Net names them."""
+"""Finds raw images, named ``<case>_<four digits of the channel><file ending>`` as in nnU-Net, and their defects."""
 
 import gzip
 import math
@@ -14,17 +14,17 @@ import numpy as np
 from nnunetv2_micd.utils.files import shorten
 
 IMAGES_FOLDER = "imagesUn"
-"""The folder of a raw dataset that holds the images without labels, named like nnU-Net's ``imagesTr``."""
+"""Folder of a raw dataset for images without labels, named like nnU-Net's ``imagesTr``."""
 
 MOST_ENLARGED = 8
-"""How many times as long as a typical labeled image an image may be, on average over its axes: an error of the unit of
-its spacing, such as cm for mm, makes it at least 10 times as long, and no memory holds so many voxels."""
+"""Largest allowed ratio between the length of an image and that of a typical labeled one, averaged over the axes. With
+the wrong unit of the spacing, such as cm for mm, an image is at least 10 times as long, too large for any memory."""
 
 
-def group_images(folder: str, file_ending: str) -> dict[str, list[str]]:
-    """Return the images in ``folder`` for each case, both sorted; files with other names are left out.
+def group_images(folder: str | os.PathLike[str], file_ending: str) -> dict[str, list[str]]:
+    """Return the image files of each case in a folder, cases and files sorted; files with other names are left out.
 
-    So are names that cannot be printed: SimpleITK ends the whole process where a name is not valid Unicode.
+    Names with unprintable characters are left out, too: SimpleITK ends the whole process if one is invalid Unicode.
     """
     pattern = re.compile(r"(.+)_[0-9]{4}" + re.escape(file_ending))
     cases: dict[str, list[str]] = {}
@@ -36,13 +36,13 @@ def group_images(folder: str, file_ending: str) -> dict[str, list[str]]:
 
 
 def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]]:
-    """Return the images in all ``folders`` for each case.
+    """Return the image files of each case in all ``folders``.
 
-    What is not named like an image, and folders, are reported on the standard error stream.
+    Files with other names, and folders among the images, are reported on the standard error stream.
 
     Raises:
-        FileNotFoundError: a folder is missing or holds no files.
-        ValueError: no file in a folder is named like an image, or a case is in several folders.
+        FileNotFoundError: A folder is missing or holds no files.
+        ValueError: No file in a folder is named like an image, or a case lies in several folders.
     """
     images: dict[str, list[str]] = {}
     for folder in folders:
@@ -50,29 +50,31 @@ def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]
             raise FileNotFoundError(
                 f"There is no folder {folder}; put the unlabeled images there, or name another with -i"
             )
-        found = group_images(folder, file_ending)
-        used = {os.path.basename(file) for files in found.values() for file in files}
-        others = [name for name in _list_folder(folder) if name not in used | {f"{case}.json" for case in found}]
-        if not found:
+        cases = group_images(folder, file_ending)
+        used = {os.path.basename(file) for files in cases.values() for file in files}
+        used |= {f"{case}.json" for case in cases}  # nnU-Net keeps the spacing of a TIFF image in such a file
+        others = [name for name in _list_folder(folder) if name not in used]
+        if not cases:
             raise _no_images(folder, file_ending, others)
         if others:
             print(
                 f"Warning: not used, as not named CASE_0000{file_ending}: {shorten(others)} in {folder}",
                 file=sys.stderr,
             )
-        twice = sorted(images.keys() & found.keys())
+        twice = sorted(images.keys() & cases.keys())
         if twice:
             raise ValueError(f"Some cases are in several folders ({shorten(twice)}), the second time in {folder}")
-        images.update(found)
+        images.update(cases)
     return images
 
 
 def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | None:
-    """Return what is wrong with the image of a case as far as its files tell, or None."""
+    """Return what is wrong with the image files of a case, judged by names and sizes, or None."""
     if case.endswith("_seg"):
         return "is named like a segmentation of nnU-Net, the name of which ends in _seg; rename or remove it"
     channels = [re.findall(r"_([0-9]{4})\.", os.path.basename(file))[-1] for file in files]
-    if channels != _channels(num_channels)[: len(channels)]:  # fewer files may hold as many channels, as RGB images do
+    # Fewer files may hold all channels: an RGB image has three in one.
+    if channels != _channels(num_channels)[: len(channels)]:
         return _wrong_channels(channels, num_channels)
     return next((f"{file} {defect}" for file in files if (defect := _find_file_defect(file))), None)
 
@@ -88,12 +90,12 @@ def find_data_defect(
     """Return what makes an image useless for training, or None.
 
     Args:
-        data: the image ``(channels, *spatial)`` as nnU-Net read it.
-        spacing: that of ``data``.
-        axes: the spatial axes in the order of the plans.
-        target_spacing: that of the plans, with two entries for a 2D configuration.
-        typical_shape: of the labeled images at the target spacing.
-        num_channels: how many the images of the dataset have.
+        data: Image of shape ``(channels, *spatial)`` as nnU-Net read it.
+        spacing: Spacing of ``data`` in mm.
+        axes: Spatial axes of ``data`` in the order of the plans (``transpose_forward``).
+        target_spacing: Spacing of the plans in mm, with two entries for a 2D configuration.
+        typical_shape: Median shape of the labeled images at the target spacing.
+        num_channels: Number of channels of the dataset.
     """
     if len(data) != num_channels:
         return _wrong_channels(_channels(len(data)), num_channels)
@@ -101,10 +103,10 @@ def find_data_defect(
         return f"has the value {data.flat[0]:g} everywhere; remove it, or export it again"
     spacing = [spacing[axis] for axis in axes]
     size = [data.shape[1 + axis] for axis in axes]
+    # nnU-Net's readers give a two-dimensional image one slice with 999 times the spacing.
     if len(target_spacing) == 3 and size[0] == 1 and spacing[0] >= 999 * max(spacing[1:]):
-        # so nnU-Net's readers mark it
         return "is two-dimensional, which a 3D configuration cannot use; remove it, or preprocess for -c 2d only"
-    # a 2D configuration does not resample across the slices
+    # A 2D configuration does not resample across slices.
     resampled = slice(-len(target_spacing), None)
     shape = [
         round(number * old / new)
@@ -123,14 +125,14 @@ def _channels(number: int) -> list[str]:
     return [f"{channel:04d}" for channel in range(number)]
 
 
-def _wrong_channels(found: Sequence[str], num_channels: int) -> str:
-    return f"has the channels {shorten(found)}, but needs {', '.join(_channels(num_channels))}"
+def _wrong_channels(channels: Sequence[str], num_channels: int) -> str:
+    return f"has the channels {shorten(channels)}, but needs {', '.join(_channels(num_channels))}"
 
 
-def _list_folder(folder: str) -> list[str]:
-    """Return what lies in a folder, sorted, folders with a slash at the end.
+def _list_folder(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the sorted names in a folder, those of folders with a slash at the end.
 
-    Hidden files are none of ours, such as the ``._case_0000.nii.gz`` that macOS leaves on foreign disks.
+    Hidden files are left out, such as the ``._case_0000.nii.gz`` that macOS leaves on foreign disks.
     """
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     return [f"{name}/" if os.path.isdir(os.path.join(folder, name)) else name for name in names]
@@ -139,19 +141,24 @@ def _list_folder(folder: str) -> list[str]:
 def _no_images(folder: str, file_ending: str, others: Sequence[str]) -> Exception:
     files = [name for name in others if not name.endswith("/")]
     if not files:
-        what = f"holds no images, only folders ({shorten(others)})" if others else "is empty"
-        return FileNotFoundError(f"The folder {folder} {what}; put the unlabeled images there, or name another with -i")
+        content = f"holds no images, only folders ({shorten(others)})" if others else "is empty"
+        return FileNotFoundError(
+            f"The folder {folder} {content}; put the unlabeled images there, or name another with -i"
+        )
     named = [name for name in files if name.endswith(file_ending)]
     if named:
         return ValueError(
             f"No file in {folder} is named CASE_0000{file_ending}, such as {shorten(named[:1])}; add the channel"
         )
-    found = re.sub(r"^.*?(_[0-9]{4})?(?=\.)", "", files[0])
-    return ValueError(f"The images of this dataset are {file_ending} files, but those in {folder} are {found} files")
+    ending = re.sub(r"^.*?(_[0-9]{4})?(?=\.)", "", files[0])
+    return ValueError(f"The images of this dataset are {file_ending} files, but those in {folder} are {ending} files")
 
 
 def _find_file_defect(file: str) -> str | None:
-    """Return what is wrong with a file, or None; SimpleITK reads a NIfTI file that was cut off without an error."""
+    """Return what is wrong with a file, or None.
+
+    NIfTI files are read to the end, because SimpleITK reads a truncated one without an error.
+    """
     if not os.path.exists(file):
         return "is a link to a file that does not exist"
     with open(file, "rb") as stream:
@@ -172,7 +179,7 @@ def _find_file_defect(file: str) -> str | None:
 
 
 def _nifti_size(header: bytes) -> int:
-    """Return how many bytes a NIfTI file has at least according to its header, 0 for other files."""
+    """Return the smallest possible size of a NIfTI file in bytes according to its header, 0 for other files."""
     for order in "<>":
         if header[:4] == struct.pack(f"{order}i", 348):
             fields = struct.unpack_from(f"{order}8h 16x h 34x f", header.ljust(348, b"\0"), 40)

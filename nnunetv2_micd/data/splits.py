@@ -1,13 +1,24 @@
-"""nnU-Net's ``splits_final.json``: one entry for each fold, with the cases for training and for validation.
+"""nnU-Net's ``splits_final.json``: one entry for each fold, with its training and validation cases.
 
-An entry may also name cases under ``unlabeled``, whose images are used without their labels. nnU-Net ignores that key.
+An entry may also list cases under ``unlabeled``. Their images are used without their labels. nnU-Net ignores that key.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nnunetv2_micd.utils.files import atomic
+
+SPLITS_FILE = "splits_final.json"
+"""Name of the file in the folder of the preprocessed dataset."""
+
+SPLITS_SEED = 12345
+"""nnU-Net's seed for splits."""
+
+DEFAULT_FOLDS = 5
 
 Entry = dict[str, list[str]]
 
@@ -16,7 +27,7 @@ def load_splits(splits_file: str | os.PathLike[str]) -> list[Entry]:
     """Return the entries of ``splits_final.json``.
 
     Raises:
-        ValueError: the file is not as nnU-Net and this package need it.
+        ValueError: The file is not a list of folds with lists of case names.
     """
     expected = f'{splits_file} is not a list of {{"train": [...], "val": [...]}}'
     try:
@@ -37,10 +48,14 @@ def load_splits(splits_file: str | os.PathLike[str]) -> list[Entry]:
 
 
 def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -> list[str]:
-    """Return the cases that the entry ``fold`` of ``splits_final.json`` uses without their labels, often none.
+    """Return the cases that a fold of ``splits_final.json`` uses without their labels, often none.
+
+    Args:
+        splits_file: Path of the file, which need not exist.
+        fold: Number of the fold, or ``"all"``, which never has such cases.
 
     Raises:
-        ValueError: see `load_splits`.
+        ValueError: See `load_splits`.
     """
     if not isinstance(fold, int) or not os.path.isfile(splits_file):
         return []
@@ -48,19 +63,30 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
     return list(splits[fold].get("unlabeled", [])) if fold < len(splits) else []
 
 
-def default_splits(cases: list[str]) -> list[Entry]:
-    """Return what ``nnUNetTrainer.do_split`` would write."""
-    if len(cases) < 5:
+def default_splits(cases: Sequence[str]) -> list[Entry]:
+    """Return the five folds that nnU-Net makes of sorted cases when there is no file yet.
+
+    Raises:
+        ValueError: There are fewer than five cases.
+    """
+    if len(cases) < DEFAULT_FOLDS:
         raise ValueError(
-            f"nnU-Net's default split needs at least 5 cases, but there are {len(cases)}; write a split first"
+            f"nnU-Net's default split needs at least {DEFAULT_FOLDS} cases, but there are {len(cases)}; "
+            "write a split first"
         )
-    from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes seconds
+    # This is what scikit-learn's KFold does in nnU-Net's generate_crossval_split, but importing it takes a second.
+    order = np.random.RandomState(SPLITS_SEED).permutation(len(cases))
+    folds = [{cases[index] for index in part} for part in np.array_split(order, DEFAULT_FOLDS)]
+    return [
+        {
+            "train": [case for case in cases if case not in validation],
+            "val": [case for case in cases if case in validation],
+        }
+        for validation in folds
+    ]
 
-    splits = generate_crossval_split(cases, seed=12345, n_splits=5)
-    return [{key: [str(case) for case in names] for key, names in entry.items()} for entry in splits]
 
-
-def write_splits(splits: list[Entry], path: Path) -> None:
-    """Replace ``splits_final.json`` at once."""
+def write_splits(splits: Sequence[Entry], path: Path) -> None:
+    """Write ``splits_final.json``; readers see the old file or the new one."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(splits, indent=4) + "\n")

@@ -1,33 +1,38 @@
-"""Which images are unlabeled, and where their preprocessed data lies.
+"""Finds the unlabeled images of a training and where their preprocessed data lies.
 
 There are two sources. Images without labels (raw: ``imagesUn``) are preprocessed into a folder beside the labeled one,
-because nnU-Net takes every case in the labeled folder for a labeled one. And an entry of ``splits_final.json`` may name
-labeled cases under ``"unlabeled"``: these are used as if they had no label. No label is opened here, and of an image
-only the header is read.
+because nnU-Net takes every case in the labeled folder for a labeled one. An entry of ``splits_final.json`` may also
+list labeled cases under ``"unlabeled"``: these are used as if they had no label. No label is opened here, and of each
+image only the header is read.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nnunetv2.paths import nnUNet_raw
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.preprocessed import (
-    find_damaged,
-    list_preprocessed,
-    preprocessing_fingerprint,
-    read_fingerprint,
-)
+from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
-from nnunetv2_micd.data.splits import Entry
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
 from nnunetv2_micd.utils.files import shorten
 
 
 @dataclass(frozen=True)
 class UnlabeledCase:
-    """One preprocessed image: its data is ``<folder>/<identifier>.b2nd``, its properties ``<identifier>.pkl``."""
+    """A preprocessed image without a label.
+
+    Attributes:
+        identifier: Name of the case.
+        folder: Folder of its files: ``<identifier>.b2nd`` holds the image, ``<identifier>.pkl`` its properties.
+
+    Examples:
+        >>> case = UnlabeledCase("image_0", "Dataset004_Hippocampus/nnUNetPlans_3d_fullres_unlabeled")
+        >>> case.identifier
+        'image_0'
+    """
 
     identifier: str
     folder: str
@@ -37,36 +42,30 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     """Find the unlabeled images that a training may use.
 
     Args:
-        dataset: the dataset with the plans of the training.
-        configuration: name of the configuration.
-        entry: the fold: its cases under ``train``, ``val`` and, optionally, ``unlabeled``.
+        dataset: Dataset with the plans of the training.
+        configuration: Name of the configuration.
+        entry: Cases of the fold under ``train``, ``val`` and, optionally, ``unlabeled``.
 
     Returns:
-        The cases of both sources, sorted by identifier; never empty.
+        Cases of both sources, sorted by identifier; at least one.
 
     Raises:
-        ValueError: there are none; one is also a training or validation case; one has no data or damaged data; or the
-            images were preprocessed with other plans. The message says what to do.
+        ValueError: There are none, or one is also a training or validation case, is missing or damaged, or was
+            preprocessed with other plans. The message says what to do.
+
+    Examples:
+        >>> dataset = Dataset.find(4)  # doctest: +SKIP
+        >>> cases = find_unlabeled_cases(dataset, "3d_fullres", dataset.splits()[0])  # doctest: +SKIP
     """
-    labeled_folder = str(dataset.labeled_folder(configuration))
+    # The folder tells later whether a case has a label, so its name must not depend on how the variable is written.
+    labeled_folder = os.path.normpath(dataset.labeled_folder(configuration))
     folder = str(dataset.unlabeled_folder(configuration))
     command = f"nnUNetv2_micd preprocess -d {dataset.number} -c {configuration} -p {dataset.plans.plans_name}"
     labeled, hidden = {*entry["train"], *entry["val"]}, entry.get("unlabeled", [])
     preprocessed = list_preprocessed(folder)
-    fingerprint = preprocessing_fingerprint(dataset.plans, dataset.configuration(configuration), dataset.dataset_json)
-    if preprocessed and read_fingerprint(folder) != fingerprint:
-        raise ValueError(
-            f"The unlabeled images in {folder} were preprocessed with other plans than those of this training; "
-            f"preprocess them again: {command} --overwrite"
-        )
-    _check_preprocessed(preprocessed, folder, labeled)
-    damaged = find_damaged(folder, preprocessed, dataset.dataset_json)
-    if damaged:
-        raise ValueError(
-            f"Preprocessed unlabeled images in {folder} are damaged ({shorten(damaged)}); delete their .b2nd and .pkl "
-            f"files, or preprocess them again: {command}"
-        )
-    _check_split(hidden, labeled_folder, dataset, {*labeled, *preprocessed})
+    _check_not_labeled(preprocessed, folder, labeled)
+    _check_preprocessed(preprocessed, folder, dataset, configuration, command)
+    _check_hidden(hidden, labeled_folder, dataset, {*labeled, *preprocessed})
     missing = sorted(set(_raw_cases(dataset)) - set(preprocessed))
     cases = [UnlabeledCase(name, folder) for name in preprocessed]
     cases += [UnlabeledCase(name, labeled_folder) for name in dict.fromkeys(hidden)]
@@ -86,8 +85,25 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     return sorted(cases, key=lambda case: case.identifier)
 
 
-def _check_preprocessed(preprocessed: Sequence[str], folder: str, others: set[str]) -> None:
-    both = sorted(others.intersection(preprocessed))
+def _check_preprocessed(
+    preprocessed: Sequence[str], folder: str, dataset: Dataset, configuration: str, command: str
+) -> None:
+    """Check that the preprocessed images fit the plans and are intact."""
+    if preprocessed and read_fingerprint(folder) != dataset.fingerprint(configuration):
+        raise ValueError(
+            f"The unlabeled images in {folder} were preprocessed with other plans than those of this training; "
+            f"preprocess them again: {command} --overwrite"
+        )
+    damaged = find_damaged(folder, preprocessed, dataset.dataset_json)
+    if damaged:
+        raise ValueError(
+            f"Preprocessed unlabeled images in {folder} are damaged ({shorten(damaged)}); delete their .b2nd and .pkl "
+            f"files, or preprocess them again: {command}"
+        )
+
+
+def _check_not_labeled(preprocessed: Sequence[str], folder: str, labeled: set[str]) -> None:
+    both = sorted(labeled.intersection(preprocessed))
     if both:
         raise ValueError(
             f"Unlabeled images are also labeled cases of this fold ({shorten(both)}); if they have a label now, delete "
@@ -95,24 +111,25 @@ def _check_preprocessed(preprocessed: Sequence[str], folder: str, others: set[st
         )
 
 
-def _check_split(hidden: Sequence[str], labeled_folder: str, dataset: Dataset, others: set[str]) -> None:
+def _check_hidden(hidden: Sequence[str], labeled_folder: str, dataset: Dataset, others: set[str]) -> None:
+    """Check the labeled cases that are used without their labels."""
     both = sorted(others.intersection(hidden))
     if both:
         raise ValueError(
-            f'Cases under "unlabeled" in splits_final.json are also training, validation or {IMAGES_FOLDER} cases '
+            f'Cases under "unlabeled" in {SPLITS_FILE} are also training, validation or {IMAGES_FOLDER} cases '
             f"({shorten(both)}); a case can be only one of these"
         )
     absent = find_damaged(labeled_folder, hidden, dataset.dataset_json)
     if absent:
         raise ValueError(
-            f'Cases under "unlabeled" in splits_final.json have no data in {labeled_folder} or damaged data '
+            f'Cases under "unlabeled" in {SPLITS_FILE} have no data in {labeled_folder} or damaged data '
             f"({shorten(absent)}); correct the split or run: nnUNetv2_preprocess -d {dataset.number}"
         )
 
 
 def _raw_cases(dataset: Dataset) -> list[str]:
-    """Return the raw unlabeled images; none if the raw data is not on the machine that trains."""
+    """Return the raw unlabeled images; none if the raw data is not on the machine of the training."""
     if not nnUNet_raw.get():
         return []
-    folder = Path(str(nnUNet_raw), dataset.name, IMAGES_FOLDER)
-    return list(group_images(str(folder), dataset.dataset_json["file_ending"])) if folder.is_dir() else []
+    folder = os.path.join(str(nnUNet_raw), dataset.name, IMAGES_FOLDER)
+    return list(group_images(folder, dataset.file_ending)) if os.path.isdir(folder) else []

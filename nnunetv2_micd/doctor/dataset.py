@@ -1,42 +1,51 @@
-"""Looks for what would keep a training on a certain dataset from running."""
+"""Checks that a training on a certain dataset can run."""
 
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnunetv2_micd.data.dataset import SPLITS_FILE, Dataset
-from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, unlabeled_folder
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
-from nnunetv2_micd.doctor.installation import Finding
-from nnunetv2_micd.training.memory import check_memory
+from nnunetv2_micd.doctor.finding import Finding
+from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import check_architecture
 from nnunetv2_micd.utils.files import shorten
 
 
-def check_dataset(dataset: str, configuration: str | None, plans_name: str) -> list[Finding]:
-    """Check a dataset: one configuration or, if None is given, all, of which one has to be fit for training."""
+def check_dataset(dataset_name: str, configuration: str | None, plans_name: str) -> list[Finding]:
+    """Check a dataset.
+
+    Args:
+        dataset_name: Name or number of the dataset.
+        configuration: The only configuration to check. By default all are checked, and one must be fit for training.
+        plans_name: Name of the plans.
+    """
     try:
-        data = Dataset.find(dataset, plans_name)
-        splits = data.splits()
+        dataset = Dataset.find(dataset_name, plans_name)
+        splits = dataset.splits()
     except (ValueError, OSError) as error:
-        return [Finding("problem", f"dataset {dataset}", str(error))]
-    name = data.name
-    names = data.plans.available_configurations
-    if configuration is not None and configuration not in names:
-        text = f"{plans_name} has no configuration {configuration}, only {', '.join(names)}"
-        return [Finding("problem", name, text)]
-    findings = [Finding("ok", name, f"planned: {plans_name} with {', '.join(names)}")]
+        return [Finding("problem", f"dataset {dataset_name}", str(error))]
+    available = dataset.plans.available_configurations
+    if configuration is not None and configuration not in available:
+        text = f"{plans_name} has no configuration {configuration}, only {', '.join(available)}"
+        return [Finding("problem", dataset.name, text)]
+    findings = [Finding("ok", dataset.name, f"planned: {plans_name} with {', '.join(available)}")]
     if splits is None:
         findings.append(Finding("ok", "splits", "none yet: the first training makes nnU-Net's five folds"))
-    chosen = names if configuration is None else [configuration]
-    checked = _any_will_do([_check_configuration(data, each) for each in chosen])
-    return findings + [finding for each in checked for finding in each]
+    configurations = available if configuration is None else [configuration]
+    checks = _excuse([_check_configuration(dataset, name, splits) for name in configurations])
+    return findings + [finding for check in checks for finding in check]
 
 
-def _any_will_do(alternatives: list[list[Finding]]) -> list[list[Finding]]:
-    """Return the findings of alternatives: where one of them has no problem, those of the others prevent nothing."""
+def _excuse(alternatives: list[list[Finding]]) -> list[list[Finding]]:
+    """Turn problems into warnings if one of the alternatives has none, since a training can use that one."""
     if all(any(finding.level == "problem" for finding in findings) for findings in alternatives):
         return alternatives
     return [
@@ -45,41 +54,63 @@ def _any_will_do(alternatives: list[list[Finding]]) -> list[list[Finding]]:
     ]
 
 
-def _check_configuration(data: Dataset, name: str) -> list[Finding]:
-    configuration = data.plans.get_configuration(name)
-    folder = str(data.labeled_folder(name))
-    labeled = list_preprocessed(folder)
-    remedy = f"nnUNetv2_preprocess -d {data.number} -c {name} -plans_name {data.plans.plans_name}"
+def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None) -> list[Finding]:
+    labeled = list_preprocessed(dataset.labeled_folder(name))
+    remedy = f"nnUNetv2_preprocess -d {dataset.number} -c {name} -plans_name {dataset.plans.plans_name}"
     if not labeled:
         return [Finding("problem", name, "not preprocessed", remedy)]
     try:
-        check_architecture(configuration.network_arch_class_name)
-        memory = check_memory(data.plans, name, data.dataset_json)
+        check_architecture(dataset.configuration(name).network_arch_class_name)
+        memory = check_memory(dataset, name)
     except ValueError as error:
         return [Finding("problem", name, str(error))]
-    except Exception as error:  # what is wrong with the plans shows in any way
-        text = (
-            f"the plans {data.plans.plans_name} describe no network that can be built: {' '.join(repr(error).split())}"
-        )
+    except Exception as error:  # errors in the plans show as any type when the network is built
+        cause = " ".join(repr(error).split())
+        text = f"the plans {dataset.plans.plans_name} describe no network that can be built: {cause}"
         return [Finding("problem", name, text, "correct them, or plan the dataset again")]
-    planned = data.dataset_json.get("numTraining", len(labeled))
+    planned = dataset.dataset_json.get("numTraining", len(labeled))
     findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed")]
     if len(labeled) != planned:
         text = f"{len(labeled)} labeled cases preprocessed, but {planned} in dataset.json (numTraining)"
         findings = [Finding("warning", name, text, remedy)]
-    unlabeled = len(list_preprocessed(unlabeled_folder(folder)))
-    findings.append(Finding("ok", name, f"{_count_raw(data)} images in {IMAGES_FOLDER}, {unlabeled} preprocessed"))
+    unlabeled = len(list_preprocessed(dataset.unlabeled_folder(name)))
+    findings.append(Finding("ok", name, f"{_count_raw(dataset)} images in {IMAGES_FOLDER}, {unlabeled} preprocessed"))
     findings.append(memory)
-    return findings + _check_labeled_files(data, name, folder, labeled, remedy) + _check_folds(data, name, labeled)
+    findings += _check_labeled_files(dataset, name, labeled, remedy)
+    return findings + _check_folds(dataset, name, labeled, splits)
 
 
-def _check_labeled_files(data: Dataset, name: str, folder: str, labeled: Sequence[str], remedy: str) -> list[Finding]:
+def check_memory(dataset: Dataset, name: str) -> Finding:
+    """Estimate the GPU memory of a training with the configuration ``name``; warn if no GPU has that much."""
+    configuration = dataset.configuration(name)
+    channels = determine_num_input_channels(dataset.plans, configuration, dataset.dataset_json)
+    labels = dataset.plans.get_label_manager(dataset.dataset_json)
+    estimate = estimate_memory(configuration, channels, labels.num_segmentation_heads, labels.has_ignore_label)
+    text = (
+        f"about {_gib(estimate.micd)} of GPU memory for a training of MICD "
+        f"(nnU-Net's own: about {_gib(estimate.nnunet)}, by its planner's measure)"
+    )
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    memory = max((torch.cuda.get_device_properties(index).total_memory for index in gpus), default=None)
+    if memory is None or memory >= estimate.micd:
+        return Finding("ok", name, text)
+    remedy = "if it does not fit, copy the plans under another name with a smaller batch_size, and train with these: -p"
+    return Finding("warning", name, f"{text}, more than the {_gib(memory)} of the GPU", remedy)
+
+
+def _gib(size: float) -> str:
+    size /= 2**30
+    return f"{size:.1f} GiB" if size < 10 else f"{size:.0f} GiB"
+
+
+def _check_labeled_files(dataset: Dataset, name: str, labeled: Sequence[str], remedy: str) -> list[Finding]:
+    folder = dataset.labeled_folder(name)
     findings = []
     foreign = sorted(file.name for file in os.scandir(folder) if file.is_file() and not _is_of_nnunet(file.name))
     if foreign:
         text = f"files in {folder} keep nnU-Net from reading it ({shorten(foreign)})"
         findings.append(Finding("problem", name, text, "delete these files"))
-    damaged = find_damaged(folder, labeled, data.dataset_json)
+    damaged = find_damaged(folder, labeled, dataset.dataset_json)
     if damaged:
         text = f"labeled cases in {folder} are damaged ({shorten(damaged)})"
         findings.append(Finding("problem", name, text, remedy))
@@ -90,35 +121,32 @@ def _is_of_nnunet(file_name: str) -> bool:
     return file_name.endswith((".b2nd", ".pkl")) and not file_name.startswith(".")
 
 
-def _count_raw(data: Dataset) -> str:
-    """The raw data need not be on the machine that trains."""
+def _count_raw(dataset: Dataset) -> str:
+    """Return the number of raw unlabeled images; the raw data need not be on the machine of the training."""
     try:
-        folder = os.path.join(data.raw, IMAGES_FOLDER)
+        folder = dataset.raw / IMAGES_FOLDER
     except (ValueError, OSError):
         return "unknown number of"
-    return str(len(group_images(folder, data.dataset_json["file_ending"])) if os.path.isdir(folder) else 0)
+    return str(len(group_images(folder, dataset.file_ending)) if folder.is_dir() else 0)
 
 
-def _check_folds(data: Dataset, name: str, labeled: Sequence[str]) -> list[Finding]:
-    """Check every fold, or that of all cases where there are none yet; say once what is the same in several."""
-    splits: dict[int | str, dict[str, list[str]]] = {"all": {"train": list(labeled), "val": []}}
-    found = data.splits()
-    if found is not None:
-        splits = dict(enumerate(found))
-    checked = _any_will_do([_check_fold(data, name, labeled, fold, entry) for fold, entry in splits.items()])
-    folds: dict[Finding, list[int | str]] = {}
-    for fold, findings in zip(splits, checked, strict=True):
+def _check_folds(dataset: Dataset, name: str, labeled: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
+    """Check every fold, or the fold ``all`` if there are no others yet; report once what several folds share."""
+    folds: dict[int | str, Entry] = {"all": {"train": list(labeled), "val": []}}
+    if splits is not None:
+        folds = dict(enumerate(splits))
+    checks = _excuse([_check_fold(dataset, name, labeled, fold, entry) for fold, entry in folds.items()])
+    folds_of: dict[Finding, list[int | str]] = {}
+    for fold, findings in zip(folds, checks, strict=True):
         for finding in findings:
-            folds.setdefault(finding, []).append(fold)
+            folds_of.setdefault(finding, []).append(fold)
     return [
         replace(finding, text=f"fold{'s' if len(same) > 1 else ''} {', '.join(map(str, same))}: {finding.text}")
-        for finding, same in folds.items()
+        for finding, same in folds_of.items()
     ]
 
 
-def _check_fold(
-    data: Dataset, name: str, labeled: Sequence[str], fold: int | str, entry: dict[str, list[str]]
-) -> list[Finding]:
+def _check_fold(dataset: Dataset, name: str, labeled: Sequence[str], fold: int | str, entry: Entry) -> list[Finding]:
     train, val = entry["train"], entry["val"]
     absent = sorted({*train, *val}.difference(labeled))
     if absent:
@@ -132,13 +160,13 @@ def _check_fold(
     both = sorted(set(train).intersection(val))
     if both:
         text = f"training cases are validation cases, too ({shorten(both)})"
-        findings.append(Finding("warning", name, text, f"correct {SPLITS_FILE}, unless it is meant so"))
+        findings.append(Finding("warning", name, text, f"correct {SPLITS_FILE}, unless this is intended"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            unlabeled = find_unlabeled_cases(data, name, entry)
+            unlabeled = find_unlabeled_cases(dataset, name, entry)
         except ValueError as error:
             return [*findings, Finding("problem", name, str(error))]
-    text = f"{len(train)} labeled, {len(unlabeled)} unlabeled, {len(val)} validation"
-    findings.append(Finding("ok", name, text))
-    return findings + [Finding("warning", name, str(each.message)) for each in caught if each.category is UserWarning]
+    findings.append(Finding("ok", name, f"{len(train)} labeled, {len(unlabeled)} unlabeled, {len(val)} validation"))
+    messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    return findings + [Finding("warning", name, message) for message in messages]

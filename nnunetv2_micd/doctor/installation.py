@@ -1,100 +1,48 @@
-"""Looks for what would keep a training from running, and says what to do about it."""
+"""Checks the versions, nnU-Net's folders, the trainers and the GPUs of this machine."""
 
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
-from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
-from typing import Literal
 
 import nnunetv2_micd
+from nnunetv2_micd.doctor.finding import Finding, Level
 
-NNUNET = "nnunetv2>=2.8.1,<2.9"  # as in pyproject.toml
-EXCLUDED_TORCH = (2, 9)  # by nnU-Net
+NNUNET = "nnunetv2>=2.8.1,<2.9"
+"""Supported versions, as in ``pyproject.toml``."""
+
+EXCLUDED_TORCH = (2, 9)
+"""Version that nnU-Net excludes."""
+
 DISK_SPACE = 4e9
-"""Bytes that a training writes: up to three checkpoints, and one more beside while it is written. With the default 3D
-network of nnU-Net, one of MICD takes 0.7e9, for two networks with a teacher and a momentum each."""
-
-Level = Literal["ok", "warning", "problem"]
+"""Bytes that a training writes: up to three checkpoints, and a temporary copy of one while it is written. For MICD with
+nnU-Net's default 3D network a checkpoint takes 0.7e9 bytes: two networks, each with a teacher and a momentum."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of a check.
-
-    Attributes:
-        level: ``problem`` if it prevents training.
-        subject: what was checked, in a word or two.
-        text: what was found.
-        remedy: what to do, where the text does not say it.
-    """
-
-    level: Level
-    subject: str
-    text: str
-    remedy: str = ""
+def check_versions() -> list[Finding]:
+    """Check the versions of Python, PyTorch, nnU-Net and this package."""
+    return [
+        Finding("ok", "Python", f"{platform.python_version()} on {platform.system()}"),
+        _check_torch(),
+        _check_nnunet(),
+        Finding("ok", "nnunetv2_micd", nnunetv2_micd.__version__),
+    ]
 
 
-def diagnose(
-    dataset: str | None = None, configuration: str | None = None, plans_name: str = "nnUNetPlans"
-) -> list[Finding]:
-    """Check the installation and, if one is given, a dataset; nothing is changed.
-
-    Args:
-        dataset: name or number of the dataset.
-        configuration: check this one of the dataset only.
-        plans_name: name of the plans.
-
-    Raises:
-        ValueError: a configuration without a dataset.
-    """
-    if configuration is not None and dataset is None:
-        raise ValueError(f"The configuration {configuration} can only be checked together with a dataset; add -d")
-    findings = [_check_python(), _check_torch(), _check_nnunet()]
-    findings.append(Finding("ok", "nnunetv2_micd", nnunetv2_micd.__version__))
-    findings += [
+def check_folders() -> list[Finding]:
+    """Check the folders that nnU-Net's environment variables name."""
+    return [
         _check_folder("nnUNet_raw", "warning", "ok"),  # only planning and preprocessing read it
         _check_folder("nnUNet_preprocessed", "problem", "warning"),
         _check_folder("nnUNet_results", "problem", "problem"),
     ]
-    trainers = _check_trainers()
-    findings += trainers
-    if any(finding.subject == "import" for finding in trainers):
-        return findings
-    findings += _check_gpus()
-    if dataset is not None:
-        from nnunetv2_micd.doctor.dataset import check_dataset  # where nnU-Net is broken there still is a report
-
-        findings += check_dataset(dataset, configuration, plans_name)
-    return findings
-
-
-def format_findings(findings: Sequence[Finding]) -> str:
-    """Return the report: a line for each finding, its remedy below, and a sum at the end."""
-    width = max(len(finding.subject) for finding in findings)
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:9}{finding.subject:{width}}  {finding.text}")
-        if finding.remedy:
-            lines.append(f"{'':{9 + width}}  -> {finding.remedy}")
-    problems, warnings = (sum(finding.level == level for finding in findings) for level in ("problem", "warning"))
-    return "\n".join([*lines, "", f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}"])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
-def _check_python() -> Finding:
-    return Finding("ok", "Python", f"{platform.python_version()} on {platform.system()}")
 
 
 def _check_torch() -> Finding:
-    version = _version("torch")
+    version = installed_version("torch")
     if version is None:
         return Finding("problem", "PyTorch", "not installed", "see https://pytorch.org")
     if _numbers(version)[:2] == EXCLUDED_TORCH:
@@ -103,7 +51,7 @@ def _check_torch() -> Finding:
 
 
 def _check_nnunet() -> Finding:
-    version = _version("nnunetv2")
+    version = installed_version("nnunetv2")
     oldest, first_unsupported = map(_numbers, NNUNET.removeprefix("nnunetv2").split(","))
     remedy = f'pip install "{NNUNET}"'
     if version is None:
@@ -113,7 +61,8 @@ def _check_nnunet() -> Finding:
     return Finding("ok", "nnU-Net", version)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package without importing it, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -142,13 +91,16 @@ def _check_folder(variable: str, if_missing: Level, if_read_only: Level) -> Find
     return Finding("ok", variable, text)
 
 
-def _check_trainers() -> list[Finding]:
-    """Look where nnU-Net's own commands will look; without a variable of the shell they find nothing of ours."""
+def check_trainers() -> list[Finding]:
+    """Check that nnU-Net's own commands find the trainers of this package.
+
+    These commands do not import this package first, so only the variable in the shell tells them where to look.
+    """
     try:
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
-    except Exception as error:  # a broken installation fails in any way
+    except Exception as error:  # a broken installation raises various types
         return [Finding("problem", "import", f"nnU-Net or a trainer cannot be imported: {error!r}")]
     variable = "nnUNet_extTrainer"
     folders = [folder for folder in nnunetv2_micd.EXT_TRAINER_BEFORE_IMPORT.split(os.pathsep) if folder.strip()]
@@ -160,18 +112,19 @@ def _check_trainers() -> list[Finding]:
     text = f"names folders that do not exist: {', '.join(gone)}" if gone else os.pathsep.join(folders)
     findings = [Finding("warning" if gone else "ok", variable, text, "correct the variable" if gone else "")]
     try:
-        with redirect_stdout(StringIO()):  # nnU-Net tells where it searches
-            found = recursive_find_trainer_class_by_name(nnUNetTrainerMICD.__name__)
-    except Exception as error:  # nnU-Net imports all files in these folders, also those of others
+        with redirect_stdout(StringIO()):  # nnU-Net prints where it searches
+            trainer = recursive_find_trainer_class_by_name(nnUNetTrainerMICD.__name__)
+    except Exception as error:  # nnU-Net imports all files in these folders, some of them not from this package
         return [*findings, Finding("problem", "trainers", f"nnU-Net fails to search for trainers: {error!r}")]
-    if found is not nnUNetTrainerMICD:
-        text = f"nnU-Net finds another nnUNetTrainerMICD first, in {found.__module__}"
+    if trainer is not nnUNetTrainerMICD:
+        text = f"nnU-Net finds another nnUNetTrainerMICD first, in {trainer.__module__}"
         return [*findings, Finding("problem", "trainers", text, "remove that copy")]
     return [*findings, Finding("ok", "trainers", "nnU-Net finds nnUNetTrainerMICD")]
 
 
-def _check_gpus() -> list[Finding]:
-    import torch
+def check_gpus() -> list[Finding]:
+    """List the GPUs that PyTorch sees."""
+    import torch  # here so that there is a report when PyTorch is broken
 
     if not torch.cuda.is_available():
         remedy = (

@@ -1,6 +1,7 @@
 """Small helpers for files, environment variables and names in messages."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,35 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     temporary.write_text("case,dice")
     """
     target = Path(path)
+    # Two processes may write the same file at the same time.
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that gets this name at the end of the block.
+
+    If the block fails, nothing is left. There must be no folder ``path`` yet.
+
+    Examples:
+        >>> with atomic_folder("Dataset902_Few") as incomplete:  # doctest: +SKIP
+        ...     (incomplete / "dataset.json").write_text("{}")
+    """
+    target = Path(path)
+    # nnU-Net takes a folder for a dataset only if its name begins with "Dataset".
+    incomplete = target.with_name(f"incomplete_{target.name}")
+    shutil.rmtree(incomplete, ignore_errors=True)  # a killed process may have left one
+    try:
+        incomplete.mkdir(parents=True)
+        yield incomplete
+        incomplete.replace(target)
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
 
 
 @contextmanager
@@ -42,5 +66,5 @@ def environment(**variables: str) -> Iterator[None]:
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names for a message and the number of the others; unprintable characters are escaped."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:limit]]
-    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    printable = [name if name.isprintable() else ascii(name) for name in names[:limit]]
+    return ", ".join(printable) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,23 +1,41 @@
+import inspect
 import subprocess
 import sys
+import warnings
+from types import ModuleType
 
 import pytest
+from helpers import TinyDataset
 
-from nnunetv2_micd import TRAINER_FOLDER
-from nnunetv2_micd.cli.main import main
+from nnunetv2_micd import TRAINER_FOLDER, __version__
+from nnunetv2_micd.cli import list_trainers
+from nnunetv2_micd.cli.main import COMMANDS, main
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
+Capture = pytest.CaptureFixture[str]
 
-def test_path_prints_the_folder_only_and_imports_little():
-    code = (
-        "import sys; from nnunetv2_micd.cli.main import main; main(['path']); "
-        "sys.exit(str({'torch', 'nnunetv2', 'numpy'} & set(sys.modules) or ''))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+def test_path_prints_the_folder_only() -> None:
+    result = subprocess.run([sys.executable, "-m", "nnunetv2_micd", "path"], capture_output=True, text=True)
     assert (result.stdout, result.stderr.strip()) == (TRAINER_FOLDER + "\n", "")
 
 
-def test_list_says_what_each_trainer_is(capsys):
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"nnunetv2_micd {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_every_command_has_help(command: ModuleType, capsys: Capture) -> None:
+    name = command.__name__.rpartition(".")[2].removesuffix("_trainers")
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: nnUNetv2_micd {name} " in capsys.readouterr().out
+
+
+def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
     main(["list"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == exported.__all__
@@ -26,7 +44,15 @@ def test_list_says_what_each_trainer_is(capsys):
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
 
 
-def test_split_prints_the_folds_and_the_commands(dataset, capsys):
+def test_list_reads_from_the_sources_what_python_knows_of_the_classes() -> None:
+    summaries = {}
+    for name in exported.__all__:
+        summary = (inspect.getdoc(getattr(exported, name)) or "").partition("\n\n")[0]
+        summaries[name] = " ".join(summary.split())
+    assert list_trainers.read_summaries() == summaries
+
+
+def test_split_prints_the_folds_and_the_commands(dataset: TinyDataset, capsys: Capture) -> None:
     main(["split", "-d", "901", "-n", "40%", "--seeds", "0", "7", "--val", "0.34"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:3]] == [
@@ -37,7 +63,7 @@ def test_split_prints_the_folds_and_the_commands(dataset, capsys):
     assert lines[-1] == "nnUNetv2_train 901 3d_fullres 3 -tr nnUNetTrainerMICD"
 
 
-def test_preprocess_lists_failures_and_exits_with_1(dataset, capsys):
+def test_preprocess_lists_failures_and_exits_with_1(dataset: TinyDataset, capsys: Capture) -> None:
     (dataset.images / "bad_0000.nii.gz").write_text("no image")
     with pytest.raises(SystemExit) as stop:
         main(["preprocess", "-d", dataset.name, "-c", "2d", "3d_fullres", "-np", "1"])
@@ -47,13 +73,27 @@ def test_preprocess_lists_failures_and_exits_with_1(dataset, capsys):
     assert "3d_fullres, bad: RuntimeError" in printed.err
 
 
-def test_preprocess_passes_its_options_on(monkeypatch):
+def test_preprocess_passes_its_options_on(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(
-        "nnunetv2_micd.data.preprocessing.preprocess_unlabeled", lambda *given: calls.append(given) or []
+
+    def record(planned: object, **options: object) -> list[object]:
+        calls.append((planned.name, planned.plans.plans_name, options))
+        return []
+
+    dataset.plans_file.with_name("Other.json").write_text(
+        dataset.plans_file.read_text().replace("nnUNetPlans", "Other")
     )
-    main(["preprocess", "-d", "4", "-c", "2d", "3d_fullres", "-p", "Other", "-i", "a", "b", "-np", "3", "--overwrite"])
-    assert calls == [("4", ["2d", "3d_fullres"], "Other", ["a", "b"], 3, True)]
+    monkeypatch.setattr("nnunetv2_micd.data.preprocessing.preprocess_unlabeled", record)
+    main(
+        ["preprocess", "-d", "901", "-c", "2d", "3d_fullres", "-p", "Other", "-i", "a", "b", "-np", "3", "--overwrite"]
+    )
+    options = {
+        "configurations": ["2d", "3d_fullres"],
+        "folders": ["a", "b"],
+        "num_processes": 3,
+        "overwrite": True,
+    }
+    assert calls == [(dataset.name, "Other", options)]
 
 
 @pytest.mark.parametrize(
@@ -66,17 +106,30 @@ def test_preprocess_passes_its_options_on(monkeypatch):
         ("export -d 901 -c 2d -f 0 -o new", "error: There is no such training in "),
     ],
 )
-def test_user_errors_are_one_line(dataset, arguments, message):
+def test_user_errors_are_one_line(dataset: TinyDataset, arguments: str, message: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     assert str(stop.value.code).startswith(message)
     assert "\n" not in str(stop.value.code)
 
 
-def test_an_error_is_no_traceback(dataset):
+def test_an_error_is_no_traceback(dataset: TinyDataset) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "nnunetv2_micd", "split", "-d", "902", "-n", "2"], capture_output=True, text=True
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+def test_warnings_of_torch_about_its_future_are_not_shown(capsys: Capture) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        main(["list"])
+        for module in ("torch.cuda", "torch", "torchmetrics"):
+            warnings.warn_explicit("old", FutureWarning, f"{module}.py", 1, module=module)
+        warnings.warn_explicit("wrong", UserWarning, "torch.py", 1, module="torch")
+    assert [(warning.filename, warning.category) for warning in shown] == [
+        ("torchmetrics.py", FutureWarning),
+        ("torch.py", UserWarning),
+    ]

@@ -28,6 +28,7 @@ from helpers import (
 import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
@@ -76,7 +77,7 @@ def used(dataset: TinyDataset, configuration: str = "3d_fullres", fold: int | st
     """Return the unlabeled images that a training finds when it starts."""
     trainer = make_trainer(nnUNetTrainerMICD, dataset, configuration, fold)
     trainer.get_tr_and_val_datasets()
-    return set(trainer._images.identifiers)
+    return set(trainer.unlabeled_images.identifiers)
 
 
 def train(dataset: TinyDataset, configuration: str = "3d_fullres", fold: int | str = 0) -> set[str]:
@@ -189,7 +190,7 @@ USELESS_FILES: dict[str, tuple[FileDamage, str]] = {
 def test_odd_but_valid_images_are_trained_on(configuration: str, fresh: TinyDataset) -> None:
     for name, make in SOUND_FILES.items():
         make(fresh.images / f"{name}_0000.nii.gz")
-    assert preprocess_unlabeled(fresh.id, [configuration], num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(fresh.id), [configuration], num_processes=1) == []
     assert train(fresh, configuration) == {*fresh.unlabeled, *SOUND_FILES}
 
 
@@ -207,7 +208,7 @@ def test_useless_images_are_named_and_the_others_used(name: str, fresh: TinyData
 
 def test_a_two_dimensional_image_is_used_in_2d(fresh: TinyDataset) -> None:
     USELESS_FILES["2D"][0](fresh.images / "new_0000.nii.gz")
-    assert preprocess_unlabeled(fresh.id, ["2d"], num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(fresh.id), ["2d"], num_processes=1) == []
     assert train(fresh, "2d") == {*fresh.unlabeled, "new"}
 
 
@@ -441,7 +442,9 @@ def test_channels_that_do_not_fit_together(two_channels: TinyDataset) -> None:
     write_image(two_channels.images / "2D and 3D_0000.nii.gz", VOLUME)
     write_sitk(VOLUME[0])(two_channels.images / "2D and 3D_0001.nii.gz")
 
-    failures = {one.case: one.reason for one in preprocess_unlabeled(two_channels.id, num_processes=1)}
+    failures = {
+        failure.case: failure.reason for failure in preprocess_unlabeled(Dataset.find(two_channels.id), num_processes=1)
+    }
     assert failures.pop("2D and 3D")
     assert failures == expected
     sound = {"origin", "direction", "one is zero", "types", "in one file"}
@@ -601,7 +604,7 @@ def test_incomplete_files_of_nnunet_are_named(
     damage(content)
     (dataset.preprocessed / file).write_text(json.dumps(content))
     error, _ = preprocess(run)
-    message = f"error: nnUNetPlans.json or dataset.json in {dataset.preprocessed} is not such as nnU-Net writes it ("
+    message = f"error: nnUNetPlans.json or dataset.json in {dataset.preprocessed} is not as nnU-Net writes it ("
     assert error.startswith(message)
     stop, printed = run("doctor", "-d", "901")
     assert (stop, error.removeprefix("error: ") in printed) == ("1", True)

@@ -9,6 +9,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.budgets import add_budget_splits
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.derive import derive_dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 
@@ -18,8 +19,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_refers_to_the_same_cases_as_the_fold_with_these_numbers(dataset: TinyDataset) -> None:
-    name, entry = derive_dataset(dataset.id, 902, "2", seed=3)
-    assert entry == add_budget_splits(dataset.id, "2", seeds=[3])[0][2]
+    name, entry = derive_dataset(dataset.name, 902, "2", seed=3)
+    assert entry == add_budget_splits(dataset.name, "2", seeds=[3])[0][2]
     assert name == "Dataset902_Tiny_2labels_seed3"
     folder = dataset.root / "raw" / name
     assert names(folder / "imagesTr") == names(folder / "labelsTr") == set(entry["train"])
@@ -44,7 +45,7 @@ def test_of_a_dataset_with_paths_in_its_description(dataset: TinyDataset) -> Non
         for case in dataset.labeled:
             os.rename(dataset.raw / f"{kind}Tr" / f"{case}{suffix}.nii.gz", dataset.raw / kind / f"{case}.nii.gz")
     (dataset.raw / "dataset.json").write_text(json.dumps(description))
-    name, entry = derive_dataset(dataset.id, 902, "50%")
+    name, entry = derive_dataset(dataset.name, 902, "50%")
     folder = dataset.root / "raw" / name
     assert names(folder / "imagesTr") == set(entry["train"])
     assert all(path.is_file() for path in folder.glob("*/*"))
@@ -55,7 +56,7 @@ def test_files_beside_the_images_come_along(dataset: TinyDataset) -> None:
     for folder, cases in (("imagesTr", dataset.labeled), ("labelsTr", dataset.labeled), ("imagesUn", ["image_0"])):
         for case in cases:
             (dataset.raw / folder / f"{case}.json").write_text('{"spacing": [1, 1, 1]}')  # as beside TIFF images
-    name, entry = derive_dataset(dataset.id, 902, "2")
+    name, entry = derive_dataset(dataset.name, 902, "2")
     folder = dataset.root / "raw" / name
     assert {path.stem for path in folder.glob("imagesTr/*.json")} == set(entry["train"])
     assert {path.stem for path in folder.glob("labelsTs/*.json")} == set(entry["val"])
@@ -65,15 +66,15 @@ def test_files_beside_the_images_come_along(dataset: TinyDataset) -> None:
 @pytest.mark.parametrize("number", [0, 1000, -1])
 def test_numbers_that_no_dataset_has(number: int, dataset: TinyDataset) -> None:
     with pytest.raises(ValueError, match=f"from 1 to 999, not {number}"):
-        derive_dataset(dataset.id, number, "2")
+        derive_dataset(dataset.name, number, "2")
 
 
 def test_taken_number_and_missing_raw_data(dataset: TinyDataset) -> None:
     with pytest.raises(ValueError, match="901 belongs to Dataset901_Tiny already"):
-        derive_dataset(dataset.id, 901, "2")
+        derive_dataset(dataset.name, 901, "2")
     shutil.rmtree(dataset.raw)
     with pytest.raises(FileNotFoundError, match="There is no raw dataset"):
-        derive_dataset(dataset.id, 902, "2")
+        derive_dataset(dataset.name, 902, "2")
 
 
 def test_where_links_cannot_be_made(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_where_links_cannot_be_made(dataset: TinyDataset, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     with pytest.raises(OSError, match=r"Cannot make .*Dataset902.* privilege"):
-        derive_dataset(dataset.id, 902, "2")
+        derive_dataset(dataset.name, 902, "2")
     assert [path.name for path in (dataset.root / "raw").iterdir()] == [dataset.name]
 
 
@@ -97,7 +98,7 @@ def test_command_makes_one_for_each_seed(dataset: TinyDataset, capsys: pytest.Ca
 
 
 def test_its_unlabeled_images_can_be_preprocessed(dataset: TinyDataset) -> None:
-    name, entry = derive_dataset(dataset.id, 902, "2")
+    name, entry = derive_dataset(dataset.name, 902, "2")
     folder = dataset.root / "preprocessed" / name
     shutil.copytree(dataset.preprocessed, folder, ignore=shutil.ignore_patterns("*_unlabeled"))
     for case in entry["unlabeled"]:  # as if only the others had been preprocessed
@@ -105,6 +106,6 @@ def test_its_unlabeled_images_can_be_preprocessed(dataset: TinyDataset) -> None:
             path.unlink()
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans | {"dataset_name": name}))
-    assert preprocess_unlabeled(902, ["3d_fullres"], num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(902), ["3d_fullres"], num_processes=1) == []
     made = {path.stem for path in (folder / "nnUNetPlans_3d_fullres_unlabeled").glob("*.b2nd")}
     assert made == {*entry["unlabeled"], *dataset.unlabeled}

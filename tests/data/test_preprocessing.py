@@ -13,6 +13,7 @@ import pytest
 from helpers import make_volume, write_image
 
 from nnunetv2_micd.data import preprocessing
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import Failure, preprocess_unlabeled
 
 
@@ -25,7 +26,7 @@ def snapshot(folder):
 
 
 def run(dataset, **options):
-    return preprocess_unlabeled(dataset.id, ["3d_fullres"], num_processes=1, **options)
+    return preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=1, **options)
 
 
 def add_image(dataset, case, seed=0):
@@ -38,7 +39,7 @@ def test_preprocesses_as_nnunet_does_the_labeled_cases(dataset, configuration):
         shutil.copy(dataset.raw / "imagesTr" / f"{case}_0000.nii.gz", dataset.images / f"copy_of_{case}_0000.nii.gz")
     labeled, unlabeled = dataset.labeled_folder(configuration), dataset.unlabeled_folder(configuration)
     before = snapshot(labeled)
-    assert preprocess_unlabeled(dataset.name, [configuration], num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(dataset.name), [configuration], num_processes=1) == []
     for case in dataset.labeled:
         np.testing.assert_array_equal(load(unlabeled, f"copy_of_{case}"), load(labeled, case))
     properties = pickle.loads((unlabeled / "copy_of_case_0.pkl").read_bytes())
@@ -47,6 +48,25 @@ def test_preprocesses_as_nnunet_does_the_labeled_cases(dataset, configuration):
     copies = [f"copy_of_{case}" for case in dataset.labeled]
     names = {f"{case}{ending}" for case in (*dataset.unlabeled, *copies) for ending in (".b2nd", ".pkl")}
     assert snapshot(unlabeled).keys() == names | {"unlabeled.json"}
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_files_are_those_that_nnunet_writes_without_a_segmentation(dataset, tmp_path, configuration):
+    planned = Dataset.find(dataset.id)
+    manager = planned.configuration(configuration)
+    preprocessor = manager.preprocessor_class(verbose=False)
+    for case in dataset.unlabeled:
+        files = [str(dataset.images / f"{case}_0000.nii.gz")]
+        preprocessor.run_case_save(str(tmp_path / case), files, None, planned.plans, manager, planned.dataset_json)
+        folder = dataset.unlabeled_folder(configuration)
+        assert (folder / f"{case}.pkl").read_bytes() == (tmp_path / f"{case}.pkl").read_bytes()
+        # the files themselves may differ: the threads that compress a chunk write its blocks in any order
+        ours, nnunets = (blosc2.open(str(path / f"{case}.b2nd"), mode="r") for path in (folder, tmp_path))
+        assert ours[...].tobytes() == nnunets[...].tobytes()
+        for name in ("shape", "dtype", "chunks", "blocks"):
+            assert getattr(ours, name) == getattr(nnunets, name)
+        for name in ("codec", "clevel", "filters", "typesize"):
+            assert getattr(ours.cparams, name) == getattr(nnunets.cparams, name)
 
 
 def test_never_reads_a_label(dataset, monkeypatch):
@@ -86,7 +106,7 @@ def test_chooses_the_configurations_that_are_preprocessed(dataset):
     plans = json.loads(dataset.plans_file.read_text())
     plans["configurations"]["3d_bs4"] = {"inherits_from": "3d_fullres", "batch_size": 4}  # has the same data
     dataset.plans_file.write_text(json.dumps(plans))
-    assert preprocess_unlabeled(dataset.id, num_processes=1) == []
+    assert preprocess_unlabeled(Dataset.find(dataset.id), num_processes=1) == []
     assert len(list(dataset.unlabeled_folder().glob("*.b2nd"))) == 4
     assert not dataset.unlabeled_folder("2d").exists()
     plans["configurations"] = {"3d_lowres": {"inherits_from": "2d", "data_identifier": "nnUNetPlans_3d_lowres"}} | {
@@ -94,7 +114,7 @@ def test_chooses_the_configurations_that_are_preprocessed(dataset):
     }
     dataset.plans_file.write_text(json.dumps(plans))
     with pytest.raises(FileNotFoundError, match="nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans"):
-        preprocess_unlabeled(dataset.id, num_processes=1)
+        preprocess_unlabeled(Dataset.find(dataset.id), num_processes=1)
 
 
 def test_other_plans_are_refused_until_told_to_overwrite(dataset):
@@ -214,9 +234,9 @@ def kill_worker(_):
 
 def test_a_killed_worker_is_explained(dataset, monkeypatch):
     shutil.rmtree(dataset.unlabeled_folder())
-    monkeypatch.setattr(preprocessing, "_preprocess_case", kill_worker)
+    monkeypatch.setattr(preprocessing, "preprocess_case", kill_worker)
     with pytest.raises(ChildProcessError, match=r"most often because the memory was full.*\(-np\)"):
-        preprocess_unlabeled(dataset.id, ["3d_fullres"], num_processes=2)
+        preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=2)
     monkeypatch.undo()
     dataset.set_environment(monkeypatch)
     assert run(dataset) == []
@@ -242,22 +262,22 @@ def test_a_full_disk_stops_with_one_sentence(dataset, limit):
 
 
 def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
-    def fails(error, message, **options):
+    def fails(error, message, name=None, plans="nnUNetPlans", **options):
         with pytest.raises(error, match=message) as caught:
-            preprocess_unlabeled(**{"dataset": dataset.id, "num_processes": 1, **options})
+            preprocess_unlabeled(Dataset.find(name or dataset.id, plans), **{"num_processes": 1, **options})
         assert "\n" not in str(caught.value)
 
     fails(ValueError, "no configuration 4d; they have 2d, 3d_fullres", configurations=["2d", "4d"])
-    fails(FileNotFoundError, r"no plans Other\.json .*nnUNetv2_plan_and_preprocess -d 901", plans_name="Other")
-    fails(FileNotFoundError, "Dataset77_X is not planned .*nnUNetv2_plan_and_preprocess -d 77", dataset="Dataset77_X")
-    fails(ValueError, "with the number 902 .* found none", dataset="902")
-    fails(ValueError, "Hippocampus is neither the number", dataset="Hippocampus")
+    fails(FileNotFoundError, r"no plans Other\.json .*nnUNetv2_plan_and_preprocess -d 901", plans="Other")
+    fails(FileNotFoundError, "Dataset77_X is not planned .*nnUNetv2_plan_and_preprocess -d 77", name="Dataset77_X")
+    fails(ValueError, "with the number 902 .* found none", name="902")
+    fails(ValueError, "Hippocampus is neither the number", name="Hippocampus")
     fails(ValueError, "at least 1, not 0", num_processes=0)
     shutil.copytree(dataset.raw, dataset.raw.with_name("Dataset901_Copy"))
     fails(ValueError, "found several: Dataset901_Copy, Dataset901_Tiny")
 
     folder = dataset.root / "other"
-    options = {"dataset": dataset.name, "folders": [str(folder)]}
+    options = {"name": dataset.name, "folders": [str(folder)]}
     fails(FileNotFoundError, f"no folder {folder}; .* -i", **options)
     folder.mkdir()
     (folder / ".hidden_0000.nii.gz").touch()
@@ -269,16 +289,16 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
     shutil.copy(dataset.images / "image_0_0000.nii.gz", folder)
     fails(ValueError, r"in several folders \(image_0\)", **{**options, "folders": [str(dataset.images), str(folder)]})
     capsys.readouterr()
-    assert preprocess_unlabeled(dataset.name, num_processes=1, folders=[str(folder)]) == []
+    assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1, folders=[str(folder)]) == []
     warning = "Warning: not used, as not named CASE_0000.nii.gz: a.nii.gz, a_0000.nii in"
     assert warning in capsys.readouterr().err
     add_image(dataset, "case_3")
-    fails(ValueError, r"among the labeled cases of Dataset901_Tiny too \(case_3\)", dataset=dataset.name)
+    fails(ValueError, r"among the labeled cases of Dataset901_Tiny too \(case_3\)", name=dataset.name)
     shutil.rmtree(dataset.images)
-    fails(FileNotFoundError, f"no folder {dataset.images}", dataset=dataset.name)
+    fails(FileNotFoundError, f"no folder {dataset.images}", name=dataset.name)
 
     for variable in ("raw", "preprocessed"):
         monkeypatch.setenv(f"nnUNet_{variable}", "/nowhere")
-        fails(FileNotFoundError, f"nnUNet_{variable} names the folder /nowhere", dataset=dataset.name)
+        fails(FileNotFoundError, f"nnUNet_{variable} names the folder /nowhere", name=dataset.name)
         monkeypatch.delenv(f"nnUNet_{variable}")
-        fails(ValueError, f"nnUNet_{variable} is not set", dataset=dataset.name)
+        fails(ValueError, f"nnUNet_{variable} is not set", name=dataset.name)

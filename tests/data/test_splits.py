@@ -3,8 +3,10 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_micd.data.budgets import add_budget_splits
+from nnunetv2_micd.data.splits import default_splits
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def test_default_entries_are_those_of_nnunet(dataset, read):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     dataset.splits_file.unlink()
-    add_budget_splits(dataset.id, "2")
+    add_budget_splits(dataset.name, "2")
     ours = read()
     dataset.splits_file.unlink()
     trainer = SimpleNamespace(
@@ -33,6 +35,12 @@ def test_default_entries_are_those_of_nnunet(dataset, read):
     assert len(ours) == 6
 
 
+@pytest.mark.parametrize("number", [5, 6, 9, 10, 23, 101])
+def test_default_entries_of_any_number_of_cases(number):
+    cases = [f"case_{i:03d}" for i in range(number)]
+    assert default_splits(cases) == generate_crossval_split(cases, seed=12345, n_splits=5)
+
+
 def test_entries_are_appended_and_not_twice(dataset, read):
     before = read()
     first = add_budget_splits(dataset.name, "2", seeds=[0, 1])
@@ -40,13 +48,13 @@ def test_entries_are_appended_and_not_twice(dataset, read):
     after = read()
     assert after == [*before, first[0][2], first[1][2]]
     modified = dataset.splits_file.stat().st_mtime_ns
-    assert add_budget_splits(dataset.id, "2", seeds=[1]) == [first[1]]
+    assert add_budget_splits(dataset.name, "2", seeds=[1]) == [first[1]]
     assert read() == after
     assert dataset.splits_file.stat().st_mtime_ns == modified
 
 
 def test_budgets_nest_and_share_the_validation_cases(dataset):
-    splits = [add_budget_splits(dataset.id, count, [seed])[0][2] for count in ("1", "3") for seed in range(4)]
+    splits = [add_budget_splits(dataset.name, count, [seed])[0][2] for count in ("1", "3") for seed in range(4)]
     assert len({tuple(entry["val"]) for entry in splits}) == 1
     for entry in splits:
         assert sorted(entry["train"] + entry["val"] + entry["unlabeled"]) == list(dataset.labeled)
@@ -60,7 +68,7 @@ def test_budgets_nest_and_share_the_validation_cases(dataset):
     [("2", 0.2, (2, 3, 1)), ("40%", 0.2, (2, 3, 1)), ("1%", 0.5, (1, 2, 3)), ("50.0%", 0.34, (2, 2, 2))],
 )
 def test_counts(dataset, count, fraction, sizes):
-    entry = add_budget_splits(dataset.id, count, val_fraction=fraction)[0][2]
+    entry = add_budget_splits(dataset.name, count, val_fraction=fraction)[0][2]
     assert (len(entry["train"]), len(entry["unlabeled"]), len(entry["val"])) == sizes
 
 
@@ -68,20 +76,20 @@ def test_counts(dataset, count, fraction, sizes):
 def test_counts_that_are_no_numbers(dataset, count, read):
     before = read()
     with pytest.raises(ValueError, match=f'must be like "6" or "10%", not "{count}"'):
-        add_budget_splits(dataset.id, count)
+        add_budget_splits(dataset.name, count)
     assert read() == before
 
 
 @pytest.mark.parametrize("count", ["5", "6", "100%"])
 def test_budgets_that_leave_nothing_unlabeled(dataset, count):
     with pytest.raises(ValueError, match=f"{count} labeled cases leave none unlabeled: .* there are 5"):
-        add_budget_splits(dataset.id, count)
+        add_budget_splits(dataset.name, count)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_validation_fractions_outside_0_to_1(dataset, fraction):
     with pytest.raises(ValueError, match=f"between 0 and 1, not {fraction}"):
-        add_budget_splits(dataset.id, "2", val_fraction=fraction)
+        add_budget_splits(dataset.name, "2", val_fraction=fraction)
 
 
 def test_not_preprocessed_yet(dataset):
@@ -89,13 +97,13 @@ def test_not_preprocessed_yet(dataset):
         for file in folder.iterdir():
             file.unlink()
     with pytest.raises(FileNotFoundError, match=r"no preprocessed cases .* nnUNetv2_plan_and_preprocess -d 901"):
-        add_budget_splits(dataset.id, "2")
+        add_budget_splits(dataset.name, "2")
 
 
 def test_configurations_with_different_cases(dataset):
     (dataset.labeled_folder("2d") / "case_0.b2nd").unlink()
     with pytest.raises(ValueError, match=r"nnUNetPlans_2d and nnUNetPlans_3d_fullres .* different cases \(5 and 6\)"):
-        add_budget_splits(dataset.id, "2")
+        add_budget_splits(dataset.name, "2")
 
 
 def test_too_few_cases_for_the_default_split(dataset):
@@ -104,7 +112,7 @@ def test_too_few_cases_for_the_default_split(dataset):
         for configuration in ("2d", "3d_fullres"):
             (dataset.labeled_folder(configuration) / f"{case}.b2nd").unlink()
     with pytest.raises(ValueError, match="at least 5 cases, but there are 4"):
-        add_budget_splits(dataset.id, "2")
+        add_budget_splits(dataset.name, "2")
 
 
 def test_a_failed_write_keeps_the_old_file(dataset, monkeypatch, read):
@@ -114,7 +122,7 @@ def test_a_failed_write_keeps_the_old_file(dataset, monkeypatch, read):
     before = read()
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        add_budget_splits(dataset.id, "2")
+        add_budget_splits(dataset.name, "2")
     assert read() == before
     assert not list(dataset.preprocessed.glob("splits_final.json.*"))
 
@@ -122,4 +130,4 @@ def test_a_failed_write_keeps_the_old_file(dataset, monkeypatch, read):
 def test_a_damaged_file_is_named(dataset):
     dataset.splits_file.write_text("[{")
     with pytest.raises(ValueError, match=r"splits_final\.json is not valid JSON"):
-        add_budget_splits(dataset.id, "2")
+        add_budget_splits(dataset.name, "2")

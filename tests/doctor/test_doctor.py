@@ -16,8 +16,9 @@ from helpers import TinyDataset
 import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.doctor import installation as doctor
-from nnunetv2_micd.doctor.installation import Finding, diagnose, format_findings
+from nnunetv2_micd.doctor import installation
+from nnunetv2_micd.doctor.diagnose import diagnose
+from nnunetv2_micd.doctor.finding import Finding, format_findings
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +126,12 @@ def test_trainers_of_others(dataset: TinyDataset, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_versions(package: str, version: str | None, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: version if name == package else "2.8.1")
+    monkeypatch.setattr(installation, "installed_version", lambda name: version if name == package else "2.8.1")
     assert levels()[{"nnunetv2": "nnU-Net", "torch": "PyTorch"}[package]] == level
 
 
 def test_supported_versions_are_those_of_the_package() -> None:
-    assert f'"{doctor.NNUNET}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert f'"{installation.NNUNET}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
 
 def test_broken_installation_still_gets_a_report(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:

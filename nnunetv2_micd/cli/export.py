@@ -1,0 +1,55 @@
+"""``nnUNetv2_micd export``: makes a model folder that stock nnU-Net can predict with."""
+
+import argparse
+from typing import Any
+
+from nnunetv2_micd.cli import options
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the subparsers of nnUNetv2_micd."""
+    parser = commands.add_parser(
+        "export",
+        help="make a model folder that nnU-Net can predict with where this package is not installed",
+        description="Copies a trained network into a folder for nnUNetv2_predict_from_modelfolder, which predicts the "
+        "same with it and needs nothing but nnU-Net.",
+    )
+    options.add_dataset(parser)
+    options.add_configuration(parser)
+    parser.add_argument("-f", metavar="FOLD", nargs="+", required=True, help="trained folds: numbers, or all")
+    parser.add_argument("-o", metavar="FOLDER", required=True, help="the folder to make")
+    options.add_plans(parser)
+    parser.add_argument("-tr", metavar="TRAINER", default=options.DEFAULT_TRAINER, help="trainer; default: %(default)s")
+    parser.add_argument(
+        "--network", choices=["a", "b"], default="a", help="which of MICD's networks; default: a, that of the plans"
+    )
+    parser.add_argument(
+        "--as",
+        dest="stock_trainer",
+        metavar="TRAINER",
+        default="nnUNetTrainer",
+        help="nnU-Net's own trainer to predict with; default: %(default)s",
+    )
+    parser.add_argument(
+        "-chk", metavar="FILE", default="checkpoint_final.pth", help="checkpoint to take; default: %(default)s"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, and print the command that predicts with the folder."""
+    from nnunetv2_micd.data.results import ModelFolder
+    from nnunetv2_micd.export import export_model
+
+    folder = export_model(
+        ModelFolder(arguments.d, arguments.c, trainer=arguments.tr, plans=arguments.p),
+        folds=arguments.f,
+        output=arguments.o,
+        network=arguments.network,
+        stock_trainer=arguments.stock_trainer,
+        checkpoint_name=arguments.chk,
+    )
+    print(
+        "Predict with nnU-Net, here or elsewhere:\n"
+        f"nnUNetv2_predict_from_modelfolder -i INPUT_FOLDER -o OUTPUT_FOLDER -m {folder} -f {' '.join(arguments.f)}"
+    )

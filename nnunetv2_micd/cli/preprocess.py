@@ -1,0 +1,46 @@
+"""``nnUNetv2_micd preprocess``: preprocesses the unlabeled images of a dataset."""
+
+import argparse
+import sys
+from typing import Any
+
+from nnunetv2_micd.cli import options
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the subparsers of nnUNetv2_micd."""
+    parser = commands.add_parser(
+        "preprocess",
+        help="preprocess the unlabeled images of a dataset",
+        description="Preprocesses the images in imagesUn of the raw dataset, named CASE_0000.nii.gz like those in "
+        "imagesTr. They need no labels. Images that are done already are skipped.",
+    )
+    options.add_dataset(parser)
+    parser.add_argument(
+        "-c", metavar="CONFIG", nargs="+", help="configurations; default: all that nnU-Net preprocessed"
+    )
+    options.add_plans(parser)
+    parser.add_argument("-i", metavar="FOLDER", nargs="+", help="folders of the images; default: imagesUn")
+    parser.add_argument(
+        "-np", metavar="N", type=int, help="number of processes; default: nnU-Net's, but at most one for each core"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="preprocess images again that are done already")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Preprocess; list the images that failed, and exit with an error if there are some."""
+    from nnunetv2_micd.data.dataset import Dataset
+    from nnunetv2_micd.data.preprocessing import DEFAULT_NUM_PROCESSES, preprocess_unlabeled
+
+    failures = preprocess_unlabeled(
+        Dataset.find(arguments.d, arguments.p),
+        configurations=arguments.c,
+        folders=arguments.i,
+        num_processes=DEFAULT_NUM_PROCESSES if arguments.np is None else arguments.np,
+        overwrite=arguments.overwrite,
+    )
+    for failure in failures:
+        print(f"{failure.configuration}, {failure.case}: {failure.reason}", file=sys.stderr)
+    if failures:
+        sys.exit(f"error: {len(failures)} images could not be preprocessed")

@@ -1,0 +1,66 @@
+"""``nnUNetv2_micd split``: adds folds, or makes datasets, in which only some cases keep their labels."""
+
+import argparse
+from typing import Any
+
+from nnunetv2_micd.cli import options
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the subparsers of nnUNetv2_micd."""
+    parser = commands.add_parser(
+        "split",
+        help="add folds in which only some cases keep their labels",
+        description="Adds to splits_final.json one fold for each seed: a few labeled cases, the other training cases "
+        "without their labels, and the same validation cases in all of them.",
+    )
+    options.add_dataset(parser)
+    parser.add_argument("-n", metavar="COUNT", required=True, help="how many cases keep their labels: 6, or 10%%")
+    options.add_seeds(parser, "one fold for each")
+    options.add_validation_share(parser)
+    parser.add_argument(
+        "--as-dataset",
+        metavar="NUMBER",
+        type=int,
+        help="make raw datasets instead, this number for the first seed and the following for the others: imagesTr "
+        "holds the labeled cases only, imagesUn the others, imagesTs and labelsTs those for validation",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Add folds or make datasets, and print the commands that train with them."""
+    from nnunetv2_micd.data.folders import find_dataset
+
+    name = find_dataset(arguments.d)
+    if arguments.as_dataset is None:
+        _add_folds(name, arguments)
+    else:
+        _derive_datasets(name, arguments)
+
+
+def _add_folds(name: str, arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.data.budgets import add_budget_splits
+    from nnunetv2_micd.data.folders import labeled_folders
+
+    splits = add_budget_splits(name, arguments.n, arguments.seeds, arguments.val)
+    print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")
+    for fold, seed, entry in splits:
+        print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}")
+    has_3d = any(folder.endswith("3d_fullres") for folder in labeled_folders(name))
+    print("Train with:")
+    for fold, _, _ in splits:
+        print(f"nnUNetv2_train {arguments.d} {'3d_fullres' if has_3d else '2d'} {fold} -tr {options.DEFAULT_TRAINER}")
+
+
+def _derive_datasets(name: str, arguments: argparse.Namespace) -> None:
+    from nnunetv2_micd.data.derive import derive_dataset
+
+    for number, seed in enumerate(arguments.seeds, start=arguments.as_dataset):
+        derived, entry = derive_dataset(name, number, arguments.n, seed, arguments.val)
+        counts = f"{len(entry['train'])} labeled, {len(entry['unlabeled'])} unlabeled, {len(entry['val'])} for testing"
+        print(f"{derived}: {counts}")
+    number = arguments.as_dataset
+    print("Plan, preprocess and train each like any other dataset, here with all its labeled cases:")
+    print(f"nnUNetv2_plan_and_preprocess -d {number} && nnUNetv2_micd preprocess -d {number}")
+    print(f"nnUNetv2_train {number} 3d_fullres all -tr {options.DEFAULT_TRAINER}")

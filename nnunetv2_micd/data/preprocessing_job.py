@@ -1,0 +1,117 @@
+"""Preprocesses one unlabeled image: reads it, checks it, and writes it as nnU-Net writes a labeled case."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.raw_images import find_data_defect, find_defect
+
+INCOMPLETE_FOLDER = ".incomplete"
+"""Folder for files that are being written, inside the folder of the preprocessed images."""
+
+
+@dataclass(frozen=True)
+class PreprocessingJob:
+    """One image to preprocess.
+
+    Attributes:
+        dataset: Dataset with the plans.
+        configuration: Name of the configuration.
+        case: Identifier of the image.
+        files: Raw files of its channels.
+    """
+
+    dataset: Dataset
+    configuration: str
+    case: str
+    files: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the preprocessed images."""
+        return self.dataset.unlabeled_folder(self.configuration)
+
+
+def preprocess_case(job: PreprocessingJob) -> tuple[str, str | None]:
+    """Preprocess one image.
+
+    Returns:
+        Identifier of the image, and what is wrong with it or None.
+
+    Raises:
+        OSError: The data cannot be written, so no other image can be written either.
+    """
+    incomplete = job.folder / INCOMPLETE_FOLDER
+    with tempfile.TemporaryDirectory(dir=incomplete, ignore_cleanup_errors=True) as temporary:
+        target = os.path.join(temporary, job.case)
+        defect = _write_case(job, target)
+        if defect is None:
+            # The .b2nd comes last: if it is there, the case is complete.
+            for ending in (".pkl", ".b2nd"):
+                os.replace(target + ending, job.folder / (job.case + ending))
+        return job.case, defect
+
+
+def _write_case(job: PreprocessingJob, target: str) -> str | None:
+    """Write ``<target>.b2nd`` and ``<target>.pkl``; return what is wrong with the image, or None."""
+    dataset, configuration = job.dataset, job.dataset.configuration(job.configuration)
+    try:
+        defect = find_defect(job.case, job.files, dataset.num_channels)
+        if defect is not None:
+            return defect
+        data, properties = dataset.plans.image_reader_writer_class().read_images(job.files)
+        defect = find_data_defect(
+            data,
+            properties["spacing"],
+            dataset.plans.transpose_forward,
+            configuration.spacing,
+            configuration.median_image_size_in_voxels,
+            dataset.num_channels,
+        )
+        if defect is not None:
+            return defect
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        data, _, properties = preprocessor.run_case_npy(
+            data, None, properties, dataset.plans, configuration, dataset.dataset_json
+        )
+        data = data.astype(np.float32, copy=False)
+        blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size), data.itemsize)
+    except Exception as error:  # readers raise various types for damaged images
+        return _describe(error)
+    try:
+        _save(data, properties, blocks, chunks, target)
+        return None if _is_finite(target) else "contains NaN or Inf values"
+    except Exception as error:
+        raise OSError(
+            f"Cannot write to {job.folder} ({_describe(error)}), most often because the disk is full; make room and "
+            f"run the same command again, the images that are done are kept"
+        ) from None
+
+
+def _save(data: np.ndarray, properties: dict[str, Any], blocks: Any, chunks: Any, target: str) -> None:
+    # save_case also writes a segmentation, which an unlabeled image does not have. This one is left in the temporary
+    # folder, so it has a single voxel.
+    nothing, one_voxel = np.zeros((1, 1, 1, 1), np.int16), (1, 1, 1, 1)
+    nnUNetDatasetBlosc2.save_case(
+        data, nothing, properties, target, chunks=chunks, blocks=blocks, chunks_seg=one_voxel, blocks_seg=one_voxel
+    )
+
+
+def _is_finite(target: str) -> bool:
+    """Read the written image back, which also shows that the file is complete."""
+    data = blosc2.open(target + ".b2nd", mode="r", dparams={"nthreads": 1})
+    return all(np.isfinite(data[channel]).all() for channel in range(data.shape[0]))
+
+
+def _describe(error: Exception) -> str:
+    description = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if description == "RuntimeError: ":  # nnU-Net's readers print the reason and raise an empty error
+        return "the images of its channels differ in shape or spacing; export them again on the same grid"
+    return description
