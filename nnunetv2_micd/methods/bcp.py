@@ -50,9 +50,9 @@ def mix(first: Tensor, second: Tensor, box: Tensor) -> Tensor:
     """Paste in both directions: ``first`` with the box of ``second``, followed by ``second`` with the box of ``first``.
 
     Args:
-        first: images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
-        second: the same shape.
-        box: ``(1, 1, *spatial)``, bool, True inside.
+        first: Images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
+        second: Batch of the same shape.
+        box: Mask ``(1, 1, *spatial)``, bool, True inside the box.
 
     Returns:
         ``2 B`` samples.
@@ -65,9 +65,9 @@ def hide(labels: Tensor, hidden: Tensor, ignore_label: int) -> Tensor:
     """Turn hard labels into a target of nnU-Net in which some voxels are ignored.
 
     Args:
-        labels: hard labels, see ``hard_labels.pseudo_label``.
-        hidden: ``(B, *spatial)``, bool, voxels without loss.
-        ignore_label: what they are called; regions have one more channel for them instead.
+        labels: Hard labels, see ``losses.pseudo_label``.
+        hidden: Voxels without loss, ``(B, *spatial)``, bool.
+        ignore_label: Label of hidden voxels. Regions have one more channel for them instead.
 
     Returns:
         ``(B, 1, *spatial)``, of regions ``(B, K + 1, *spatial)``.
@@ -78,12 +78,12 @@ def hide(labels: Tensor, hidden: Tensor, ignore_label: int) -> Tensor:
 
 
 def largest_components(labels: Tensor) -> Tensor:
-    """Keep the largest connected component of each class in each sample; the others become background.
+    """Keep the largest connected component of each class in each sample; the other components become background.
 
-    Voxels that touch at a corner are connected, as in the authors' code. It runs on the CPU.
+    Voxels that touch at a corner are connected, as in the authors' code. The function runs on the CPU.
 
     Args:
-        labels: hard labels, see ``hard_labels.pseudo_label``; regions are treated one by one.
+        labels: Hard labels, see ``losses.pseudo_label``; regions are treated one by one.
 
     Returns:
         The same shape and type.
@@ -120,11 +120,11 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
     - L_seg is nnU-Net's own loss with deep supervision, regions hidden by an ignore label; so voxels of a labeled image
       that nobody annotated are hidden too. (With overlapping regions its cross entropy is a sum, not a mean, over
       regions, as it is in nnU-Net with an ignore label.) Its Dice has one added in "copy_paste", to be an error.
-    - Both mixed images of a pair hold the same two images, so a batch of B and one of B make 2 B. The authors split
-      batches in halves, which nnU-Net's batches of two, one per GPU, are too small for.
+    - Both mixed images of a pair are made of the same two images, so a batch of B and another of B make 2 B. The authors
+      split batches in halves; nnU-Net's batches of two, or one per GPU, are too small for that.
     - The pre-training pastes in both directions as well, so a step always takes the same memory.
     - The teacher averages from the first step on and is not set anew after the pre-training, whose best network on test
-      data the authors take as a start; both networks and the optimizer just go on, with nnU-Net's learning rate.
+      data the authors take as a start; both networks and the optimizer continue with nnU-Net's learning rate.
 
     Without unlabeled images (``ramp_peak`` 0) the pre-training does not end. Passes of a step, forward F and backward
     on B images: 2 F + 2 backward, teacher 1 F.

@@ -37,13 +37,13 @@ class nnUNetTrainerMCF(TwoStudents):
 
     ``L = L_s + 0.5 L_review + lambda(t) L_con``: :func:`difference_review` (the paper's CDR) on the labeled images,
     :func:`competitive_consistency` (its DCPLG) on the unlabeled ones. Restated from the authors' ``code/train_MCF.py``
-    (commit ad20659b), which is written for one foreground class. Departures:
+    (commit ad20659b), written for one foreground class. Departures:
 
     - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder, and L_s is
       nnU-Net's loss with deep supervision.
-    - The review is ramped up with b(t) as well, so that without unsupervised weight network A is nnU-Net's; it has the
-      authors' constant weight of 0.5 at the end.
-    - Which network is better is decided on the mean Dice of all foreground classes or regions of the labeled batch;
+    - The review is ramped up with b(t) as well, so that network A without unsupervised weight is nnU-Net's; at the end
+      it has the authors' constant weight of 0.5.
+    - The better network is the one with the higher mean Dice of all foreground classes or regions of the labeled batch;
       with several processes each decides for its own part.
     - Network A is deployed; the authors average both networks.
 
@@ -91,7 +91,7 @@ def difference_review(
     Args:
         logits_a: Network A on labeled images, ``(B, K, *spatial)``; receives gradient.
         logits_b: Network B, same shape; receives gradient.
-        truth: Hard labels, see ``hard_labels.hard_target``.
+        truth: Hard labels, see ``losses.hard_target``.
         ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
         regions: Whether the classes are regions, which may overlap.
 
@@ -113,7 +113,7 @@ def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None
 
     Args:
         logits: ``(B, K, *spatial)``; no gradient.
-        truth: Hard labels, see ``hard_labels.hard_target``.
+        truth: Hard labels, see ``losses.hard_target``.
         ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
         regions: Whether the classes are regions, which may overlap.
 
@@ -136,7 +136,7 @@ def competitive_consistency(
 ) -> Tensor:
     """Dynamic competitive pseudo-labels: squared distance of the worse network to the sharpened answer of the better.
 
-    Sharpened is ``p^(1/T) / sum_c p_c^(1/T)``, which is the softmax of the logits divided by T. Mean over batch,
+    The sharpened answer is ``p^(1/T) / sum_c p_c^(1/T)``, the softmax of the logits divided by T. Mean over batch,
     classes and voxels.
 
     Args:
@@ -154,7 +154,7 @@ def competitive_consistency(
 
 
 def _masks(labels: Tensor, num_classes: int) -> Tensor:
-    """Return hard labels as float masks ``(B, K, *spatial)``; a label that is no class is in none of them."""
+    """Return hard labels as float masks ``(B, K, *spatial)``; a label outside the classes is in none of them."""
     if labels.dtype == torch.bool:
         return labels.float()
     # Not one_hot, which waits for the device to check the labels.

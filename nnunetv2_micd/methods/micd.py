@@ -29,11 +29,11 @@ from nnunetv2_micd.training.step import Deferred, Losses
 
 @dataclass(frozen=True)
 class MICDConfig(SemiSupervisedConfig):
-    """Numbers of MICD; equations are those of the paper.
+    """Numbers of MICD, with the equation numbers of the paper.
 
     Attributes:
         mcpc_weight, cfc_weight, cmd_weight: Weights of eq. 3, 4 and 5 in eq. 7, where each has 1; at 0 a term is not
-            computed. CFC, by far the largest term, has less, which was no worse (``docs/results``).
+            computed. CFC is by far the largest term and has less here; the result was no worse (``docs/results``).
         labeled_consistency: Whether eq. 3, 4 and 5 see the labeled images as well, as in the paper. On the unlabeled
             ones alone a step takes three quarters of the time and the result is no worse (``docs/results``). With
             an ignore label they always do: what is ignored there is unlabeled.
@@ -106,7 +106,7 @@ class nnUNetTrainerMICD(TwoStudents):
             passes.backward()
 
     def learn_labels(self, labeled: dict[str, Any]) -> Iterator[Losses]:
-        """Eq. 6: nnU-Net's loss of A, then that of B, one graph at a time."""
+        """Eq. 6: nnU-Net's loss of A, then of B, one graph at a time."""
         yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         yield Losses({"supervised_b": self.loss(self.students["b"](labeled["data"]), labeled["target"])})
 

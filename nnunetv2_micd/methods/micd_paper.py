@@ -46,7 +46,7 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
     ``MCPC = W_diff CE(p_A(x), y^_B(x^m)) + W_dist CE(p_B(x), y^_A(x^m))``: the student on the clean image learns the
     other's labels of the masked one. `nnUNetTrainerMICD` departs from it by measurement, see `MICDConfig`.
 
-    Passes of a step beside those of `nnUNetTrainerMICD` with ``labeled_consistency``, per network: ``peer_masked`` 2 F
+    Passes of a step in addition to `nnUNetTrainerMICD` with ``labeled_consistency``, per network: ``peer_masked`` 2 F
     + 2 backward, ``peer_clean`` 1 F. ``recompute_peer`` repeats the clean pass of B in ``peer_masked`` as well.
     """
 

@@ -28,7 +28,7 @@ class TwoStudents(SemiSupervisedTrainer):
         sizes = self.num_input_channels, self.label_manager.num_segmentation_heads, self.enable_deep_supervision
         if self.architecture_of_b == "other":
             return {"b": build_peer(self.configuration_manager, *sizes)}
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn from where those of network A ended
+        with torch.random.fork_rng(devices=[]):  # B's weights are drawn after A's, so they differ
             return {"b": self.build_network_architecture(self.plans_manager, self.configuration_manager, *sizes)}
 
     def supervised_losses(self, output_a: Any, output_b: Any, target: Any) -> dict[str, Tensor]:

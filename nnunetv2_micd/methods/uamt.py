@@ -45,7 +45,7 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
     differences are averaged over classes. Departures:
 
     - nnU-Net has no dropout, so the teacher's passes differ by the noise of their images only.
-    - Entropy is compared with its largest value, ln K for K classes; the authors' ln 2 is that of their two. A region
+    - Entropy is compared with its largest value, ln K for K classes; the authors have two classes, so ln 2. A region
       is a decision of its own: its entropy is binary, and each region has its own certain voxels.
     - nnU-Net's supervised loss instead of cross entropy and Dice.
     - The teacher is deployed, as for every method here; the authors deploy the student.

@@ -22,8 +22,8 @@ class UniMatchConfig(SemiSupervisedConfig):
     """Numbers of UniMatch's medical variant (LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical``).
 
     There is no teacher: with an ``ema_decay`` of 0 it equals the student, which therefore predicts. There is no ramp-up
-    either. ``ramp_peak`` is 2 because nnU-Net's supervised loss, cross entropy plus Dice, is twice that of the
-    paper; so the proportion of both losses is that of the paper.
+    either. ``ramp_peak`` is 2 because nnU-Net's supervised loss, cross entropy plus Dice, is twice the
+    paper's; so both losses have the paper's proportion.
 
     Attributes:
         threshold: tau, the smallest probability at which a voxel of the weak view teaches.
@@ -58,10 +58,10 @@ def confident_labels(logits: Tensor, regions: bool, threshold: float) -> tuple[T
     Args:
         logits: ``(B, K, *spatial)``.
         regions: Whether the classes are regions, which may overlap.
-        threshold: the least confidence.
+        threshold: Smallest confidence that teaches.
 
     Returns:
-        Hard labels as ``hard_labels.pseudo_label`` gives them, and ``(B, 1, *spatial)``, of regions ``(B, K,
+        Hard labels as ``losses.pseudo_label`` gives them, and ``(B, 1, *spatial)``, of regions ``(B, K,
         *spatial)``, bool.
     """
     if regions:
@@ -76,11 +76,11 @@ def confident_dice_loss(logits: Tensor, labels: Tensor, confident: Tensor) -> Te
 
     ``1 - mean_k (2 sum_v c_v p_kv y_kv + eps) / (sum_v c_v p_kv^2 + sum_v c_v y_kv + eps)`` over the voxels v of the
     whole batch, with background; eps is 1e-5, which makes it zero where nothing is confident. The loss of the medical
-    variant, where the paper itself has the cross entropy. Of several processes each takes that of its own batch.
+    variant, where the paper itself has the cross entropy. With several processes each uses its own batch.
 
     Args:
         logits: ``(B, K, *spatial)``; receives gradient.
-        labels: hard labels, see ``hard_labels.pseudo_label``.
+        labels: hard labels, see ``losses.pseudo_label``.
         confident: ``(B, 1, *spatial)``, or of regions ``(B, K, *spatial)``, bool.
 
     Returns:
@@ -108,7 +108,7 @@ def sample_kept_channels(
         channels: number of channels of each stage.
         dropout: probability p that a channel is dropped.
         generator: CPU generator.
-        device: where the factors are needed.
+        device: Device of the factors.
 
     Returns:
         ``(B, channels)`` for each stage, float32.
@@ -122,15 +122,15 @@ def sample_cutmix(
 ) -> Tensor:
     """Draw the boxes that are pasted from other images; empty ones for those that stay as they are.
 
-    The original draws again until a box fits into the image; here an edge that is too long is cut to that of the image.
-    In 3D, which the original does not know, the two further edges have independent ratios to the first.
+    The original draws again until a box fits into the image; here an edge that is too long is cut to the image. In 3D,
+    which the original does not have, the two further edges have independent ratios to the first.
 
     Args:
         batch_size: number of samples B.
         spatial: size of the two or three spatial axes in voxels.
         config: ``cutmix``, ``cutmix_share`` and ``cutmix_ratio``.
         generator: CPU generator.
-        device: where the mask is needed.
+        device: Device of the mask.
 
     Returns:
         Boolean ``(B, 1, *spatial)``, True inside a box.
@@ -203,7 +203,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         return sample_cutmix(len(images), images.shape[2:], self.config, generator, images.device)
 
     def _strong_view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        # What the first stage of a cascade saw is no intensity.
+        # The channels of a cascade's first stage are labels, not intensities.
         further = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
         intensities = images[:, : images.shape[1] - further]
         masked = [channel for channel, use in enumerate(self.configuration_manager.use_mask_for_norm) if use]
@@ -229,10 +229,10 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
 
 
 def paste(batch: Tensor, box: Tensor) -> Tensor:
-    """Paste into each sample the box ``(B, 1, *spatial)`` of the next one, into the last that of the first.
+    """Paste into each sample the box ``(B, 1, *spatial)`` of the next sample; the last takes it from the first.
 
     Args:
-        batch: images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
-        box: bool, where the next sample is taken.
+        batch: Images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
+        box: Mask, bool, True where the next sample is taken.
     """
     return torch.where(box if batch.ndim == box.ndim else box[:, 0], batch.roll(-1, 0), batch)

@@ -1,4 +1,4 @@
-"""Checkpoint files: nnU-Net's own content, and under one key what semi-supervised training needs beside it."""
+"""Checkpoint files: nnU-Net's own content, and the further state of a semi-supervised training under one key."""
 
 import os
 from io import BytesIO
@@ -7,22 +7,21 @@ from typing import Any
 import torch
 
 import nnunetv2_micd
+from nnunetv2_micd.data.results import FINAL
+from nnunetv2_micd.utils.files import atomic
 
 KEY = "nnunetv2_micd"
 
 
-FINAL = "checkpoint_final.pth"
-
-
 def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> None:
-    """Write what nnU-Net saved together with our state, beside its place first, so that an old file stays whole.
+    """Write nnU-Net's content together with the further state; an old file stays whole until the new one is.
 
     The final checkpoint keeps no momentum: no step is taken after it, and it would make up a third of the file.
 
     Args:
-        filename: of the checkpoint.
-        nnunet_checkpoint: what ``nnUNetTrainer.save_checkpoint`` wrote.
-        state: our part.
+        filename: File of the checkpoint.
+        nnunet_checkpoint: Content that ``nnUNetTrainer.save_checkpoint`` wrote.
+        state: Further state of the training.
 
     Raises:
         OSError: the file cannot be written.
@@ -32,13 +31,10 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
     if os.path.basename(filename) == FINAL:
         checkpoint["optimizer_state"]["state"] = {}
     checkpoint[KEY] = {"version": nnunetv2_micd.__version__, **state}
-    incomplete = filename + ".tmp"
     try:
-        torch.save(checkpoint, incomplete)
-        os.replace(incomplete, filename)
+        with atomic(filename) as temporary:
+            torch.save(checkpoint, str(temporary))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if os.path.exists(incomplete):
-            os.remove(incomplete)
         raise OSError(
             f"Cannot write {filename} ({' '.join(str(error).split())}), most often because the disk is full; make room "
             f"and continue with --c, the checkpoints written before are whole."
@@ -46,7 +42,7 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
 
 
 def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
-    """Return our part of a checkpoint, on the CPU.
+    """Return the further state in a checkpoint, on the CPU.
 
     Raises:
         ValueError: if another trainer, or an incompatible version of this package, wrote the file.

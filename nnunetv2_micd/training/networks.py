@@ -22,7 +22,7 @@ def check_architecture(class_name: str) -> None:
     """
     if class_name not in (PLAIN, RESIDUAL):
         raise ValueError(
-            f"The plans ask for the network '{class_name}', which semi-supervised training does not support: plan with "
+            f"The plans ask for the network '{class_name}', which is not supported; plan with "
             f"nnU-Net's default planner (PlainConvUNet) or a residual encoder preset (ResidualEncoderUNet)."
         )
 
@@ -32,8 +32,8 @@ def peer_architecture(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, 
 
     A residual block holds two convolutions, so a plain stage of n convolutions becomes n / 2 blocks: the encoders
     compute almost the same. A residual encoder has a stem, one more convolution at full resolution; its decoder
-    therefore gets one convolution less per stage, as in nnU-Net's own residual presets, which brings the cost of the
-    whole network close to that of the plain one. The reverse does not hold: without the shortcuts, as many convolutions
+    therefore gets one convolution less per stage, as in nnU-Net's own residual presets. This brings the cost of the
+    whole network close to the plain one's. The reverse does not hold: without the shortcuts, as many convolutions
     as the residual presets have train worse than nnU-Net's plain default (by 1.0 points of Dice with 40 in the encoder
     against 10, four runs each on the hippocampus data), so the plain network gets that. All decoder features keep
     their shapes.

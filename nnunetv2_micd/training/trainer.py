@@ -164,7 +164,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return Dataset(self.plans_manager.dataset_name, self.plans_manager, self.dataset_json)
 
     def pseudo_label(self, logits: Tensor) -> Tensor:
-        """Return hard labels of classes or regions, see :func:`hard_labels.pseudo_label`."""
+        """Return hard labels of classes or regions, see :func:`losses.pseudo_label`."""
         return pseudo_label(logits, self.label_manager.has_regions)
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return self.forward_with_features(network, images)[0]
 
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the truth at full resolution, and which voxels are ignored, see :func:`hard_labels.hard_target`."""
+        """Return the truth at full resolution, and which voxels are ignored, see :func:`losses.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
     def passes(self) -> list[Pass]:
@@ -192,7 +192,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             ValueError: for plans with an architecture that is not supported, before any time is spent.
         """
         check_architecture(self.configuration_manager.network_arch_class_name)
-        with self._as_one_process():  # without DistributedDataParallel, see processes.py
+        with self._as_one_process():  # without DistributedDataParallel, see utils.distributed
             super().initialize()
         networks = {"a": getattr(self.network, "_orig_mod", self.network)}  # without the wrapper of torch.compile
         for name, network in self.build_further_networks().items():
@@ -220,7 +220,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
-        without_labels = self.split_unlabeled()  # first, as it sees whether the file is as it should be
+        without_labels = self.split_unlabeled()  # first, because it checks the file that nnU-Net reads next
         training, validation = super().get_tr_and_val_datasets()
         is_blosc2 = isinstance(training, nnUNetDatasetBlosc2)
         check = partial(check_labeled_cases, self.dataset, self.configuration_name, self.fold, is_blosc2=is_blosc2)
@@ -264,16 +264,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     @property
     def loads_unlabeled(self) -> bool:
-        """Whether the steps to come need unlabeled patches."""
+        """Whether the next steps need unlabeled patches."""
         return self.config.ramp_peak > 0
 
     @property
     def unlabeled_batch_size(self) -> int:
-        """How many unlabeled patches a step sees."""
+        """Number of unlabeled patches in a step."""
         return max(1, round(self.config.unlabeled_ratio * self.batch_size))
 
     def build_unlabeled_loader(self) -> nnUNetDataLoader:
-        """Build the loader of unlabeled patches, see :func:`unlabeled_loader.build_unlabeled_loader`."""
+        """Build the loader of unlabeled patches, see :func:`loader.build_unlabeled_loader`."""
         assert self.unlabeled_images is not None  # found together with the labeled cases
         return build_unlabeled_loader(self, self.unlabeled_images)
 
@@ -295,7 +295,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             raise
 
     def on_train_start(self) -> None:
-        """Start as nnU-Net does; the teachers of a new training begin as copies of what the students are by then."""
+        """Start as nnU-Net does; the teachers of a new training begin as copies of the students."""
         super().on_train_start()
         self._watch_workers()
         if self.iteration == 0:
@@ -312,10 +312,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         }
 
     def _continue_random(self, saved: dict[str, Any]) -> None:
-        """Draw on from where a training was saved, after its loaders have drawn their first batches.
+        """Continue the random states of a saved training, after the loaders have drawn their first batches.
 
-        With ``nnUNet_n_proc_DA=0`` the batches are those of a training that was not interrupted. Worker processes,
-        which nnU-Net seeds anew at every start, cannot be continued.
+        With ``nnUNet_n_proc_DA=0`` the batches equal those of an uninterrupted training. Worker processes cannot be
+        continued, as nnU-Net seeds them anew at every start.
         """
         random_states.set_states(saved["main"])
         if isinstance(self.dataloader_unlabeled, IsolatedAugmenter) and saved["unlabeled"] is not None:
@@ -491,7 +491,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.monitor.history = state["history"]
         self.generator.set_state(state["generator"])
         self._saved_random = state["random"]
-        if self.local_rank != 0:  # the states are those of the first process
+        if self.local_rank != 0:  # the saved states belong to the first process
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
             self._saved_random = None
         self.load_method_state(state["method"])

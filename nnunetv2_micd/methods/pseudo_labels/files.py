@@ -1,7 +1,7 @@
 """Pseudo-labels as files of a training: nnU-Net's loader reads them as it reads labels.
 
 Of each image there are ``<image>.b2nd`` with the labels and ``<image>.pkl`` with the places of the classes, both as
-nnU-Net's preprocessing writes them, and ``<image>.json``, which comes last and says that both are whole.
+nnU-Net's preprocessing writes them, and ``<image>.json``, which is written last and marks both as complete.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ class PseudoLabeledImages(UnlabeledImages):
     """Preprocessed images with a pseudo-label, in the form of nnU-Net's datasets; opens no label of their own.
 
     Args:
-        images: where the images lie.
-        identifiers: those to use.
-        folder: that of their pseudo-labels.
+        images: Preprocessed images.
+        identifiers: Images to use.
+        folder: Folder of their pseudo-labels.
 
     Raises:
         ValueError: an image or its pseudo-label is missing, as it may be when a training is continued.
@@ -54,10 +54,10 @@ def write_pseudo_label(trainer: Any, label: np.ndarray, record: Mapping[str, Any
     """Write a pseudo-label as nnU-Net's preprocessing writes a label; killed in between, it counts as missing.
 
     Args:
-        trainer: whose plans and labels are meant.
+        trainer: Trainer with the plans and labels.
         label: ``(*spatial)``, int16, -1 outside of the nonzero mask.
-        record: of the JSON file.
-        path: without the ending.
+        record: Content of the JSON file.
+        path: Path of the files without their endings.
     """
     manager, configuration = trainer.label_manager, trainer.configuration_manager
     classes = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
@@ -76,7 +76,7 @@ def write_pseudo_label(trainer: Any, label: np.ndarray, record: Mapping[str, Any
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """Return the record of a pseudo-label, empty where there is none."""
+    """Return the record of a pseudo-label; empty if it does not exist."""
     return load_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
 
 
@@ -90,7 +90,7 @@ def write_stability(stability: Mapping[str, float], used: Sequence[str], folder:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Return a hash of a network's weights, by which its labels are known from those of another network."""
+    """Return a hash of a network's weights, which tells its labels from another network's."""
     digest = hashlib.sha256()
     for tensor in weights.values():
         digest.update(tensor.cpu().numpy().tobytes())

@@ -31,11 +31,11 @@ def mean_iou(labels: np.ndarray, others: np.ndarray) -> float:
     """Return the mean intersection over union of the foreground classes that are in either of two segmentations.
 
     Args:
-        labels: classes from 0, the background.
-        others: the same shape.
+        labels: Classes from 0, the background.
+        others: Classes of the same shape.
 
     Returns:
-        Between 0 and 1; 0 where there is no foreground in either.
+        Between 0 and 1; 0 if neither has any foreground.
     """
     classes = int(max(labels.max(), others.max())) + 1
     pairs = labels.astype(np.int64) * classes + others
@@ -57,16 +57,16 @@ def most_stable(stability: Mapping[str, float], share: float) -> list[str]:
 def label_images(
     trainer: Any, network: nn.Module, earlier: Sequence[Weights], images: UnlabeledImages, folder: str
 ) -> dict[str, float]:
-    """Write the pseudo-labels of all images, but for those that the same network has written before.
+    """Write the pseudo-labels of all images, except those that the same network has written before.
 
     Several processes share the images.
 
     Args:
-        trainer: that of the network.
-        network: the deployed network, deep supervision off; its weights are those of the labels.
-        earlier: weights of the same network earlier in its training, for the stability.
-        images: preprocessed, without labels.
-        folder: of the pseudo-labels.
+        trainer: Trainer of the network.
+        network: The deployed network, deep supervision off; its current weights make the labels.
+        earlier: Weights of the same network earlier in its training, for the stability.
+        images: Preprocessed images without labels.
+        folder: Folder of the pseudo-labels.
 
     Returns:
         The stability of each image's label: the mean over the earlier networks of `mean_iou` with the last one, of

@@ -42,11 +42,11 @@ class PseudoLabelsConfig(SemiSupervisedConfig):
 
 
 class EachPhaseAnew:
-    """A learning-rate schedule of one phase that begins again with each.
+    """A learning-rate schedule that starts again with each phase.
 
     Args:
-        schedule: that of nnU-Net, or of a trainer of one's own, over as many epochs as a phase has.
-        length: of a phase in epochs.
+        schedule: Learning-rate schedule of nnU-Net, or of your own trainer, over the epochs of one phase.
+        length: Epochs of a phase.
     """
 
     def __init__(self, schedule: Any, length: int):
@@ -71,15 +71,16 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     Where this departs from the paper:
 
-    - The steps are those of any other training, so a phase has half of them; the authors train each phase in full.
+    - A training has as many steps as with any other method, so a phase has half of them; the authors train each phase
+      in full.
     - One retraining. In ST++ a second follows, for which the network of the first labels the less stable half; with
       ``rounds=2`` it labels all images anew here, and all are used. The winners of FLARE22
       (https://doi.org/10.1007/978-3-031-23911-3_16) made their pseudo-labels anew several times as well.
-    - The pseudo-labels are those of a phase's last network, not of the one that was best on validation images.
+    - The last network of a phase makes the pseudo-labels, not the one that was best on validation images.
     - The augmentation is nnU-Net's, the same on both; the authors' stronger one on pseudo-labeled images is for photos.
     - Initial weights are the same in all phases, so that they may be given (``-pretrained_weights``).
     - The IoU leaves the background out. Images with nothing but background in their pseudo-label are not used (their
-      stability counts as 0): an empty prediction is no evidence, and a network that sees nothing would be most stable.
+      stability counts as 0): an empty prediction proves nothing, and a network that sees nothing would be most stable.
 
     With regions a pseudo-label is what nnU-Net exports: each voxel has one label, and by it belongs to regions. If no
     pseudo-label can be used the training goes on with labels alone. ``checkpoint_best.pth`` may be of an earlier phase.
@@ -98,7 +99,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     @property
     def phases(self) -> int:
-        """How often a network is trained, the first time on labeled images alone."""
+        """Number of trainings, the first of them on labeled images alone."""
         return 1 + self.config.rounds if self.config.ramp_peak > 0 else 1
 
     @property
@@ -122,7 +123,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         self.earlier: list[Weights] = []  # checkpoints of this phase
         self.used: list[str] = []  # images whose pseudo-labels this phase learns from
         self.pseudo_target: Any = None  # of the current step
-        # A new network starts low, which is no collapse; and nothing here learns from itself, by which one happens.
+        # A new network starts with a low Dice, which is not a collapse; and no network here learns from itself.
         self.monitor.watches_for_collapse = False
         self._start_schedule()
 
