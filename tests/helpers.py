@@ -50,6 +50,9 @@ METHODS = [
     nnUNetTrainerMICD_SupervisedOnly,
     nnUNetTrainerMeanTeacher,
 ]
+ABLATIONS = [nnUNetTrainerMICD_noMCPC, nnUNetTrainerMICD_noCFC, nnUNetTrainerMICD_noCMD]
+"""Variants of MICD that differ from it in a weight only."""
+
 BRANCHES = {"agreement", "foreground_a", "foreground_b"}
 FIGURES: dict[type, set[str]] = {
     nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},

@@ -120,8 +120,8 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
     - L_seg is nnU-Net's own loss with deep supervision, regions hidden by an ignore label; so voxels of a labeled image
       that nobody annotated are hidden too. (With overlapping regions its cross entropy is a sum, not a mean, over
       regions, as it is in nnU-Net with an ignore label.) Its Dice has one added in "copy_paste", to be an error.
-    - Both mixed images of a pair are made of the same two images, so a batch of B and another of B make 2 B. The authors
-      split batches in halves; nnU-Net's batches of two, or one per GPU, are too small for that.
+    - Both mixed images of a pair are made of the same two images, so a batch of B and another of B make 2 B. The
+      authors split batches in halves; nnU-Net's batches of two, or one per GPU, are too small for that.
     - The pre-training pastes in both directions as well, so a step always takes the same memory.
     - The teacher averages from the first step on and is not set anew after the pre-training, whose best network on test
       data the authors take as a start; both networks and the optimizer continue with nnU-Net's learning rate.

@@ -250,7 +250,11 @@ def test_loss_of_the_dataset_is_left_as_it_was(dataset: TinyDataset) -> None:
     assert trainer.masked_loss.loss.ignore_label == 3
 
 
-@pytest.mark.parametrize("description", [None, REGIONS, IGNORE, BOTH], ids=["classes", "regions", "ignore", "both"])
+@pytest.mark.parametrize(
+    "description",
+    [None, *(pytest.param(labels, marks=pytest.mark.slow) for labels in (REGIONS, IGNORE, BOTH))],
+    ids=["classes", "regions", "ignore", "both"],
+)
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_trains(configuration: str, description: dict[str, Any] | None, dataset: TinyDataset) -> None:
     if description is not None:

@@ -184,6 +184,7 @@ def test_given_weights_are_those_of_all_phases(dataset: TinyDataset) -> None:
         assert all(torch.equal(tensor, given[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_two_rounds(dataset: TinyDataset) -> None:
     trainer = prepare(dataset, epochs=3, rounds=2, stable_share=0.5)
     networks, used = [], []
@@ -404,6 +405,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return kill
 
 
+@pytest.mark.slow
 def test_continued_equals_uninterrupted(kill: Any, dataset: TinyDataset) -> None:
     def start() -> Any:
         trainer = prepare(dataset, epochs=4)
@@ -454,7 +456,11 @@ def test_missing_labels_are_named_when_a_training_is_continued(dataset: TinyData
 # --------------------------------------------------------------------------------------------------------------- modes
 
 
-@pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
+@pytest.mark.parametrize(
+    "description",
+    [BOTH, *(pytest.param(labels, marks=pytest.mark.slow) for labels in (REGIONS, IGNORE))],
+    ids=["regions and ignore", "regions", "ignore"],
+)
 def test_regions_and_ignore_label(description: dict[str, Any], dataset: TinyDataset) -> None:
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     trainer = prepare(dataset)
@@ -463,6 +469,7 @@ def test_regions_and_ignore_label(description: dict[str, Any], dataset: TinyData
     assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [0, "all"])
 def test_without_deep_supervision_and_all_folds(fold: int | str, dataset: TinyDataset) -> None:
     method = type("Trainer", (nnUNetTrainerNoDeepSupervision, nnUNetTrainerPseudoLabels), {})
@@ -472,6 +479,7 @@ def test_without_deep_supervision_and_all_folds(fold: int | str, dataset: TinyDa
     assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
 
 
+@pytest.mark.slow
 def test_second_stage_of_a_cascade(dataset: TinyDataset) -> None:
     plans = json.loads(dataset.plans_file.read_text())
     configurations = plans["configurations"]

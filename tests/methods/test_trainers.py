@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import FIGURES, METHODS, TinyDataset, make_trainer
+from helpers import ABLATIONS, FIGURES, METHODS, TinyDataset, make_trainer
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -49,8 +49,13 @@ def test_variants_change_length_and_mirroring(name: str, epochs: int, mirrors: b
     assert bool(trainer.inference_allowed_mirroring_axes) == mirrors
 
 
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "configuration"),
+    [
+        *((method, "3d_fullres") for method in METHODS),
+        *((method, "2d") for method in METHODS if method not in ABLATIONS),
+    ],
+)
 def test_trains_and_predicts(method: type, configuration: str, dataset: TinyDataset) -> None:
     trainer = make_trainer(method, dataset, configuration)
     trainer.run_training()
@@ -111,7 +116,7 @@ def train_seeded(trainer_class: type, dataset: TinyDataset) -> dict[str, torch.T
     return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", [each for each in METHODS if each not in OTHER_BATCHES])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in (*OTHER_BATCHES, *ABLATIONS)])
 def test_weight_zero_is_stock_nnunet(
     method: type, dataset: TinyDataset, stock_weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

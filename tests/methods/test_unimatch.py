@@ -1,12 +1,10 @@
-import json
 import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from helpers import TinyDataset, make_trainer, preprocess_labeled
+from helpers import TinyDataset, make_trainer
 
 from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
 from nnunetv2_micd.methods.unimatch import (
@@ -212,21 +210,3 @@ def test_views_leave_the_segmentation_of_a_cascades_first_stage_alone(dataset: T
     view = trainer._strong_view(images, torch.Generator().manual_seed(0))
     assert torch.equal(view[:, 1:], images[:, 1:])
     assert not torch.equal(view[:, 0], images[:, 0])
-
-
-@pytest.mark.parametrize(
-    "description",
-    [
-        {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]},
-        {"labels": {"background": 0, "first": 1, "second": 2, "ignore": 3}},
-    ],
-    ids=["regions", "ignore"],
-)
-def test_regions_and_ignore_label(description: dict[str, Any], dataset: TinyDataset) -> None:
-    for folder in (dataset.raw, dataset.preprocessed):
-        path = folder / "dataset.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | description))
-    preprocess_labeled(dataset)
-    trainer = make_trainer(nnUNetTrainerUniMatch, dataset)
-    trainer.run_training()
-    assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())

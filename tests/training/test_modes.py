@@ -35,6 +35,7 @@ from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
+from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.training.label_counts import count_labels
 
 METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
@@ -57,8 +58,12 @@ def predict(trainer: Any) -> None:
     assert len(logits) == trainer.label_manager.num_segmentation_heads
 
 
-@pytest.mark.parametrize("description", [REGIONS, IGNORE, BOTH], ids=["regions", "ignore", "regions and ignore"])
-@pytest.mark.parametrize("method", [nnUNetTrainerMICD_paper, nnUNetTrainerMeanTeacher])
+@pytest.mark.parametrize(
+    "description",
+    [BOTH, *(pytest.param(labels, marks=pytest.mark.slow) for labels in (REGIONS, IGNORE))],
+    ids=["regions and ignore", "regions", "ignore"],
+)
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD_paper, nnUNetTrainerMeanTeacher, nnUNetTrainerUniMatch])
 def test_regions_and_ignore_label(method: type, description: dict[str, Any], dataset: TinyDataset) -> None:
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     train(method, dataset)
