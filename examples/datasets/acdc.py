@@ -1,8 +1,8 @@
 """Lay out ACDC (cine MR of the heart) as a raw nnU-Net dataset, with the labeled patients of SSL4MIS as folds.
 
-DOWNLOAD_FOLDER is the one with training/patient001 in it. Its 100 patients are divided as in SSL4MIS: 70 for training,
-of which the first 3 or 7 are labeled, a fold each, 10 for validation and 20 for testing. Each patient makes two cases,
-the frames at the end of diastole and of systole.
+DOWNLOAD_FOLDER is the folder that contains training/patient001. The 100 patients are divided as in SSL4MIS: 70 for
+training, 10 for validation and 20 for testing. There are two folds: the first 3 or the first 7 training patients are
+labeled. Each patient makes two cases, the frames at the end of diastole and at the end of systole.
 """
 
 import re
@@ -30,7 +30,7 @@ def describe(download: Path) -> Benchmark:
             "labels": {"background": 0, "right ventricle": 1, "myocardium": 2, "left ventricle": 3},
             "file_ending": ".nii.gz",
         },
-        files={case: found for frames in files.values() for case, found in frames.items()},
+        files={case: frame for frames in files.values() for case, frame in frames.items()},
         train=cases(lists["train"]),
         val=cases(lists["val"]),
         test=cases(lists["test"]),
@@ -39,7 +39,7 @@ def describe(download: Path) -> Benchmark:
 
 
 def find_frames(folder: Path) -> dict[str, Files]:
-    """Return the two cases of a patient; which frames they are stands in a file."""
+    """Return the two cases of a patient. The file Info.cfg names their frames."""
     info = folder / "Info.cfg"
     if not info.is_file():
         raise FileNotFoundError(f"The download lacks {info}; complete it, or unpack it again")

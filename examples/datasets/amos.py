@@ -1,7 +1,7 @@
 """Lay out AMOS 22 (CT and MR, 15 abdominal organs) as a raw nnU-Net dataset, with the labeled cases of DHC as folds.
 
-DOWNLOAD_FOLDER is the unpacked amos22.zip, with imagesTr, labelsTr, imagesVa and labelsVa in it. The 240 cases of
-imagesTr are divided into 216 for training and 24 for validation; the 120 of imagesVa are for testing.
+DOWNLOAD_FOLDER is the unpacked amos22.zip, which contains imagesTr, labelsTr, imagesVa and labelsVa. The 240 cases of
+imagesTr are divided into 216 for training and 24 for validation; the 120 cases of imagesVa are for testing.
 """
 
 from pathlib import Path

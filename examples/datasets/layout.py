@@ -1,12 +1,12 @@
-"""Lays out a public benchmark as a raw nnU-Net dataset with the published lists of labeled cases as its folds.
+"""Lays out a public benchmark as a raw nnU-Net dataset, with the published lists of labeled cases as its folds.
 
-What the scripts beside this file share: each of them knows one download, how its files are named, and the lists.
+Each script beside this file knows one download: how its files are named and which lists were published for it. This
+file does the rest for all of them.
 """
 
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,18 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import find_dataset, raw_folder
-from nnunetv2_micd.data.splits import Entry, write_splits
-from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, write_splits
+from nnunetv2_micd.utils.files import atomic_folder, shorten
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the image of a case and its labels lie in the download."""
+    """Files of a case in the download.
+
+    Attributes:
+        image: File of the image.
+        label: File of its labels.
+    """
 
     image: Path
     label: Path
@@ -35,14 +40,15 @@ class Benchmark:
     """A public dataset and how the literature divides it.
 
     Attributes:
-        name: of the nnU-Net dataset, without its number.
-        description: of the images, for ``dataset.json``: ``channel_names``, ``labels``, ``file_ending`` and the like.
-        files: of each case, training, validation and test cases alike.
-        train: the training cases, labeled or not.
-        val: the validation cases; where there are none, the labeled cases of a fold are its validation cases, too.
-        test: the test cases.
-        labeled: the labeled ones among the training cases, a fold for each list, by its name in the literature.
-        convert_labels: writes the labels of a case as nnU-Net needs them to a path; by default they are linked.
+        name: Name of the nnU-Net dataset, without its number.
+        description: Entries of ``dataset.json``, such as ``channel_names``, ``labels`` and ``file_ending``.
+        files: Files of all training, validation and test cases.
+        train: Training cases, labeled or not.
+        val: Validation cases. If there are none, each fold validates on its labeled cases.
+        test: Test cases.
+        labeled: Lists of labeled training cases by their name in the literature; each list becomes a fold.
+        convert_labels: Function that writes the labels of a case to a path in the form that nnU-Net needs. By default
+            the files are linked as they are.
     """
 
     name: str
@@ -67,16 +73,18 @@ class Benchmark:
 
 
 def run(describe: Callable[[Path], Benchmark], documentation: str, number: int) -> None:
-    """Be a command: lay out a benchmark of a download, and print what comes next.
+    """Run the command of a script: lay out a benchmark and print the next commands.
 
     Args:
-        describe: returns the benchmark of a download.
-        documentation: of the command.
-        number: the default number of the dataset.
+        describe: Function that returns the benchmark for the folder of a download.
+        documentation: Text for ``--help``.
+        number: Default number of the dataset.
     """
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD_FOLDER", help="the unpacked download")
-    parser.add_argument("-d", type=int, default=number, metavar="NUMBER", help="of the dataset; default: %(default)s")
+    parser.add_argument(
+        "-d", type=int, default=number, metavar="NUMBER", help="number of the dataset; default: %(default)s"
+    )
     arguments = parser.parse_args()
     try:
         benchmark = describe(arguments.download.absolute())
@@ -86,18 +94,23 @@ def run(describe: Callable[[Path], Benchmark], documentation: str, number: int) 
 
 
 def read_lists(script: str) -> dict[str, Any]:
-    """Return the published lists in the JSON file beside a script, which names their source."""
+    """Return the published lists from the JSON file beside a script. The file also names their source."""
     return dict(json.loads(Path(script).with_suffix(".json").read_text()))
 
 
 def check_download(download: Path, parts: Sequence[str], what: str) -> None:
     """Check that a folder looks like a certain download.
 
+    Args:
+        download: Folder of the unpacked download.
+        parts: Patterns of which each must match something in the folder, such as ``*/lgemri.nrrd``.
+        what: Name of the dataset, for the message.
+
     Raises:
-        FileNotFoundError: one of ``parts``, patterns such as ``*/lgemri.nrrd``, is not in the folder.
+        FileNotFoundError: There is no such folder, or a pattern matches nothing.
     """
     if not download.is_dir():
-        raise FileNotFoundError(f"There is no folder {download}; name that of the unpacked download of {what}")
+        raise FileNotFoundError(f"There is no folder {download}; name the folder of the unpacked download of {what}")
     for part in parts:
         if next(download.glob(part), None) is None:
             raise FileNotFoundError(
@@ -107,48 +120,38 @@ def check_download(download: Path, parts: Sequence[str], what: str) -> None:
 
 
 def lay_out(benchmark: Benchmark, number: int) -> Path:
-    """Make the raw dataset, of links to the download, and ``splits_final.json`` in its preprocessed folder.
+    """Make the raw dataset of links to the download, and ``splits_final.json`` in its preprocessed folder.
 
     Args:
-        benchmark: which one.
-        number: of the new dataset, 1 to 999.
+        benchmark: The benchmark.
+        number: Number of the new dataset, 1 to 999.
 
     Returns:
-        The folder of the raw dataset.
+        Folder of the raw dataset.
 
     Raises:
-        ValueError: the number is taken or none that a dataset can have, a variable of nnU-Net is not set, or labels
-            cannot be converted.
-        OSError: files are missing in the download, or the dataset cannot be written.
+        ValueError: The number is taken or not allowed, a variable of nnU-Net is not set, or labels cannot be converted.
+        OSError: Files are missing in the download, or the dataset cannot be written.
     """
     name = f"Dataset{number:03d}_{benchmark.name}"
-    raw = Path(raw_folder(name))
-    find_dataset(name)  # says where nnUNet_preprocessed is not set
+    raw = raw_folder(name)
+    find_dataset(name)  # raises if nnUNet_preprocessed is not set
     check_number(number, name)
     _check_files(benchmark)
-    incomplete = raw.with_name(f"incomplete_{name}")  # so that nnU-Net never sees half of it
-    shutil.rmtree(incomplete, ignore_errors=True)
+    description = {
+        **benchmark.description,
+        "name": benchmark.name,
+        "numTraining": len(benchmark.train) + len(benchmark.val),
+    }
+    preprocessed = Path(nnUNet_preprocessed, name)
     try:
-        _write_cases(benchmark, [*benchmark.train, *benchmark.val], incomplete, "Tr")
-        _write_cases(benchmark, benchmark.test, incomplete, "Ts")
-        description = {
-            **benchmark.description,
-            "name": benchmark.name,
-            "numTraining": len(benchmark.train) + len(benchmark.val),
-        }
-        (incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
-        preprocessed = Path(nnUNet_preprocessed, name)
-        preprocessed.mkdir()  # is not there, or the number would be taken; so no other splits are overwritten
-        try:
-            write_splits(benchmark.folds(), preprocessed / "splits_final.json")
-            incomplete.replace(raw)
-        except OSError:
-            shutil.rmtree(preprocessed)  # or the number would be taken when the command is repeated
-            raise
+        with atomic_folder(raw) as raw_incomplete, atomic_folder(preprocessed) as preprocessed_incomplete:
+            _write_cases(benchmark, [*benchmark.train, *benchmark.val], raw_incomplete, "Tr")
+            _write_cases(benchmark, benchmark.test, raw_incomplete, "Ts")
+            (raw_incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
+            write_splits(benchmark.folds(), preprocessed_incomplete / SPLITS_FILE)
     except OSError as error:
         raise OSError(f"Cannot make {raw} with links to the download ({error})") from error
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
     return raw
 
 
@@ -180,7 +183,7 @@ def _write_cases(benchmark: Benchmark, cases: Sequence[str], folder: Path, part:
 
 
 def summarize(benchmark: Benchmark, raw: Path) -> str:
-    """Return what has been made in the folder ``raw``, and the commands that come next."""
+    """Return a summary of the raw dataset and the next commands."""
     number = int(raw.name[7:10])
     images, labels = (shlex.quote(str(raw / folder)) for folder in ("imagesTs", "labelsTs"))
     folds = [
@@ -193,13 +196,13 @@ def summarize(benchmark: Benchmark, raw: Path) -> str:
         [
             f"{raw} is complete, with {len(benchmark.test)} test cases, and these folds:",
             *folds,
-            "Next, for each fold and trainer, nnUNetTrainer for supervised training among them:",
+            "Next, for each fold and trainer (nnUNetTrainer is supervised training):",
             f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
             f"nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerMICD",
             f"nnUNetv2_predict -i {images} -o PREDICTIONS {options}",
             f"nnUNetv2_evaluate_folder {labels} PREDICTIONS -djfile PREDICTIONS/dataset.json "
             "-pfile PREDICTIONS/plans.json",
-            "Or at once for several trainers, seeds and folds:",
+            "Or for several trainers, seeds and folds at once:",
             f"nnUNetv2_micd benchmark -d {number} -c 3d_fullres -tr nnUNetTrainerMICD -n f0 --test {images} {labels}",
         ]
     )

@@ -1,8 +1,8 @@
 """Lay out the left atrium set (LA: 2018 Atrial Segmentation Challenge, LGE MR) as a raw nnU-Net dataset.
 
-DOWNLOAD_FOLDER is the challenge's folder "Training Set", with CASE/lgemri.nrrd and CASE/laendo.nrrd in it. Its 100
-cases are divided as in UA-MT: 80 for training, of which the first 4, 8 or 16 are labeled, a fold each, and 20 for
-testing. No cases are for validation, so each fold validates on its labeled ones.
+DOWNLOAD_FOLDER is the challenge's folder "Training Set", which contains CASE/lgemri.nrrd and CASE/laendo.nrrd. The 100
+cases are divided as in UA-MT: 80 for training and 20 for testing. There are three folds: the first 4, 8 or 16 training
+cases are labeled. UA-MT has no validation cases, so each fold validates on its labeled cases.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def describe(download: Path) -> Benchmark:
 
 
 def convert_labels(files: Files, path: Path) -> None:
-    """Write the labels with 1 in the place of 255, and with the geometry of the image."""
+    """Write the labels with 1 instead of 255, and with the geometry of the image."""
     try:
         converted = sitk.Cast(sitk.ReadImage(str(files.label)) > 0, sitk.sitkUInt8)
         converted.CopyInformation(sitk.ReadImage(str(files.image)))  # refuses another size

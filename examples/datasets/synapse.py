@@ -1,6 +1,6 @@
 """Lay out Synapse (BTCV: CT, 13 abdominal organs) as a raw nnU-Net dataset, with the labeled cases of DHC as folds.
 
-DOWNLOAD_FOLDER is the unpacked RawData.zip, with Training/img and Training/label in it. Its 30 cases with labels are
+DOWNLOAD_FOLDER is the unpacked RawData.zip, which contains Training/img and Training/label. Its 30 labeled cases are
 divided into 20 for training, 4 for validation and 6 for testing.
 """
 

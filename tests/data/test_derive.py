@@ -87,6 +87,15 @@ def test_where_links_cannot_be_made(dataset: TinyDataset, monkeypatch: pytest.Mo
     assert [path.name for path in (dataset.root / "raw").iterdir()] == [dataset.name]
 
 
+def test_remains_of_a_killed_process_do_not_matter(dataset: TinyDataset) -> None:
+    remains = dataset.root / "raw" / "incomplete_Dataset902_Tiny_2labels_seed0" / "imagesTr"
+    remains.mkdir(parents=True)
+    (remains / "half_0000.nii.gz").touch()
+    name, entry = derive_dataset(dataset.name, 902, "2")
+    assert names(dataset.root / "raw" / name / "imagesTr") == set(entry["train"])
+    assert {path.name for path in (dataset.root / "raw").iterdir()} == {dataset.name, name}
+
+
 def test_command_makes_one_for_each_seed(dataset: TinyDataset, capsys: pytest.CaptureFixture[str]) -> None:
     before = dataset.splits_file.read_text()
     main(["split", "-d", "901", "-n", "2", "--seeds", "0", "1", "--as-dataset", "902"])
