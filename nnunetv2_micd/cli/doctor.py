@@ -16,7 +16,7 @@ def add_command(commands: Any) -> None:
         "Changes nothing. Exits with 1 if something prevents training.",
     )
     options.add_dataset(parser, "number or name of a dataset to check as well", required=False)
-    options.add_configuration(parser, "configuration; default: all, of which one has to be fit", required=False)
+    options.add_configuration(parser, "configuration; default: all, at least one of which must be fit", required=False)
     options.add_plans(parser)
     parser.set_defaults(run=run)
 

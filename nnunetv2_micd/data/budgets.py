@@ -13,7 +13,7 @@ def add_budget_splits(
 ) -> list[tuple[int, int, Entry]]:
     """Add one fold for each seed to ``splits_final.json``, in which only some training cases keep their labels.
 
-    The labeled cases of one seed are nested: a larger budget contains those of a smaller one. Existing entries stay.
+    For one seed, a larger budget contains the labeled cases of every smaller one. Existing entries stay.
     If there is no file yet, nnU-Net's five default folds come first, so that folds 0 to 4 keep their usual meaning.
 
     Args:

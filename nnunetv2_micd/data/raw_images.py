@@ -17,8 +17,8 @@ IMAGES_FOLDER = "imagesUn"
 """Folder of a raw dataset for images without labels, named like nnU-Net's ``imagesTr``."""
 
 MOST_ENLARGED = 8
-"""Largest allowed ratio between the length of an image and that of a typical labeled one, averaged over the axes. With
-the wrong unit of the spacing, such as cm for mm, an image is at least 10 times as long, too large for any memory."""
+"""Largest allowed length of an image relative to a typical labeled one, averaged over the axes. With the wrong unit of
+the spacing, such as cm for mm, an image is at least 10 times as long and fits into no memory."""
 
 
 def group_images(folder: str | os.PathLike[str], file_ending: str) -> dict[str, list[str]]:

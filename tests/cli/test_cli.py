@@ -123,13 +123,13 @@ def test_an_error_is_no_traceback(dataset: TinyDataset) -> None:
 
 
 def test_warnings_of_torch_about_its_future_are_not_shown(capsys: Capture) -> None:
-    with warnings.catch_warnings(record=True) as shown:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(["list"])
         for module in ("torch.cuda", "torch", "torchmetrics"):
             warnings.warn_explicit("old", FutureWarning, f"{module}.py", 1, module=module)
         warnings.warn_explicit("wrong", UserWarning, "torch.py", 1, module="torch")
-    assert [(warning.filename, warning.category) for warning in shown] == [
+    assert [(warning.filename, warning.category) for warning in caught] == [
         ("torchmetrics.py", FutureWarning),
         ("torch.py", UserWarning),
     ]

@@ -1,4 +1,4 @@
-"""Damaged datasets: whatever is wrong is said in one sentence that names it, and costs no sound image its place."""
+"""Damaged datasets: one sentence names what is wrong, and images that are intact are still used."""
 
 import gzip
 import json
@@ -285,8 +285,8 @@ def test_other_names_are_reported(name: str, fresh: TinyDataset, run: Callable) 
     add(fresh, name)
     error, printed = preprocess(run)
     assert error == ""
-    shown = name if name.isprintable() else ascii(name)
-    assert f"Warning: not used, as not named CASE_0000.nii.gz: {shown} in {fresh.images}\n" in printed
+    printable = name if name.isprintable() else ascii(name)
+    assert f"Warning: not used, as not named CASE_0000.nii.gz: {printable} in {fresh.images}\n" in printed
     assert used(fresh) == set(fresh.unlabeled)
     shutil.rmtree(fresh.images)
     fresh.images.mkdir()

@@ -48,7 +48,7 @@ def list_cases(name: str, part: str) -> list[str]:
 
 
 def make_download(name: str, folder: Path, shape: tuple[int, int, int] = (6, 7, 8)) -> Path:
-    """Make a folder of files as that of a download, all of them the same image and the same labels."""
+    """Make a folder with the files of a download, all with the same image and the same labels."""
     ending = ".nrrd" if name == "left_atrium" else ".nii.gz"
     image, label = folder.with_name(f"image{ending}"), folder.with_name(f"label{ending}")
     voxels, labels = make_volume(0, shape)
