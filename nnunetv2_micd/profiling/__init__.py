@@ -1,0 +1,1 @@
+"""Measures what the training steps of trainers cost."""

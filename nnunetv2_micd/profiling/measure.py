@@ -1,4 +1,4 @@
-"""Trainers of a dataset, or of plans alone, measured side by side: time in one process, memory in one for each."""
+"""Measures trainers on a dataset, or on plans alone: all of them in one process for the time, each in its own for memory."""
 
 import multiprocessing
 import tempfile
@@ -11,41 +11,43 @@ from io import StringIO
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunetv2_micd.benchmark.records import STOCK
-from nnunetv2_micd.benchmark.run import peak_memory
-from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, find_trainer
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.profiling.steps import StepProfile, profile_steps
+from nnunetv2_micd.training.registry import STOCK, find_trainer, training_length
 from nnunetv2_micd.utils.files import environment
+from nnunetv2_micd.utils.memory import peak_memory
 
 MEMORY_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is trained, and where.
+class ProfileSetup:
+    """The conditions under which trainers are measured.
 
     Attributes:
-        plans: content of the plans file.
-        configuration: such as ``3d_fullres``.
-        dataset_json: content of ``dataset.json``.
+        dataset: Dataset with the plans. For random patches only its plans and its ``dataset.json`` are needed.
+        configuration: Name of the configuration, such as ``3d_fullres``.
         device: ``cpu``, ``cuda`` or ``mps``.
-        fold: whose patches are loaded; None for random ones, for which no data is needed.
+        fold: Fold whose patches are loaded; None for random patches.
     """
 
-    plans: dict[str, Any]
+    dataset: Dataset
     configuration: str
-    dataset_json: dict[str, Any]
     device: str
     fold: int | str | None = None
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The largest amounts in bytes: of PyTorch's tensors on the GPU, of what it holds there, and of main memory."""
+class PeakMemory:
+    """The largest memory of a process during some steps.
+
+    Attributes:
+        allocated: Bytes of PyTorch's tensors on the GPU; None without a CUDA GPU.
+        reserved: Bytes that PyTorch holds on the GPU; None without a CUDA GPU.
+        resident: Bytes of main memory that the steps added.
+    """
 
     allocated: int | None
     reserved: int | None
@@ -54,10 +56,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cost:
-    """A trainer's profile and memory."""
+    """The cost of a trainer.
+
+    Attributes:
+        profile: Times of its steps.
+        memory: Memory of its steps.
+    """
 
     profile: StepProfile
-    memory: Memory
+    memory: PeakMemory
 
 
 def profile_dataset(
@@ -71,47 +78,66 @@ def profile_dataset(
 ) -> list[Cost]:
     """Measure trainers, nnU-Net's own first, on the patches of a preprocessed dataset.
 
+    Args:
+        dataset: Name or number of the dataset.
+        configuration: Name of the configuration, such as ``3d_fullres``.
+        plans: Name of the plans.
+        trainers: Names of the trainers, as after ``-tr``.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        fold: Fold whose patches are loaded, a number or ``"all"``.
+        rounds: Number of steps of each trainer.
+
     Raises:
-        ValueError: something is wrong with the arguments or the data.
-        OSError: something is missing.
+        ValueError: The arguments or the data are wrong.
+        OSError: Data is missing.
+
+    Examples:
+        >>> stock, micd = profile_dataset("4", "3d_fullres")  # doctest: +SKIP
+        >>> micd.profile.step / stock.profile.step  # doctest: +SKIP
+        4.9
     """
     if not isinstance(fold, int) and fold != "all":
         raise ValueError(f"A fold is a number or all, not {fold}")
-    found = Dataset.find(dataset, plans)
-    found.configuration(configuration)
-    return profile(Setting(found.plans.plans, configuration, found.dataset_json, device, fold), trainers, rounds)
+    setup = ProfileSetup(Dataset.find(dataset, plans), configuration, device, fold)
+    setup.dataset.configuration(configuration)  # stops here if there is no such configuration
+    return profile(setup, trainers, rounds)
 
 
-def profile(setting: Setting, trainers: Sequence[str], rounds: int = 10) -> list[Cost]:
+def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> list[Cost]:
     """Measure trainers, nnU-Net's own first.
 
     Args:
-        setting: the plans and the device.
-        trainers: names as after ``-tr``.
-        rounds: how often each takes a step.
+        setup: Plans, device and patches.
+        trainers: Names of the trainers, as after ``-tr``.
+        rounds: Number of steps of each trainer.
 
     Raises:
-        ValueError: there is no such trainer or GPU, or ``rounds`` is less than 1.
+        ValueError: There is no such trainer or GPU, not enough memory, or ``rounds`` is less than 1.
     """
     if rounds < 1:
         raise ValueError(f"The number of rounds must be at least 1, not {rounds}")
-    if setting.device == "cuda" and not torch.cuda.is_available():
+    if setup.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
     names = list(dict.fromkeys([STOCK, *trainers]))
-    for name in names:
-        find_trainer(name, OWN_LENGTH, setting.plans, setting.configuration, setting.dataset_json)
-    memories = [_measure_in_process(setting, name) for name in tqdm(names, desc="memory", disable=None)]
+    for name in names:  # before any time is spent, as a trainer may not even be made
+        dataset = setup.dataset
+        training_length(
+            find_trainer(name).trainer_class, dataset.plans.plans, setup.configuration, dataset.dataset_json
+        )
+    memories = [measure_in_process(setup, name) for name in tqdm(names, desc="memory", disable=None)]
     try:
-        with _building(setting.device):
-            profiles = profile_steps([_build(setting, name) for name in names], rounds)
+        with _training_environment(setup.device):
+            profiles = profile_steps([_build_trainer(setup, name) for name in names], rounds)
     except torch.cuda.OutOfMemoryError:
-        raise ValueError("The GPU has not enough memory for these trainers together; profile fewer at once") from None
+        raise ValueError(
+            "The GPU does not have enough memory for these trainers together; profile fewer at once"
+        ) from None
     return [Cost(*both) for both in zip(profiles, memories, strict=True)]
 
 
 @contextmanager
-def _building(device: str) -> Iterator[None]:
-    """Keep nnU-Net's trainers from leaving folders and printing; let them load here, and compute as in training."""
+def _training_environment(device: str) -> Iterator[None]:
+    """Compute as in a training, but load in this process, print nothing, and write to a folder that is deleted."""
     torch.backends.cudnn.benchmark = device == "cuda"  # as nnUNetv2_train does
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -121,36 +147,37 @@ def _building(device: str) -> Iterator[None]:
         yield
 
 
-def _build(setting: Setting, name: str) -> Any:
-    trainer_class = recursive_find_trainer_class_by_name(name)
-    plans = {**setting.plans, "continue_training": False}
-    fold = 0 if setting.fold is None else setting.fold
-    trainer = trainer_class(plans, setting.configuration, fold, setting.dataset_json, torch.device(setting.device))
+def _build_trainer(setup: ProfileSetup, name: str) -> Any:
+    plans = {**setup.dataset.plans.plans, "continue_training": False}
+    fold = 0 if setup.fold is None else setup.fold
+    device = torch.device(setup.device)
+    trainer: Any = find_trainer(name).trainer_class(
+        plans, setup.configuration, fold, setup.dataset.dataset_json, device
+    )
     trainer.initialize()
-    if setting.fold is not None:
+    if setup.fold is not None:
         trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     return trainer
 
 
-def _measure_in_process(setting: Setting, name: str) -> Memory:
-    # a process for each: the memory of one could not be told from that of the others
+def measure_in_process(setup: ProfileSetup, name: str) -> PeakMemory:
+    """Measure the memory of a trainer in a process of its own, where no other trainer adds to it."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure_memory, setting, name).result()
+            return pool.submit(measure_memory, setup, name).result()
         except (torch.cuda.OutOfMemoryError, BrokenProcessPool):
             raise ValueError(f"There is not enough memory for {name}; try plans with a smaller batch size") from None
 
 
-def _measure_memory(setting: Setting, name: str) -> Memory:
-    with redirect_stdout(StringIO()):
-        recursive_find_trainer_class_by_name(name)  # imports all trainers, which is no memory of a step
+def measure_memory(setup: ProfileSetup, name: str) -> PeakMemory:
+    """Measure the memory that some steps of a trainer add to this process."""
+    find_trainer(name)  # imports all trainers, whose memory does not belong to a step
     before = peak_memory()
-    with _building(setting.device):
-        trainer = _build(setting, name)
-        profile_steps([trainer], MEMORY_STEPS)
-    is_cuda = setting.device == "cuda"
-    return Memory(
-        torch.cuda.max_memory_allocated() if is_cuda else None,
-        torch.cuda.max_memory_reserved() if is_cuda else None,
-        peak_memory() - before,
+    with _training_environment(setup.device):
+        profile_steps([_build_trainer(setup, name)], MEMORY_STEPS)
+    is_cuda = setup.device == "cuda"
+    return PeakMemory(
+        allocated=torch.cuda.max_memory_allocated() if is_cuda else None,
+        reserved=torch.cuda.max_memory_reserved() if is_cuda else None,
+        resident=peak_memory() - before,
     )

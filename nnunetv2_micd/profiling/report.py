@@ -1,4 +1,4 @@
-"""What ``nnUNetv2_micd profile`` tells: a table and a picture of what the steps of trainers cost."""
+"""The table and the picture of a profile."""
 
 import csv
 import os
@@ -8,15 +8,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_micd.benchmark.records import STOCK
 from nnunetv2_micd.profiling.measure import Cost
 from nnunetv2_micd.profiling.steps import PARTS, StepProfile
+from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.figures import default_style
+from nnunetv2_micd.utils.markdown import markdown_table
 
 
 def waiting_seconds(profile: StepProfile, workers: int) -> float:
-    """Return how long a step waits for its batches where so many worker processes make them all the time.
+    """Return how long a step waits for its batches if worker processes make them all the time.
 
-    Labeled and unlabeled images share the workers as in training; without workers the step makes its batches itself.
+    Labeled and unlabeled images share the workers as in a training. Without workers the step makes its batches itself.
+
+    Args:
+        profile: Times of a step and of its batches.
+        workers: Number of worker processes.
     """
     labeled, unlabeled = profile.data
     for_unlabeled = workers // 2 if unlabeled else 0
@@ -27,16 +33,16 @@ def waiting_seconds(profile: StepProfile, workers: int) -> float:
 
 
 def make_table(costs: Sequence[Cost], workers: int | None = None) -> list[list[str]]:
-    """Return a header and a row for each trainer, the first of which is nnU-Net's own.
+    """Return a header and a row for each trainer.
 
     Args:
-        costs: see :func:`profile`.
-        workers: that load images, by default as many as nnU-Net would start.
+        costs: Costs of the trainers, of nnU-Net's own first, see :func:`measure.profile`.
+        workers: Number of processes that load images; by default as many as nnU-Net starts.
     """
     workers = get_allowed_n_proc_DA() if workers is None else workers
     on_gpu = costs[0].memory.allocated is not None
-    memory = ["GPU memory GiB", "reserved GiB"] if on_gpu else ["memory GiB"]
-    units = [
+    header = [
+        "trainer",
         "step ms",
         "step / nnU-Net",
         "floor ms",
@@ -44,27 +50,28 @@ def make_table(costs: Sequence[Cost], workers: int | None = None) -> list[list[s
         "labeled data ms",
         "unlabeled data ms",
         f"wait ms ({workers} workers)",
+        *(f"{part} ms" for part in PARTS),
+        *(["GPU memory GiB", "reserved GiB"] if on_gpu else ["memory GiB"]),
+        "memory / nnU-Net",
     ]
-    rows = [["trainer", *units, *(f"{part} ms" for part in PARTS), *memory, "memory / nnU-Net"]]
-    for cost in costs:
-        each, first = cost.profile, costs[0]
-        size, reference = (one.allocated if on_gpu else one.resident for one in (cost.memory, first.memory))
-        sizes = [cost.memory.allocated, cost.memory.reserved] if on_gpu else [cost.memory.resident]
-        rows.append(
-            [
-                each.trainer,
-                _ms(each.step),
-                f"{each.step / first.profile.step:.2f}",
-                _ms(each.floor),
-                f"{each.step / each.floor:.2f}",
-                *map(_ms, each.data),
-                _ms(waiting_seconds(each, workers)),
-                *(_ms(each.parts[part]) for part in PARTS),
-                *(f"{(value or 0) / 2**30:.2f}" for value in sizes),
-                f"{size / reference:.2f}" if size and reference else "-",
-            ]
-        )
-    return rows
+    return [header, *(_make_row(cost, costs[0], workers, on_gpu) for cost in costs)]
+
+
+def _make_row(cost: Cost, stock: Cost, workers: int, on_gpu: bool) -> list[str]:
+    profile, memory = cost.profile, cost.memory
+    size, stock_size = (peak.allocated if on_gpu else peak.resident for peak in (memory, stock.memory))
+    return [
+        profile.trainer,
+        _ms(profile.step),
+        f"{profile.step / stock.profile.step:.2f}",
+        _ms(profile.floor),
+        f"{profile.step / profile.floor:.2f}",
+        *map(_ms, profile.data),
+        _ms(waiting_seconds(profile, workers)),
+        *(_ms(profile.parts[part]) for part in PARTS),
+        *(f"{(bytes_ or 0) / 2**30:.2f}" for bytes_ in ([size, memory.reserved] if on_gpu else [size])),
+        f"{size / stock_size:.2f}" if size and stock_size else "-",
+    ]
 
 
 def _ms(seconds: float) -> str:
@@ -72,14 +79,9 @@ def _ms(seconds: float) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table in Markdown, a column for each trainer."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, row)) for row in rows]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in columns
-    ]
-    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
+    """Return the rows of :func:`make_table` as a table in Markdown, with a column for each trainer."""
+    header, *lines = zip(*rows, strict=True)
+    return markdown_table(header, lines)
 
 
 def write_profile(costs: Sequence[Cost], folder: str | os.PathLike[str]) -> Path:
@@ -94,18 +96,19 @@ def write_profile(costs: Sequence[Cost], folder: str | os.PathLike[str]) -> Path
 
 def draw_profile(profiles: Sequence[StepProfile], path: Path) -> None:
     """Draw the parts of each trainer's step as a bar, and its floor as a line across it."""
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(profiles)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(profiles))
-    begins = [0.0] * len(profiles)
-    for number, part in enumerate(PARTS):
-        lengths = [1000 * each.parts[part] for each in profiles]
-        axes.barh(places, lengths, left=begins, height=0.6, color=f"C{number}", label=part)
-        begins = [begin + length for begin, length in zip(begins, lengths, strict=True)]
-    floors = [1000 * each.floor for each in profiles]
-    axes.scatter(floors, places, marker="|", s=300, color="black", zorder=3, label="floor: the passes alone")
-    axes.set_yticks(places, [each.trainer.removeprefix(STOCK) or "nnU-Net" for each in profiles])
-    axes.invert_yaxis()
-    axes.set_xlabel("ms per step (median)")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with default_style():
+        figure = Figure(figsize=(9, 1.2 + 0.45 * len(profiles)), layout="constrained")
+        axes = figure.subplots()
+        places = range(len(profiles))
+        ends = [0.0] * len(profiles)
+        for number, part in enumerate(PARTS):
+            lengths = [1000 * profile.parts[part] for profile in profiles]
+            axes.barh(places, lengths, left=ends, height=0.6, color=f"C{number}", label=part)
+            ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+        floors = [1000 * profile.floor for profile in profiles]
+        axes.scatter(floors, places, marker="|", s=300, color="black", zorder=3, label="floor: the passes alone")
+        axes.set_yticks(places, [profile.trainer.removeprefix(STOCK) or "nnU-Net" for profile in profiles])
+        axes.invert_yaxis()
+        axes.set_xlabel("ms per step (median)")
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        figure.savefig(path, dpi=120)

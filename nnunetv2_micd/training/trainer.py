@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from io import BytesIO
 from multiprocessing.process import BaseProcess
@@ -34,7 +34,6 @@ from nnunetv2_micd.training.loader import (
 from nnunetv2_micd.training.messages import next_commands, previous_stage_command
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
 from nnunetv2_micd.training.networks import check_architecture, forward_with_features
-from nnunetv2_micd.training.passes import Pass
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import Students, compiled, prepare_for_several_processes
@@ -121,10 +120,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         raise NotImplementedError
 
-    def unsupervised_passes(self) -> list[Pass]:
-        """Return the passes of a step that the method's definition asks for besides the supervised ones."""
-        raise NotImplementedError
-
     def build_further_networks(self) -> dict[str, nn.Module]:
         """Return the networks that are trained beside the network of the plans, by name."""
         return {}
@@ -174,14 +169,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the truth at full resolution, and which voxels are ignored, see :func:`losses.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
-
-    def passes(self) -> list[Pass]:
-        """Return all passes that a step, on average, has to compute, once the networks are built."""
-        supervised = [Pass(name, "labeled") for name in self.students]
-        if self.config.ramp_peak == 0:
-            return supervised
-        share = 1 / self.config.consistency_every
-        return supervised + [replace(each, times=share * each.times) for each in self.unsupervised_passes()]
 
     # ------------------------------------------------------------------------------------------------- set-up
 

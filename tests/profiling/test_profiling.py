@@ -1,4 +1,4 @@
-"""What a step costs: the stopwatch, the passes that methods declare against those they make, the table."""
+"""What a step costs: the stopwatch, the passes of each method, the table."""
 
 import csv
 import json
@@ -14,14 +14,21 @@ from helpers import METHODS, TinyDataset, make_trainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
+from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
+from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.profiling import measure as profile_trainers
 from nnunetv2_micd.profiling import steps as profiling
 from nnunetv2_micd.profiling.measure import Cost, Memory, Setting, profile
+from nnunetv2_micd.profiling.passes import count_passes
 from nnunetv2_micd.profiling.report import format_table, make_table, waiting_seconds, write_profile
 from nnunetv2_micd.profiling.steps import PARTS, StepProfile, Stopwatch, make_batch, profile_steps
 
@@ -37,53 +44,73 @@ def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch
     assert watch.take() == {}
 
 
-def count_passes(trainer: Any) -> Counter:
-    """Count in a step how often each network's encoder and decoder run, each as half a pass, in patches of a batch."""
-    passes: Counter = Counter()
-    networks = {f"student {name}": network for name, network in trainer.students.items()}
-    networks |= {f"teacher {name}": network for name, network in trainer.teachers.items()}
-    for name, network in networks.items():
+PASSES: dict[type, dict[tuple[str, bool], float]] = {
+    nnUNetTrainerBCP: {("student a", True): 2, ("teacher a", False): 1},
+    nnUNetTrainerCPS: {("student a", True): 2, ("student b", True): 2},
+    nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
+    nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
+    nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
+    nnUNetTrainerPseudoLabels: {("student a", True): 2},
+    nnUNetTrainerUAMT: {("student a", True): 2, ("teacher a", False): 9},
+    # the encoder of the weak view is the one of the view with dropped features
+    nnUNetTrainerUniMatch: {("student a", False): 0.5, ("student a", True): 4},
+}
+for method in METHODS:
+    if issubclass(method, nnUNetTrainerMICD):
+        of_students, of_teachers = 2, 1 if method.config.cmd_weight else 0
+        if method is nnUNetTrainerMICD_SupervisedOnly:
+            of_students, of_teachers = 1, 0
+        if method is nnUNetTrainerMICD_paper:  # twice as many images, which the students see masked and clean
+            of_students, of_teachers = 5, 2
+        passes = {(f"student {name}", True): of_students for name in "ab"}
+        PASSES[method] = passes | ({(f"teacher {name}", False): of_teachers for name in "ab"} if of_teachers else {})
 
-        def count(module: Any, inputs: tuple, output: Any, name: str = name) -> None:
-            passes[name, torch.is_grad_enabled()] += len(inputs[0]) / trainer.batch_size / 2
 
-        network.encoder.register_forward_hook(count)
-        network.decoder.seg_layers[-1].register_forward_hook(count)
-    trainer.train_step(next(trainer.dataloader_train))
-    return passes
+def variant(method: type, **fields: Any) -> type:
+    return type("Trainer", (method,), {"config": replace(method.config, **fields)})
 
 
-CLEAN = [
-    type("Trainer", (nnUNetTrainerMICD,), {"config": replace(nnUNetTrainerMICD.config, **fields)})
-    for fields in (
-        {"mcpc_reading": "peer_masked"},
-        {"mcpc_reading": "peer_clean"},
-        {"mcpc_reading": "peer_clean", "labeled_consistency": True},
-        {"mcpc_reading": "peer_masked", "labeled_consistency": True},
-        {"unlabeled_ratio": 0.5},
-    )
+VARIANTS: list[tuple[type, dict[tuple[str, bool], float]]] = [
+    (
+        variant(nnUNetTrainerMICD_paper, mcpc_reading="peer_clean", labeled_consistency=False),
+        {("student a", True): 2, ("student b", True): 2, ("student a", False): 1, ("student b", False): 1}
+        | {("teacher a", False): 1, ("teacher b", False): 1},
+    ),
+    (
+        variant(nnUNetTrainerMICD, unlabeled_ratio=0.5),
+        {("student a", True): 1.5, ("student b", True): 1.5, ("teacher a", False): 0.5, ("teacher b", False): 0.5},
+    ),
+    (variant(nnUNetTrainerMICD, recompute_peer=False), PASSES[nnUNetTrainerMICD]),
+    (
+        variant(nnUNetTrainerMeanTeacher, consistency_every=2),
+        {("student a", True): 1.5, ("teacher a", False): 0.5},
+    ),
 ]
 
 
-@pytest.mark.parametrize("method", [*METHODS, *CLEAN], ids=lambda method: f"{method.__name__}")
-def test_passes_are_those_of_a_step(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    if hasattr(method.config, "recompute_peer"):
-        monkeypatch.setattr(method, "config", replace(method.config, recompute_peer=False))
+@pytest.mark.parametrize(
+    ("method", "expected"), [*PASSES.items(), *VARIANTS], ids=lambda value: getattr(value, "__name__", "")
+)
+def test_passes_of_a_step_are_counted(
+    method: type, expected: dict[tuple[str, bool], float], dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer(method, dataset)
     trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    trainer.iteration = 3  # after the pre-training of BCP
-    if method is nnUNetTrainerPseudoLabels:
+    trainer.iteration = 4  # after the pre-training of BCP
+    if method is nnUNetTrainerPseudoLabels:  # as in its second training
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
-    expected: Counter = Counter()
-    if method is nnUNetTrainerDHC:  # which repeats two to hold fewer graphs
-        expected.update({(f"student {name}", False): 1 for name in "ab"})
-    share = trainer.unlabeled_batch_size / trainer.batch_size
-    for each in trainer.passes():
-        name = f"{'teacher' if each.teacher else 'student'} {each.network}"
-        expected[name, each.gradient] += each.times * (share if each.images == "unlabeled" else 1)
-    assert count_passes(trainer) == expected
+    steps = trainer.config.consistency_every
+
+    def take_steps() -> None:
+        for _ in range(steps):
+            trainer.train_step(next(trainer.dataloader_train))
+
+    networks = {f"student {name}": network for name, network in trainer.students.items()}
+    networks |= {f"teacher {name}": network for name, network in trainer.teachers.items()}
+    counted: Counter = Counter()
+    for passes in count_passes(trainer, networks, take_steps, steps):
+        counted[passes.network, passes.gradient] += passes.times
+    assert counted == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +134,8 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
     for student in trainer.students.values():
         student.encoder.register_forward_hook(watch)
     trainer.train_step(next(trainer.dataloader_train))
-    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF)
+    # MICD as printed learns from a clean and a masked pass of the same network at once
+    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMICD_paper)
     assert max(held) == (1 if two else 0)
 
 
@@ -152,7 +180,7 @@ def test_command(
     ("arguments", "message"),
     [
         ("-c 3d_fullres -device cpu --rounds 0", "error: The number of rounds must be at least 1, not 0"),
-        ("-c 4d -device cpu", "error: nnUNetPlans has no configuration 4d, only 2d, 3d_fullres"),
+        ("-c 4d -device cpu", "error: nnUNetPlans of Dataset901_Tiny has no configuration 4d, only 2d, 3d_fullres"),
         ("-c 3d_fullres -device cpu -tr Nothing", "error: There is no trainer Nothing"),
         ("-c 3d_fullres -device cpu -f one", "error: A fold is a number or all, not one"),
         ("-c 3d_fullres", "error: PyTorch sees no CUDA GPU; add -device cpu"),
@@ -215,7 +243,7 @@ def test_consistency_in_some_steps_is_measured_as_their_mean(dataset: TinyDatase
         trainer.initialize()
         first = int(0.9 * trainer.num_epochs * trainer.num_iterations_per_epoch)
         found.append(profile_steps([trainer], rounds=1)[0])
-        assert trainer.iteration == first + every * (1 + profiling.WARM_UP)
+        assert trainer.iteration == first + every * (2 + profiling.WARM_UP)  # the passes are counted in one more
     every_step, some_steps = ({(p.network, p.images, p.teacher): p.times for p in each.passes} for each in found)
     assert every_step["a", "unlabeled", True] == 3 * some_steps["a", "unlabeled", True]
     assert every_step["a", "labeled", False] == some_steps["a", "labeled", False]
