@@ -20,7 +20,7 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.labeled import check_labeled_cases
 from nnunetv2_micd.data.splits import load_split_unlabeled
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
-from nnunetv2_micd.losses.labels import hard_target, pseudo_label
+from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseudo_label
 from nnunetv2_micd.training import checkpoints
 from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -139,7 +139,17 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Return panels ``(B, *patch)`` of the picture by title: floats are images, integers labels, bools marks."""
-        return {}
+        # Not compiled: a picture has another batch size now and then, for which compiling costs more than it saves.
+        networks = {"student": self.students["a"], "teacher": self.teachers["a"]}
+        labels = {
+            name: self.pseudo_label(forward_with_features(network, unlabeled)[0]) for name, network in networks.items()
+        }
+        differ = differing(labels["student"], labels["teacher"])
+        return {
+            "image": unlabeled[:, 0],
+            **{name: label_map(label) for name, label in labels.items()},
+            "they differ": differ,
+        }
 
     # ---------------------------------------------------------------------------------------- what a method can use
 

@@ -1,6 +1,7 @@
 """Every trainer trains, is deployed and predicts through nnU-Net's own code; what only MICD does is in test_micd.py."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_micd import TRAINER_FOLDER
+from nnunetv2_micd import TRAINER_FOLDER, Losses, SemiSupervisedTrainer
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
+from nnunetv2_micd.losses import hard_cross_entropy
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -218,3 +220,23 @@ def test_unknown_architecture_is_refused_before_training(dataset: TinyDataset) -
     dataset.plans_file.write_text(json.dumps(plans))
     with pytest.raises(ValueError, match=r"somewhere\.Transformer.*PlainConvUNet"):
         make_trainer(nnUNetTrainerMICD, dataset).initialize()
+
+
+class nnUNetTrainerFollowsTeacher(SemiSupervisedTrainer):
+    """The least that a method defines: its losses."""
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: torch.Tensor | None) -> Iterator[Losses]:
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
+        if unlabeled is None:
+            return
+        with torch.no_grad():
+            pseudo = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
+        student = self.logits(self.students["a"], unlabeled)
+        yield Losses(unsupervised={"teacher_labels": hard_cross_entropy(student, pseudo)})
+
+
+def test_a_method_is_its_losses(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerFollowsTeacher, dataset)
+    trainer.run_training()
+    assert all(np.isfinite(row["teacher_labels"]) for row in trainer.monitor.history)
+    assert (Path(trainer.output_folder) / "unlabeled_patches" / "epoch_0001.png").is_file()
