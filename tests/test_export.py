@@ -1,4 +1,4 @@
-"""An exported model is nnU-Net's alone: it predicts the same where this package cannot be imported."""
+"""An exported model needs nothing but nnU-Net: it predicts the same without this package."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.export import Training, export_model
+from nnunetv2_micd.data.results import ModelFolder
+from nnunetv2_micd.export import export_model
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -75,7 +76,7 @@ def test_predicts_the_same_without_this_package(train: Callable, dataset: TinyDa
         expected += [predict(original, image), predict(original, image, teacher_b)]
         for name in "ab":
             output = tmp_path / f"{configuration}_{name}"
-            folders.append(export_model(Training(dataset.id, configuration), [0], output, name))
+            folders.append(export_model(ModelFolder(dataset.id, configuration), [0], output, name))
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     command = [sys.executable, "-c", PREDICT_WITHOUT_US, tmp_path / "image.pt", tmp_path / "logits.pt", *folders]
@@ -87,7 +88,7 @@ def test_predicts_the_same_without_this_package(train: Callable, dataset: TinyDa
 
 def test_content_is_plain_and_says_where_it_comes_from(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     trainer = train(nnUNetTrainerMICD, 0, 1, "all")
-    folder = export_model(Training(dataset.name, "3d_fullres"), [0, "all"], tmp_path / "new" / "model", "b")
+    folder = export_model(ModelFolder(dataset.name, "3d_fullres"), [0, "all"], tmp_path / "new" / "model", "b")
     assert folder == tmp_path / "new" / "model"
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -123,14 +124,14 @@ def test_content_is_plain_and_says_where_it_comes_from(train: Callable, dataset:
 
 def test_plans_of_network_a_stay_as_they_are(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     trainer = train(nnUNetTrainerMeanTeacher, 0)
-    folder = export_model(Training(dataset.id, "3d_fullres", "nnUNetTrainerMeanTeacher"), [0], tmp_path / "model")
+    folder = export_model(ModelFolder(dataset.id, "3d_fullres", "nnUNetTrainerMeanTeacher"), [0], tmp_path / "model")
     for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
         assert (folder / name).read_bytes() == (Path(trainer.output_folder_base) / name).read_bytes()
 
 
 def test_two_networks_of_the_plans(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     trainer = train(nnUNetTrainerCPS, 0)
-    export_model(Training(dataset.id, "3d_fullres", "nnUNetTrainerCPS"), [0], str(tmp_path / "b"), "b")
+    export_model(ModelFolder(dataset.id, "3d_fullres", "nnUNetTrainerCPS"), [0], str(tmp_path / "b"), "b")
     image = torch.randn(1, 16, 20, 24)
     expected = predict(Path(trainer.output_folder).parent, image, trainer.teachers["b"])
     assert torch.equal(predict(tmp_path / "b", image), expected)
@@ -157,7 +158,7 @@ def test_refused_without_a_trace(train: Callable, dataset: TinyDataset, tmp_path
     for trainer_class in (nnUNetTrainer, nnUNetTrainerMeanTeacher, nnUNetTrainerMICD):
         train(trainer_class, 0)
     stock, mean_teacher, micd = (
-        Training(dataset.id, "3d_fullres", name)
+        ModelFolder(dataset.id, "3d_fullres", name)
         for name in ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD")
     )
     output = tmp_path / "output" / "model"
@@ -167,15 +168,15 @@ def test_refused_without_a_trace(train: Callable, dataset: TinyDataset, tmp_path
         (mean_teacher, {"network": "b"}, "nnUNetTrainerMeanTeacher, which wrote .* has no second network"),
         (micd, {"stock_trainer": "nnUNetTrainerMICD"}, "nnUNetTrainerMICD is none of nnU-Net's own trainers"),
         (micd, {"stock_trainer": "nnUNetPredictor"}, "nnUNetPredictor is none of nnU-Net's own"),
-        (micd, {"stock_trainer": "nnUNetTrainerBN"}, "nnUNetTrainerBN builds another network"),
+        (micd, {"stock_trainer": "nnUNetTrainerBN"}, "nnUNetTrainerBN builds a different network"),
         (micd, {"stock_trainer": "nnUNet_Primus_S_Trainer"}, "nnUNet_Primus_S_Trainer cannot build a network"),
-        (Training(dataset.id, "2d"), {}, r"nnUNetTrainerMICD__nnUNetPlans__2d.*: nnUNetv2_train 901 2d 0 -tr"),
+        (ModelFolder(dataset.id, "2d"), {}, r"nnUNetTrainerMICD__nnUNetPlans__2d.*: nnUNetv2_train 901 2d 0 -tr"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             export_model(training, [0], output, **options)
         assert "\n" not in str(error.value)
         assert list(output.parent.iterdir()) == []
-    with pytest.raises(ValueError, match="five is no fold"):
+    with pytest.raises(ValueError, match="five is not a fold"):
         export_model(micd, ["five"], output)
     with pytest.raises(FileNotFoundError, match=r"fold_1 .*nnUNetv2_train 901 3d_fullres 1 -tr nnUNetTrainerMICD"):
         export_model(micd, [0, 1], output)
@@ -187,11 +188,11 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(train: Callable, dataset: Tin
     (tmp_path / "model" / "mine.txt").write_text("mine")
     for target in (tmp_path / "model", tmp_path / "model" / "mine.txt"):
         with pytest.raises(FileExistsError, match="is not an empty folder"):
-            export_model(Training(dataset.id, "3d_fullres"), [0], target)
+            export_model(ModelFolder(dataset.id, "3d_fullres"), [0], target)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine.txt"]
 
 
 def test_results_variable_is_needed(dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(ValueError, match="nnUNet_results is not set"):
-        export_model(Training(dataset.id, "3d_fullres"), [0], tmp_path / "model")
+        export_model(ModelFolder(dataset.id, "3d_fullres"), [0], tmp_path / "model")
