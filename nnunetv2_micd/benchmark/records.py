@@ -1,47 +1,53 @@
-"""A run of a benchmark: what it is, in which folder, and its ``benchmark.json``, which says how far it is."""
+"""The runs of a benchmark and their ``benchmark.json``, which says how a run was made and what came of it."""
 
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
+import torch
 from nnunetv2.paths import nnUNet_preprocessed
 
 import nnunetv2_micd
-from nnunetv2_micd.export import FINAL, Training
+from nnunetv2_micd.data.results import FINAL, ModelFolder
+from nnunetv2_micd.utils.files import atomic
 
 RECORD = "benchmark.json"
-
-STOCK = "nnUNetTrainer"
-"""nnU-Net's own trainer."""
+STATUSES = ("running", "done", "failed")
 
 ALL_LABELS = "all"
-"""The budget with which nothing is unlabeled: the ceiling, of the baseline only."""
+"""Budget of a run with all labels: the ceiling, for the baseline only."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is: two runs in one folder are the same if all of this is.
+    """One training of a benchmark. Two runs in one folder are the same run if all fields are equal.
 
     Attributes:
-        dataset: full name.
-        configuration: such as ``3d_fullres``.
-        plans: name of the plans.
-        trainer: as after ``-tr``.
-        trainer_class: the trained class, another one where the length is not the trainer's own.
-        fold: the entry of ``splits_final.json``.
-        budget: how many cases are labeled, as the user wrote it.
-        seed: decides which, and seeds the process.
-        labeled: these cases.
-        num_unlabeled: how many images this trainer uses without labels.
-        epochs: of the training.
-        iterations: of an epoch.
-        test_images: folder of the test images, or None for the fold's validation cases.
-        test_labels: folder of their labels.
-        transductive: whether a test image is among the unlabeled ones.
-        plans_hash: of the configuration's part of the plans.
+        dataset: Full name of the dataset.
+        configuration: Name of the configuration, such as ``3d_fullres``.
+        plans: Name of the plans.
+        trainer: Name of the trainer, as after ``-tr``.
+        trainer_class: Name of the trained class, a generated one if the length is not the trainer's own.
+        fold: Number of the entry in ``splits_final.json``.
+        budget: Number of labeled cases as the user wrote it, such as ``"10%"``.
+        seed: Seed that draws the labeled cases and starts all random generators.
+        labeled: The labeled cases.
+        num_unlabeled: Number of images that this trainer uses without labels.
+        epochs: Number of epochs.
+        iterations: Number of iterations in an epoch.
+        test_images: Folder of the test images; None if the validation cases of the fold are the test cases.
+        test_labels: Folder of their labels, or None.
+        transductive: True if a test image is also an unlabeled training image.
+        plans_hash: Hash of the configuration in the plans.
+
+    Examples:
+        >>> run, result = read_record(Path("fold_5"))  # doctest: +SKIP
+        >>> str(run), result.status  # doctest: +SKIP
+        ('nnUNetTrainerMICD, 6 labeled, seed 0, 1000 epochs', 'done')
     """
 
     dataset: str
@@ -66,76 +72,150 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where nnU-Net puts the run."""
-        training = Training(self.dataset, self.configuration, self.trainer_class, self.plans)
-        return training.find_folder() / f"fold_{self.fold}"
+        """Folder in which nnU-Net trains the fold."""
+        model = ModelFolder(self.dataset, self.configuration, self.trainer_class, self.plans)
+        return model.path() / f"fold_{self.fold}"
 
-    def settings(self) -> dict[str, Any]:
-        """Return the run as it stands in its ``benchmark.json``, which calls the class ``class``."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the record that describes the run."""
         content = {**asdict(self), "labeled": list(self.labeled), "num_labeled": len(self.labeled)}
         content["class"] = content.pop("trainer_class")
         return content
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Run":
+        """Return the run that :meth:`to_json` described.
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a run's ``benchmark.json``, or None where there is none.
+        Raises:
+            ValueError: A field is missing or has the wrong type.
+        """
+        fields = {**content, "trainer_class": content.get("class")}
+        if isinstance(content.get("labeled"), list):
+            fields["labeled"] = tuple(content["labeled"])
+        return cls(**_checked(cls, fields))
+
+
+@dataclass(frozen=True)
+class Result:
+    """State and outcome of a run.
+
+    Attributes:
+        status: ``"running"``, ``"done"`` or ``"failed"``. A run that was interrupted stays ``"running"``.
+        error: Message of the error if the run failed.
+        predictions: Folder of the predicted test cases, relative to the folder of the run.
+        truth: Folder of their labels.
+        checkpoint: File name of the checkpoint that predicted.
+        device: Device of the training, such as ``cuda``.
+        machine: Description of the machine.
+        versions: Versions of the software by its name.
+        training_seconds: Duration of all epochs, None until the run is done.
+        prediction_seconds: Duration of the prediction of all test cases, None until the run is done.
+        peak_memory_bytes: Largest main memory of the process, None until the run is done.
+        peak_gpu_bytes: Largest GPU memory of PyTorch's tensors, None without a CUDA GPU.
+    """
+
+    status: str
+    error: str | None
+    predictions: str
+    truth: str
+    checkpoint: str
+    device: str
+    machine: str
+    versions: dict[str, str]
+    training_seconds: int | float | None = None
+    prediction_seconds: int | float | None = None
+    peak_memory_bytes: int | None = None
+    peak_gpu_bytes: int | None = None
+
+    @classmethod
+    def start(cls, run: Run, device: str) -> "Result":
+        """Return the state of a run that starts now in this process."""
+        predictions, truth = evaluated_folders(run)
+        return cls("running", None, predictions, truth, FINAL, device, _describe_machine(device), _versions())
+
+    def failed(self, error: str) -> "Result":
+        """Return the state after an error."""
+        return replace(self, status="failed", error=error)
+
+    def done(self, **measured: Any) -> "Result":
+        """Return the state after the end, with the fields that were measured."""
+        return replace(self, status="done", **measured)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Result":
+        """Return the result in the content of a record.
+
+        Raises:
+            ValueError: A field is missing or has the wrong type.
+        """
+        if content.get("status") not in STATUSES:
+            raise ValueError(f"status is {content.get('status')!r}")
+        return cls(**_checked(cls, content))
+
+
+class Record(NamedTuple):
+    """The content of a ``benchmark.json``."""
+
+    run: Run
+    result: Result
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return the record of the run in a folder, or None if there is no record.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     path = folder / RECORD
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-        if record["status"] not in ("running", "done", "failed"):
-            raise ValueError(f"status {record['status']!r}")
-        return dict(record)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); delete the folder {folder} to do this run again") from None
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {str(content)[:20]!r} instead of an object")
+        return Record(Run.from_json(content), Result.from_json(content))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete the folder {folder} to repeat this run") from None
 
 
-def write_record(run: Run, status: str, device: str, **figures: Any) -> None:
-    """Write a run's ``benchmark.json``, seen only once it is whole."""
-    predictions, truth = evaluated_folders(run)
-    record = {
-        "status": status,
-        "error": None,
-        **run.settings(),
-        "predictions": predictions,
-        "truth": truth,
-        "checkpoint": FINAL,
-        "device": device,
-        "machine": _machine(device),
-        "versions": _versions(),
-        **figures,
-    }
+def write_record(run: Run, result: Result) -> None:
+    """Write the record of a run. Readers see the old file or the new one, never half of it."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    temporary = run.folder / f"{RECORD}.{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, run.folder / RECORD)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(run.folder / RECORD) as temporary:
+        content = {"status": result.status, "error": result.error, **run.to_json(), **asdict(result)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def evaluated_folders(run: Run) -> tuple[str, str]:
-    """Return the folders of the predictions, relative to that of the run, and of their labels."""
+    """Return the folder of the predictions, relative to that of the run, and the folder of the labels."""
     if run.test_labels is not None:
         return "benchmark_predictions", run.test_labels
     return "validation", os.path.join(str(nnUNet_preprocessed), run.dataset, "gt_segmentations")
 
 
-def _machine(device: str) -> str:
-    import torch
+def _checked(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass in the content of a record, which may hold more.
 
+    Raises:
+        ValueError: A field is missing or has the wrong type.
+    """
+    fields = {}
+    for name, hint in get_type_hints(kind).items():
+        # isinstance takes neither tuple[str, ...] nor dict[str, str], but unions such as str | None
+        kinds = get_origin(hint) if get_origin(hint) in (tuple, dict) else hint
+        value = content.get(name)
+        if not isinstance(value, kinds):
+            raise ValueError(f"{name} is {value!r}" if name in content else f"{name} is missing")
+        fields[name] = value
+    return fields
+
+
+def _describe_machine(device: str) -> str:
     gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else "no GPU used"
     return f"{platform.platform()}, {os.cpu_count()} CPU cores, {gpu}"
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
     return {
         "nnunetv2_micd": nnunetv2_micd.__version__,
         "nnunetv2": version("nnunetv2"),

@@ -1,57 +1,71 @@
-"""Whether a test set is one: images with all channels, and labels of each."""
+"""Checks that a test set is complete: every image has all channels and a label."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.data.preprocessed import channel_names
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.utils.files import shorten
 
 
-def check_test_set(test: tuple[str, str], plans: PlansManager, dataset_json: dict[str, Any]) -> list[str]:
-    """Return the cases of a test set, of which the first is read as a sample.
+def check_test_set(images_folder: str, labels_folder: str, dataset: Dataset) -> list[str]:
+    """Return the test cases, after a check of all names and, as a sample, of the content of the first case.
+
+    Args:
+        images_folder: Folder of the test images, named like training images.
+        labels_folder: Folder of their labels.
+        dataset: Dataset with the channels and the file ending that the images must have.
 
     Raises:
-        ValueError: images, channels and labels do not match.
-        FileNotFoundError: there are none.
+        ValueError: Images, channels and labels do not match, or the first case cannot be read.
+        FileNotFoundError: A folder is missing, or there are no images.
     """
-    ending = dataset_json["file_ending"]
-    for folder in test:
+    ending = dataset.file_ending
+    for folder in (images_folder, labels_folder):
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"There is no folder {folder}; --test needs one of images and one of their labels")
-    images = group_images(test[0], ending)
+    images = group_images(images_folder, ending)
     if not images:
-        raise FileNotFoundError(f"The folder {test[0]} holds no test images, named CASE_0000{ending}")
-    names = sorted(name for name in os.listdir(test[1]) if name.endswith(ending) and not name.startswith("."))
+        raise FileNotFoundError(f"The folder {images_folder} holds no test images, named CASE_0000{ending}")
+    _check_labels(images_folder, images.keys(), labels_folder, ending)
+    num_channels = dataset.num_channels
+    reader_class = dataset.plans.image_reader_writer_class
+    # An RGB file holds several channels.
+    _check_channels(images, ending, num_files=1 if reader_class is NaturalImage2DIO else num_channels)
+    case, files = next(iter(images.items()))
+    _check_sample(reader_class(), files, os.path.join(labels_folder, f"{case}{ending}"), num_channels)
+    return list(images)
+
+
+def _check_labels(images_folder: str, cases: Any, labels_folder: str, ending: str) -> None:
+    names = [name for name in os.listdir(labels_folder) if name.endswith(ending) and not name.startswith(".")]
     labels = {name.removesuffix(ending) for name in names}
-    for missing, what, folder in (
-        (images.keys() - labels, "labels of the test images", test[1]),
-        (labels - images.keys(), "test images of the labels", test[0]),
+    for missing, content, folder in (
+        (cases - labels, "labels of the test images", labels_folder),
+        (labels - cases, "test images of the labels", images_folder),
     ):
         if missing:
-            raise ValueError(f"The {what} {shorten(sorted(missing))} are missing in {folder}; add or remove the others")
-    num_channels = len(channel_names(dataset_json))
-    # one RGB file holds several channels
-    num_files = 1 if plans.image_reader_writer_class is NaturalImage2DIO else num_channels
+            raise ValueError(
+                f"The {content} {shorten(sorted(missing))} are missing in {folder}; add or remove the others"
+            )
+
+
+def _check_channels(images: dict[str, list[str]], ending: str, num_files: int) -> None:
     for case, files in images.items():
         channels = [file.removesuffix(ending)[-4:] for file in files]
         if channels != [f"{channel:04d}" for channel in range(num_files)]:
             raise ValueError(
                 f"The test image {case} has the channels {shorten(channels)}, but needs {num_files} of them"
             )
-    case, files = next(iter(images.items()))
-    _check_sample(plans.image_reader_writer_class(), files, os.path.join(test[1], f"{case}{ending}"), num_channels)
-    return list(images)
 
 
 def _check_sample(reader: Any, files: Sequence[str], label: str, num_channels: int) -> None:
     try:
         image, segmentation = reader.read_images(files)[0], reader.read_seg(label)[0]
-    except Exception as error:  # whatever a reader makes of a damaged file
+    except Exception as error:  # readers report a damaged file with any type of error
         raise ValueError(f"{files[0]} or {label} cannot be read ({' '.join(str(error).split())})") from None
     if len(image) != num_channels:
         raise ValueError(f"The test image {files[0]} has {len(image)} channels, but needs {num_channels}")

@@ -1,51 +1,80 @@
-"""The trainers of a benchmark, and classes of them that train for another time.
+"""Looks up the trainers of a benchmark and generates subclasses with a different training length.
 
-The name of a class is the name of an experiment in nnU-Net, so another length of training is another class, in a small
-file that stays: prediction needs it too.
+nnU-Net names a results folder after the class of its trainer, so a different length needs a different class. Each
+generated class has a folder of its own in ``nnUNet_results/benchmark_trainers``. A run sees only the folder of its
+class, so nothing that other benchmarks write there can disturb it. The files stay, because prediction needs them.
 """
 
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
-import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
+from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.benchmark.records import Run
-from nnunetv2_micd.benchmark.run import trainers_folder
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.results import results_root
+from nnunetv2_micd.training.registry import find_trainer, training_length
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.files import atomic
 
-TRAINING_STEPS = 5
-"""nnU-Net takes one step of online validation for so many steps of training."""
+VALIDATION_SHARE = 5
+"""nnU-Net takes one step of online validation for five steps of training."""
 
-_FILE = '''"""Made by nnUNetv2_micd benchmark: {base} in another length."""
+GENERATED_FOLDER = "benchmark_trainers"
+"""Folder in ``nnUNet_results`` with a folder for each generated class."""
+
+_TEMPLATE = '''"""Made by nnUNetv2_micd benchmark: {base} with a different training length."""
 
 import torch
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+BASE = {base!r}
+BASE_FOLDER = {base_folder!r}  # where the benchmark found it; None in nnU-Net itself
 
-class {name}(recursive_find_trainer_class_by_name("{base}")):
-    """{base} in another length."""
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        {lines}
+def __getattr__(name):
+    # Defined on demand: nnU-Net imports this file in each search for any trainer, and none may fail because of it.
+    if name != {name!r}:
+        raise AttributeError(name)
+
+    class Generated(_find_base()):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            {lines}
+
+    Generated.__name__ = Generated.__qualname__ = name
+    globals()[name] = Generated
+    return Generated
+
+
+def _find_base():
+    # First where it was, since another folder may hold another class of this name.
+    if BASE_FOLDER is not None:
+        base = recursive_find_python_class(BASE_FOLDER, BASE, None, cleanup_imports_from_base_folder=True)
+        if base is not None:
+            return base
+    try:
+        return recursive_find_trainer_class_by_name(BASE)
+    except RuntimeError:
+        raise ImportError(
+            f"{name} derives from {{BASE}}, which is neither in {{BASE_FOLDER or 'nnU-Net'}} any more nor in the "
+            f"folders of nnUNet_extTrainer; add the folder of {{BASE}} to nnUNet_extTrainer"
+        ) from None
 '''
 
 
 @dataclass(frozen=True)
 class Length:
-    """Another length than the trainers' own, where it is not None.
+    """A training length that replaces the trainers' own where a number is given.
 
     Attributes:
-        epochs: of the training.
-        iterations: of an epoch.
+        epochs: Number of epochs, or None.
+        iterations: Number of iterations in an epoch, or None.
+
+    Examples:
+        >>> Length(epochs=100).suffix
+        '_e100'
     """
 
     epochs: int | None = None
@@ -58,16 +87,16 @@ class Length:
 
     @property
     def suffix(self) -> str:
-        """What a class of this length is called after the trainer's name."""
+        """Suffix of the name of a generated class, empty for the trainers' own length."""
         letters = {"e": self.epochs, "i": self.iterations}
         return "".join(f"_{letter}{number}" for letter, number in letters.items() if number is not None)
 
     @property
-    def lines(self) -> list[str]:
-        """The lines of the constructor of such a class."""
+    def assignments(self) -> list[str]:
+        """Lines in the constructor of a generated class."""
         lines = [] if self.epochs is None else [f"self.num_epochs = {self.epochs}"]
         if self.iterations is not None:
-            steps = max(1, self.iterations // TRAINING_STEPS)
+            steps = max(1, self.iterations // VALIDATION_SHARE)
             lines.append(f"self.num_iterations_per_epoch = {self.iterations}")
             lines.append(f"self.num_val_iterations_per_epoch = min(self.num_val_iterations_per_epoch, {steps})")
         return lines
@@ -77,108 +106,93 @@ OWN_LENGTH = Length()
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """A trainer of a benchmark.
+class Competitor:
+    """A trainer with a training length, as one of those that a benchmark compares.
 
     Attributes:
-        name: as after ``-tr``.
-        class_name: the class that is trained.
-        epochs: that it trains.
-        iterations: of an epoch.
-        needs_unlabeled: whether it uses unlabeled images.
+        trainer: Name of the trainer, as after ``-tr``.
+        trainer_class: Name of the trained class, a generated one if the length is not the trainer's own.
+        epochs: Number of epochs.
+        iterations: Number of iterations in an epoch.
+        needs_unlabeled: True if it uses unlabeled images.
     """
 
-    name: str
-    class_name: str
+    trainer: str
+    trainer_class: str
     epochs: int
     iterations: int
     needs_unlabeled: bool
 
 
-def find_trainer(
-    name: str, length: Length, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-) -> Trainer:
-    """Find a trainer as nnU-Net will.
+def find_competitor(name: str, length: Length, dataset: Dataset, configuration: str) -> Competitor:
+    """Find a trainer and how long it trains.
 
     Raises:
-        ValueError: there is none of that name, or it cannot be used.
+        ValueError: There is no such trainer, or it cannot be used.
     """
-    try:
-        with redirect_stdout(StringIO()):  # nnU-Net tells where it searches
-            found = recursive_find_trainer_class_by_name(name)
-            epochs, iterations = _own_length(found, plans, configuration, dataset_json)
-    except Exception as error:  # nnU-Net imports all files in the folders of trainers, also those of others
-        if not str(error).startswith("Could not find"):
-            raise ValueError(f"{name} is no trainer that can be used ({error!r}); see: nnUNetv2_micd list") from None
-        raise ValueError(
-            f"There is no trainer {name}; see: nnUNetv2_micd list ; or, if it is one of your own, name its folder in "
-            "nnUNet_extTrainer"
-        ) from None
-    needs_unlabeled = issubclass(found, SemiSupervisedTrainer) and found.config.ramp_peak > 0
-    return Trainer(
-        name, name + length.suffix, length.epochs or epochs, length.iterations or iterations, needs_unlabeled
+    trainer_class = find_trainer(name).trainer_class
+    epochs, iterations = training_length(trainer_class, dataset.plans.plans, configuration, dataset.dataset_json)
+    return Competitor(
+        trainer=name,
+        trainer_class=name + length.suffix,
+        epochs=length.epochs or epochs,
+        iterations=length.iterations or iterations,
+        needs_unlabeled=issubclass(trainer_class, SemiSupervisedTrainer) and trainer_class.config.ramp_peak > 0,
     )
 
 
-def _own_length(
-    trainer_class: type, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-) -> tuple[int, int]:
-    """Return epochs and iterations of a trainer, which its constructor alone knows; that also makes a folder."""
-    with tempfile.TemporaryDirectory() as folder, environment(nnUNet_results=folder, nnUNet_wandb_enabled="0"):
-        content = {**json.loads(json.dumps(plans)), "continue_training": False}
-        trainer = trainer_class(content, configuration, 0, dataset_json, torch.device("cpu"))
-        return trainer.num_epochs, trainer.num_iterations_per_epoch
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def check_lengths(trainers: Sequence[Trainer]) -> None:
-    """Raise a ``ValueError`` unless all trainers train as long as the first."""
-    first, *others = trainers
+def check_lengths(competitors: Sequence[Competitor]) -> None:
+    """Raise a ``ValueError`` unless all train as long as the first."""
+    first, *others = competitors
     for other in others:
-        lengths = [f"{each.epochs} epochs of {each.iterations} iterations" for each in (other, first)]
+        lengths = [f"{trainer.epochs} epochs of {trainer.iterations} iterations" for trainer in (other, first)]
         if lengths[0] != lengths[1]:
             raise ValueError(
-                f"{other.name} trains {lengths[0]}, {first.name} {lengths[1]}, which is no comparison; train all "
-                f"alike: --epochs {other.epochs} --iterations {other.iterations}"
+                f"{other.trainer} trains {lengths[0]}, {first.trainer} {lengths[1]}, which cannot be compared; train "
+                f"all alike: --epochs {other.epochs} --iterations {other.iterations}"
             )
 
 
-def _written_length(run: Run) -> Length:
-    """Return the length that makes the class of a run another one than its trainer; its name tells."""
+def write_trainers(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+    """Write the generated classes that runs need.
+
+    Returns:
+        For each trained class the folders in which nnU-Net has to search for it, for ``nnUNet_extTrainer``.
+
+    Raises:
+        ValueError: A trainer is no longer found.
+    """
+    search_folders = {}
+    for run in {run.trainer_class: run for run in runs}.values():
+        found = find_trainer(run.trainer)
+        generated = []
+        if run.trainer_class != run.trainer:
+            generated = [str(_write_class(run, found.folder))]
+        # This package adds its own folder to the variable whenever it is imported; so runs and later commands agree.
+        search_folders[run.trainer_class] = (*generated, *found.search_folders, TRAINER_FOLDER)
+    return search_folders
+
+
+def _write_class(run: Run, base_folder: str | None) -> Path:
+    """Write the file of a generated class; return its folder."""
+    length = _length_in_name(run)
+    text = _TEMPLATE.format(
+        name=run.trainer_class,
+        base=run.trainer,
+        base_folder=base_folder if base_folder is None else str(Path(base_folder).resolve()),
+        lines="\n            ".join(length.assignments),
+    )
+    folder = results_root() / GENERATED_FOLDER / run.trainer_class
+    file = folder / f"{run.trainer_class}.py"
+    if not file.exists() or file.read_text() != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as temporary:
+            temporary.write_text(text)
+    return folder
+
+
+def _length_in_name(run: Run) -> Length:
+    """Return the length that the name of a run's class stands for: it may give epochs, iterations, or both."""
     suffix = run.trainer_class.removeprefix(run.trainer)
     lengths = (Length(run.epochs), Length(None, run.iterations), Length(run.epochs, run.iterations))
     return next(length for length in lengths if length.suffix == suffix)
-
-
-def write_trainers(runs: Iterable[Run]) -> Path | None:
-    """Write the classes of another length that runs need; return their folder, or None where there is none."""
-    lengths = {
-        run.trainer_class: (run.trainer, _written_length(run)) for run in runs if run.trainer_class != run.trainer
-    }
-    if not lengths:
-        return None
-    folder = trainers_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (base, length) in lengths.items():
-        path = folder / f"{name}.py"
-        text = _FILE.format(name=name, base=base, lines="\n        ".join(length.lines))
-        if path.exists() and path.read_text() == text:
-            continue
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")  # not ending in .py, so that nnU-Net does not see it
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    return folder

@@ -89,9 +89,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the benchmark; exit with an error if a run failed."""
-    from nnunetv2_micd.benchmark.grid import Grid
-    from nnunetv2_micd.benchmark.scheduler import run_benchmark
-    from nnunetv2_micd.benchmark.trainers import Length
+    from nnunetv2_micd.benchmark import Grid, Length, run_benchmark
 
     grid = Grid(
         dataset=arguments.d,

@@ -1,0 +1,117 @@
+"""The scheduler of a benchmark: runs side by side, failures, GPUs in turn, progress."""
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import TinyDataset
+
+from nnunetv2_micd.benchmark import Grid, launch, run_benchmark, scheduler
+from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.records import Result, write_record
+from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"jobs": 0}, "The number of jobs must be at least 1"),
+        ({"options": ["a=b"]}, "add --executor"),
+        ({"executor": "slurm"}, "submitit"),
+        ({"executor": "local", "options": ["colour=red"]}, "submitit cannot submit to local|not installed"),
+        ({"executor": "local", "options": ["timeout_min"]}, 'must be like "slurm_partition=gpu"|not installed'),
+        ({"device": "cuda"}, "add -device cpu"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    grid: Grid, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run_benchmark(grid, **{"device": "cpu", **arguments})
+
+
+def test_submitit_is_named_where_it_is_missing(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"pip install \"nnunetv2-micd\[cluster\]\""):
+        run_benchmark(grid, "cpu", executor="local")
+
+
+class Instant:
+    """A run that ends as its seed says."""
+
+    most = 0
+
+    def __init__(self, run: Any, active: list[Any]):
+        self.run, self.log = run, run.folder / "benchmark.log"
+        Instant.most = max(Instant.most, len(active) + 1)
+        write_record(run, Result.start(run, "cpu"))
+
+    def poll(self) -> str:
+        if self.run.seed == 0:
+            return "it was killed (signal 9)"
+        write_record(self.run, Result.start(self.run, "cpu").done())
+        return ""
+
+    def stop(self) -> None:
+        raise AssertionError
+
+
+def test_a_failed_run_does_not_stop_the_others(
+    dataset: TinyDataset, grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Instant)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    grid = replace(grid, budgets=["1"], seeds=[0, 3])
+    failed = run_benchmark(grid, "cpu", jobs=3)
+    assert [(run.trainer, run.seed) for run in failed] == [("nnUNetTrainer", 0), ("nnUNetTrainerMICD", 0)]
+    assert json.loads((failed[0].folder / "benchmark.json").read_text())["error"] == "it was killed (signal 9)"
+    printed = capsys.readouterr().out
+    assert (
+        f"FAILED: nnUNetTrainer, 1 labeled, seed 0, 2 epochs: it was killed (signal 9); see {failed[0].folder}"
+        in printed
+    )
+    generated = dataset.results / GENERATED_FOLDER
+    (variable,) = re.findall('export nnUNet_extTrainer="(.*)"', printed)
+    assert {f"{generated / run.trainer_class}" for run in failed} <= set(variable.split(os.pathsep))
+    assert "nnUNetv2_micd report -d 901 -c 3d_fullres -p nnUNetPlans -o OUTPUT_FOLDER" in printed
+    assert Instant.most == 3
+    run_benchmark(grid, "cpu", jobs=3)
+    assert "4 runs, 2 of them done before." in capsys.readouterr().out
+
+
+def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Recorded(launch.LocalProcess):
+        def __init__(self, run: Any, device: str, trainer_folders: Any, variables: Any, gpu: str | None):
+            self.gpu = gpu
+            started.append(gpu)
+
+    monkeypatch.setattr(launch, "LocalProcess", Recorded)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    run: Any = SimpleNamespace(trainer_class="nnUNetTrainer")
+    start = launch.process_starter("cuda", 3, {"nnUNetTrainer": []})
+    active = [start(run, [])]
+    active.append(start(run, active))
+    active.append(start(run, active))
+    start(run, active[1:])
+    assert started == ["4", "6", "4", "4"]
+
+
+def test_epochs_are_counted_in_the_last_log(dataset: TinyDataset, grid: Grid) -> None:
+    run = plan_runs(grid)[0]
+    assert scheduler.count_epochs(run, since=0) == 0
+    run.folder.mkdir(parents=True)
+    log = run.folder / "training_log_2026_1_1_00_00_00.txt"
+    log.write_text("2026-01-01: Epoch 0 \n2026-01-01: Epoch time: 3.0 s\n2026-01-01: Epoch 1 \n")
+    assert scheduler.count_epochs(run, since=0) == 1
+    log.write_text(log.read_text() + "2026-01-01: Training done.\n")
+    assert scheduler.count_epochs(run, since=0) == 2
+    assert scheduler.count_epochs(run, since=time.time() + 1) == 0
