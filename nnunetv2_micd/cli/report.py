@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report and print its notes."""
-    from nnunetv2_micd.report.write import write_report
+    from nnunetv2_micd.report import write_report
 
     page, notes = write_report(
         arguments.d,

@@ -1,77 +1,82 @@
-"""The figure of example slices: the image, the truth and what each method made of it."""
+"""The figure of example slices: the image, the truth and the prediction of each method."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import ndimage
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
-from nnunetv2_micd.data.folders import find_dataset, raw_folder
+from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.report.runs import Run, display_name
+from nnunetv2_micd.report.runs import FinishedRun, display_name
 
 QUANTILES = (0.1, 0.5, 0.9)
-"""Of the baseline's Dice over the cases: the cases with these are shown, so that nobody chooses them."""
+"""Quantiles of the baseline's Dice over the cases. The cases at these are shown, to avoid cherry-picking."""
 MARGIN = 0.35
-"""How much around the truth is shown, as a share of its size."""
+"""Margin around the truth as a share of its size."""
 MAX_COLUMNS = 7
 LABEL_COLORS = ("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b")
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Which cases of which runs are shown.
+class ExampleCases:
+    """The cases and runs to show.
 
     Attributes:
-        runs: one for each method, all of one budget and seed.
-        dice: of each case (row) and trainer (column), the mean over its classes.
+        runs: One run for each method, all with the same budget and seed.
+        dice: Dice of each case (row) and trainer (column), the mean over the classes.
     """
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     dice: pd.DataFrame
 
     @property
     def caption(self) -> str:
-        """What is shown, and how it was chosen."""
+        """Description of the figure and of the choice of cases."""
         run = self.runs[0]
         levels = ", ".join(f"{100 * quantile:.0f} %" for quantile in QUANTILES)
         return (
-            f"Labeled: {run.num_labeled}, seed {run.seed}. Cases at the {levels} quantiles of the Dice of "
-            f"{display_name(run.trainer)}, in the slice with most foreground across the widest spacing, cut out around "
-            "the truth. White lines: the truth. Numbers: the Dice of the whole case, mean of the classes. Gray areas: "
-            "the ignore label."
+            f"Labeled: {len(run.settings.labeled)}, seed {run.settings.seed}. Cases at the {levels} quantiles of the "
+            f"Dice of {display_name(run.trainer)}, in the slice with most foreground across the widest spacing, cut "
+            "out around the truth. White lines: the truth. Numbers: the Dice of the whole case, mean of the classes. "
+            "Gray areas: the ignore label."
         )
 
 
-def choose_examples(runs: Sequence[Run], by_case: pd.DataFrame) -> Examples | None:
-    """Choose the smallest budget, its seed with the most methods, and cases by the Dice of the first method."""
-    with_budget = [run for run in runs if run.budget != ALL_LABELS] or list(runs)
-    group = [run for run in with_budget if run.budget == with_budget[0].budget]
-    seeds = [run.seed for run in group]
-    shown = [run for run in group if run.seed == max(sorted(set(seeds)), key=seeds.count)]
-    rows = by_case[(by_case["budget"] == shown[0].budget) & (by_case["seed"] == shown[0].seed)]
+def choose_examples(runs: Sequence[FinishedRun], by_case: pd.DataFrame) -> ExampleCases | None:
+    """Choose the smallest budget, its seed with the most methods, and cases by the Dice of the first method.
+
+    Args:
+        runs: The runs, sorted by budget, the baseline first.
+        by_case: Scores of each run and case, see `aggregate.mean_over_classes`.
+    """
+    with_budget = [run for run in runs if run.settings.budget != ALL_LABELS] or list(runs)
+    budget = with_budget[0].settings.budget
+    same_budget = [run for run in with_budget if run.settings.budget == budget]
+    seeds = [run.settings.seed for run in same_budget]
+    seed = max(sorted(set(seeds)), key=seeds.count)
+    chosen = [run for run in same_budget if run.settings.seed == seed]
+    first = chosen[0].trainer
+    rows = by_case[(by_case["budget"] == budget) & (by_case["seed"] == seed)]
     dice = rows.pivot(index="case", columns="trainer", values="dice")
-    dice = dice.dropna(subset=shown[0].trainer).sort_values(shown[0].trainer, kind="stable")
-    places = dict.fromkeys(round(quantile * (len(dice) - 1)) for quantile in QUANTILES)
-    return Examples(shown, dice.iloc[list(places)]) if len(dice) else None
+    dice = dice.dropna(subset=first).sort_values(first, kind="stable")
+    positions = dict.fromkeys(round(quantile * (len(dice) - 1)) for quantile in QUANTILES)
+    return ExampleCases(chosen, dice.iloc[list(positions)]) if len(dice) else None
 
 
-def draw_examples(examples: Examples | None) -> Figure | None:
+def draw_examples(examples: ExampleCases) -> Figure:
     """Draw for each case the image, the truth and the prediction of each method, in one row or several."""
-    if examples is None:
-        return None
     columns = min(MAX_COLUMNS, 2 + len(examples.runs))
-    rows = math.ceil((2 + len(examples.runs)) / columns)  # for a case
-    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
-        figure = Figure(figsize=(1.8 * columns, 2.2 * rows * len(examples.dice)), layout="constrained")
-        axes = figure.subplots(rows * len(examples.dice), columns, squeeze=False)
+    rows = math.ceil((2 + len(examples.runs)) / columns)  # for one case
+    figure = Figure(figsize=(1.8 * columns, 2.2 * rows * len(examples.dice)), layout="constrained")
+    axes = figure.subplots(rows * len(examples.dice), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
     for block, case in enumerate(examples.dice.index):
@@ -93,14 +98,13 @@ def _percent(dice: float) -> str:
     return "not scored" if np.isnan(dice) else f"{100 * dice:.1f} %"
 
 
-def _draw_labels(panel, labels: np.ndarray, run: Run, aspect: float) -> None:  # type: ignore[no-untyped-def]
+def _draw_labels(panel: Axes, labels: np.ndarray, run: FinishedRun, aspect: float) -> None:
     """Draw a label map over the image; the color of a label is the same in all panels."""
-    ignore = run.plans_manager.get_label_manager(run.dataset_json).ignore_label
+    ignore = run.ignore_label
     highest = max(run.plans_manager.get_label_manager(run.dataset_json).all_labels)
     colors = [LABEL_COLORS[label % len(LABEL_COLORS)] for label in range(max(1, highest))]
-    shown = np.ma.masked_where((labels == 0) | (labels == ignore), labels)
     panel.imshow(
-        shown,
+        np.ma.masked_where((labels == 0) | (labels == ignore), labels),
         cmap=ListedColormap(colors),
         vmin=1,
         vmax=max(2, highest),
@@ -113,19 +117,18 @@ def _draw_labels(panel, labels: np.ndarray, run: Run, aspect: float) -> None:  #
         panel.imshow(ignored, cmap=ListedColormap(["0.6"]), alpha=0.55, aspect=aspect, interpolation="nearest")
 
 
-def _draw_outlines(panel, truth: np.ndarray, run: Run) -> None:  # type: ignore[no-untyped-def]
-    ignore = run.plans_manager.get_label_manager(run.dataset_json).ignore_label
-    for label in set(np.unique(truth)) - {0, ignore}:
+def _draw_outlines(panel: Axes, truth: np.ndarray, run: FinishedRun) -> None:
+    for label in set(np.unique(truth)) - {0, run.ignore_label}:
         panel.contour(truth == label, [0.5], colors="white", linewidths=0.8)
 
 
-def _read_case(runs: Sequence[Run], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
-    """Return a slice of the image, of the truth and of each prediction, and the ratio of its pixels' sides."""
+def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """Return a slice of the image, the same slice of truth and predictions, and the aspect ratio of its pixels."""
     truth, spacing = runs[0].read_segmentation(runs[0].truth_file(case))
     maps = [truth, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs)]
     image = _read_image(runs[0], case)
     image = np.zeros(truth.shape) if image is None or image.shape != truth.shape else image
-    # nnU-Net gives two-dimensional images a first axis of length one
+    # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
     across = 0 if len(truth) == 1 else int(np.argmax(spacing))
     foreground = np.logical_or.reduce([labels > 0 for labels in maps])
     in_slices = (truth if truth.any() else foreground).astype(bool)
@@ -137,28 +140,29 @@ def _read_case(runs: Sequence[Run], case: str) -> tuple[np.ndarray, list[np.ndar
 
 
 def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return a square box in voxels around what is not zero, or all of it where all is."""
-    found = ndimage.find_objects((mask > 0).astype(np.uint8))
-    if not found:
+    """Return a square box in voxels around the foreground, or the whole mask if there is none."""
+    boxes = ndimage.find_objects((mask > 0).astype(np.uint8))
+    if not boxes:
         return tuple(slice(0, length) for length in mask.shape)
-    side = max(each.stop - each.start for each in found[0])
+    side = max(extent.stop - extent.start for extent in boxes[0])
     half = int(np.ceil((0.5 + MARGIN) * side)) + 2
-    centers = [(each.start + each.stop) // 2 for each in found[0]]
+    centers = [(extent.start + extent.stop) // 2 for extent in boxes[0]]
     return tuple(
         slice(max(0, center - half), min(length, center + half))
         for center, length in zip(centers, mask.shape, strict=True)
     )
 
 
-def _read_image(run: Run, case: str) -> np.ndarray | None:
-    """Return the first channel of an image, or None where it is not found."""
+def _read_image(run: FinishedRun, case: str) -> np.ndarray | None:
+    """Return the first channel of an image, or None if it is not found or cannot be read."""
     ending = run.dataset_json["file_ending"]
     try:
-        if "dataset" in run.dataset_json and run.test_images is None:
-            folder = Path(raw_folder(find_dataset(run.dataset)))
+        # A dataset.json with this key names the images of each case instead of leaving that to their file names.
+        if "dataset" in run.dataset_json and run.settings.test_images is None:
+            folder = Path(raw_folder(run.settings.dataset))
             files = [str(folder / name) for name in run.dataset_json["dataset"][case]["images"]]
         else:
-            folder = Path(run.test_images or Path(raw_folder(find_dataset(run.dataset)), "imagesTr"))
+            folder = Path(run.settings.test_images or Path(raw_folder(run.settings.dataset), "imagesTr"))
             files = group_images(str(folder), ending)[case]
         return np.asarray(run.plans_manager.image_reader_writer_class().read_images(files)[0][0])
     except (OSError, ValueError, KeyError, RuntimeError):

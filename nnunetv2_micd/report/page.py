@@ -1,14 +1,18 @@
-"""The report as a page: one HTML file with everything in it, and the same in Markdown."""
+"""The report as a page: one HTML file that contains everything, and the same in Markdown."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from jinja2 import Environment
+
 from nnunetv2_micd.report.figures import Picture
 from nnunetv2_micd.report.tables import Table
 
 TITLE = "Semi-supervised methods compared"
+CSS_PIXELS = 96
+"""Pixels of a browser in an inch."""
 
 
 def write_page(
@@ -22,25 +26,16 @@ def write_page(
     """Write ``report.html``, which needs no other file and no network, and ``report.md``.
 
     Args:
-        folder: to write into.
-        facts: what all runs have in common.
-        notes: what was left out and what restricts the comparison.
-        tables: in their order.
-        pictures: whose files are put into the page.
-        rules: how the figures come about.
+        folder: Folder to write into.
+        facts: What all runs have in common, as values by name.
+        notes: Sentences about what was left out and what restricts the comparison.
+        tables: Tables in their order; those without rows are left out.
+        pictures: Pictures to include.
+        rules: Sentences about how the numbers are computed.
 
     Returns:
-        The HTML file.
-
-    Raises:
-        ValueError: Jinja is not installed.
+        Path of the HTML file.
     """
-    try:
-        from jinja2 import Environment
-    except ModuleNotFoundError:
-        raise ValueError(
-            'jinja2 is not installed, which the report needs; install it: pip install "nnunetv2_micd[benchmark]"'
-        ) from None
     source = resources.files("nnunetv2_micd.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
@@ -48,7 +43,10 @@ def write_page(
         facts=facts,
         notes=notes,
         tables=tables,
-        pictures=[(each.title, each.caption, round(96 * each.width), _encode(each.file)) for each in pictures],
+        pictures=[
+            (picture.title, picture.caption, round(CSS_PIXELS * picture.width), _encode(picture.file))
+            for picture in pictures
+        ],
         rules=rules,
     )
     (folder / "report.md").write_text(_markdown(folder, facts, notes, tables, pictures, rules), encoding="utf-8")
@@ -57,6 +55,7 @@ def write_page(
 
 
 def _encode(file: Path) -> str:
+    """Return the content of a file for a data URL."""
     return base64.b64encode(file.read_bytes()).decode()
 
 
@@ -72,6 +71,8 @@ def _markdown(
     if notes:
         parts += ["## To be noted", "\n".join(f"- {note}" for note in notes)]
     parts += ["## Tables", *(table.to_markdown() for table in tables if table.rows), "## Figures"]
-    parts += [f"![{each.title}]({each.file.relative_to(folder).as_posix()})\n\n{each.caption}" for each in pictures]
+    for picture in pictures:
+        file = picture.file.relative_to(folder).as_posix()
+        parts.append(f"![{picture.title}]({file})\n\n{picture.caption}")
     parts += ["## Rules", "\n".join(f"- {rule}" for rule in rules)]
     return "\n\n".join(parts) + "\n"

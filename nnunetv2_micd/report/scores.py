@@ -1,11 +1,12 @@
 """The scores of one segmented case: pure functions on arrays.
 
-The surface metrics are MONAI's: it is maintained, runs with the PyTorch that nnU-Net needs anyway, takes the spacing of
-the image, and follows for the normalized surface Dice the authors' code (DeepMind's surface-distance, which has had no
-release for years) in weighting each piece of surface by its area. The tests compare it with that code and with a
+The surface metrics come from MONAI. It is maintained, runs with the PyTorch that nnU-Net needs anyway, and takes the
+spacing of the image. Its normalized surface Dice weights each piece of surface by its area, as the authors' code does
+(DeepMind's surface-distance, which has had no release for years). The tests compare it with that code and with a
 computation by brute force. The Dice needs no library.
 
-What MONAI leaves open is settled here: empty masks, see :data:`RULE_FOR_EMPTY_MASKS`, regions, and ignored voxels.
+MONAI leaves three things open, which are settled here: empty masks, see :data:`RULE_FOR_EMPTY_MASKS`, regions, and
+ignored voxels.
 """
 
 import warnings
@@ -20,6 +21,12 @@ from scipy import ndimage
 
 Outcome = Literal["scored", "missed", "false alarm", "absent"]
 
+METRICS = ("dice", "nsd", "hd95", "asd")
+"""The fields of :class:`Score` that are numbers."""
+
+ROUNDING = 1e-5
+"""Relative error of a spacing in the header of an image, which keeps 32 bits of it."""
+
 RULE_FOR_EMPTY_MASKS = (
     "A class that is neither in the truth nor in the prediction of a case is not scored there, but counted as absent. "
     "Where only one of the two is empty (missed: the prediction; false alarm: the truth), Dice and surface Dice are 0 "
@@ -29,14 +36,14 @@ RULE_FOR_EMPTY_MASKS = (
 
 @dataclass(frozen=True)
 class Score:
-    """The scores of one class in one case; all are NaN where the class is absent.
+    """The scores of one class in one case; all are NaN if the class is absent.
 
     Attributes:
-        dice: overlap, 0 to 1.
-        nsd: normalized surface Dice: the share of both surfaces that lies within the tolerance of the other, 0 to 1.
+        dice: Overlap, 0 to 1.
+        nsd: Normalized surface Dice: share of both surfaces that lies within the tolerance of the other, 0 to 1.
         hd95: 95th percentile of the distances between the surfaces in mm, the larger of the two directions.
-        asd: mean of the distances between the surfaces in mm, of both directions together.
-        outcome: which of truth and prediction were empty.
+        asd: Mean of the distances between the surfaces in mm, of both directions together.
+        outcome: Says if truth or prediction is empty.
     """
 
     dice: float
@@ -57,16 +64,22 @@ def score_case(
     """Score each class of a case.
 
     Args:
-        truth: label map of two or three spatial axes. A first axis of length one, as nnU-Net's readers give two-
-            dimensional images, is left out.
-        prediction: label map of the same shape.
-        spacing: in mm, in the order of the axes.
-        classes: name to label, or to the labels whose union is a region.
-        ignore_label: voxels with this label in the truth are left out of truth and prediction.
-        tolerance: of the normalized surface Dice, in mm.
+        truth: Label map of two or three spatial axes. A first axis of length one, which nnU-Net's readers give to
+            two-dimensional images, is left out.
+        prediction: Label map of the same shape.
+        spacing: Spacing in mm, in the order of the axes.
+        classes: Label of each class by its name, or the labels whose union is a region.
+        ignore_label: Label of the voxels in the truth that are left out of truth and prediction.
+        tolerance: Tolerance of the normalized surface Dice in mm.
 
     Raises:
-        ValueError: the shapes differ, the spacing does not fit them, or the tolerance is not positive.
+        ValueError: The shapes differ, the spacing does not fit them, or the tolerance is not positive.
+
+    Examples:
+        >>> truth, prediction = np.zeros((2, 8, 8, 8), int)
+        >>> truth[2:6, 2:6, 2:6] = prediction[2:6, 2:6, 3:7] = 1
+        >>> score_case(truth, prediction, spacing=(1, 1, 1), classes={"organ": 1})["organ"].dice
+        0.75
     """
     if truth.shape != prediction.shape or len(spacing) != truth.ndim:
         raise ValueError(
@@ -97,7 +110,7 @@ def _score_masks(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[fl
         diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
         return Score(0.0, 0.0, diagonal, diagonal, "missed" if in_truth else "false alarm")
     dice = float(2 * np.count_nonzero(truth & prediction) / (np.count_nonzero(truth) + np.count_nonzero(prediction)))
-    # what is empty in both changes no score, but costs MONAI memory
+    # Crop to the union: empty margins do not change the scores but cost memory.
     box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
     return Score(dice, *_surface_scores(truth[box], prediction[box], spacing, tolerance))
 
@@ -106,16 +119,16 @@ def _surface_scores(
     truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float, float]:
     metrics = _monai_metrics()
-    # Headers keep the spacing as float32: without this, one voxel of a "1 mm" image may be further than 1 mm.
-    tolerance *= 1 + 1e-5
+    # Otherwise one voxel of a "1 mm" image may be further than 1 mm.
+    tolerance *= 1 + ROUNDING
     masks: Any = {
         "y_pred": torch.from_numpy(np.ascontiguousarray(prediction))[None, None],
         "y": torch.from_numpy(np.ascontiguousarray(truth))[None, None],
-        "include_background": True,  # MONAI takes the first channel for background otherwise
+        "include_background": True,  # otherwise MONAI takes the only channel for the background
         "spacing": [float(length) for length in spacing],
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI about what MONAI itself calls
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about its own calls
         nsd = metrics.compute_surface_dice(**masks, class_thresholds=[tolerance], use_subvoxels=True)
         hd95 = metrics.compute_hausdorff_distance(**masks, percentile=95)
         asd = metrics.compute_average_surface_distance(**masks, symmetric=True)
@@ -125,7 +138,7 @@ def _surface_scores(
 def _monai_metrics() -> ModuleType:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parts of MONAI that are not used here
+            warnings.simplefilter("ignore")  # from parts of MONAI that are not used here
             import monai.metrics
     except ModuleNotFoundError as error:
         raise ValueError(

@@ -10,17 +10,20 @@ BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same scores always give the same interval."""
 
+INTERVAL = (0.025, 0.975)
+"""Quantiles at the ends of a 95 % interval."""
+
 
 @dataclass(frozen=True)
 class PairedResult:
-    """What :func:`compare_paired` finds; NaN where there are too few cases.
+    """Outcome of :func:`compare_paired`; values are NaN if there are too few cases.
 
     Attributes:
-        cases: how many there were.
-        difference: mean over the cases of method minus baseline.
-        low: lower end of the 95 % bootstrap interval of the difference.
-        high: its upper end.
-        p: of the two-sided Wilcoxon signed-rank test.
+        cases: Number of cases.
+        difference: Mean of method minus baseline over the cases.
+        low: Lower end of the 95 % bootstrap interval of the difference.
+        high: Upper end of this interval.
+        p: p-value of the two-sided Wilcoxon signed-rank test.
     """
 
     cases: int
@@ -31,23 +34,39 @@ class PairedResult:
 
 
 def compare_paired(differences: Sequence[float] | np.ndarray) -> PairedResult:
-    """Test whether the differences, one per case, are centered at zero.
+    """Test if the differences, one for each case, are centered at zero.
 
-    The interval is the percentile bootstrap's: the cases are drawn anew, each with its difference.
+    The interval is the percentile bootstrap interval of their mean, which draws cases with replacement.
+
+    Args:
+        differences: Score of the method minus score of the baseline for each case.
+
+    Examples:
+        >>> result = compare_paired([0.1, 0.2, 0.3])
+        >>> round(result.difference, 3), result.p
+        (0.2, 0.25)
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return PairedResult(len(values), float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan)
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    draws = generator.integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    # without any difference there are no ranks, and nothing speaks against equality
+    bootstrap = stats.bootstrap(
+        (values,), np.mean, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=BOOTSTRAP_SEED
+    )
+    low, high = np.quantile(bootstrap.bootstrap_distribution, INTERVAL)
+    # Wilcoxon's test needs ranks, and there are none if all differences are zero. Then nothing speaks for a difference.
     p = stats.wilcoxon(values).pvalue if values.any() else 1.0
     return PairedResult(len(values), float(values.mean()), float(low), float(high), float(p))
 
 
 def correct_holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the p-values corrected for their number after Holm (1979); NaNs are no comparisons and stay."""
+    """Return the p-values corrected for their number after Holm (1979).
+
+    NaNs stay NaN and do not count as comparisons.
+
+    Examples:
+        >>> correct_holm([0.01, 0.04]).tolist()
+        [0.02, 0.04]
+    """
     values = np.array(p_values, dtype=float)
     order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaNs come last
     corrected = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1))

@@ -1,26 +1,33 @@
-"""The tables of the report: means over cases, classes and seeds, paired comparisons and costs."""
+"""The tables of the report, formatted for reading."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from nnunetv2_micd.report.case_scores import METRICS
-from nnunetv2_micd.report.runs import BASELINE, Run
-from nnunetv2_micd.report.statistics import compare_paired, correct_holm
-
-MEAN = "mean of classes"
-"""What the mean over the classes is called in the column of classes."""
+from nnunetv2_micd.report.aggregate import EMPTY, MEAN
+from nnunetv2_micd.report.scores import METRICS
+from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.markdown import markdown_table
 
 TITLES = {"dice": "Dice %", "nsd": "NSD %", "hd95": "HD95 mm", "asd": "ASD mm"}
 PERCENT = ("dice", "nsd")
-EMPTY = ("missed", "false alarm", "absent")
+"""Metrics from 0 to 1 that are shown as percentages."""
+
+Names = Mapping[tuple[str, str], str]
+"""Name of a method in the tables, by budget and trainer."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the report shows it."""
+    """A table of the report.
+
+    Attributes:
+        title: The title.
+        header: Names of the columns.
+        rows: The cells.
+    """
 
     title: str
     header: list[str]
@@ -28,89 +35,15 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown, with its title above."""
-        cells = [self.header, ["---"] * len(self.header), *self.rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        return "\n".join([f"### {self.title}", "", *lines])
+        return f"### {self.title}\n\n{markdown_table(self.header, self.rows)}"
 
 
-def mean_over_classes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return for each run and case the mean of the classes that are scored there, NaN where none is."""
-    return scores.groupby(["budget", "trainer", "seed", "case"], sort=False)[list(METRICS)].mean().reset_index()
-
-
-def mean_over_cases(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return for each run and class the mean over its cases and, as class :data:`MEAN`, the mean of these."""
-    run, metrics = ["budget", "num_labeled", "trainer", "seed"], list(METRICS)
-    classes = scores.groupby([*run, "class"], sort=False)[metrics].mean().reset_index()
-    overall = classes.groupby(run, sort=False)[metrics].mean().reset_index()
-    return pd.concat([classes, overall.assign(**{"class": MEAN})], ignore_index=True)
-
-
-def summarize(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return for each budget, trainer and class mean and standard deviation over the seeds, and the empty masks."""
-    keys = ["budget", "trainer", "class"]
-    by_seed = mean_over_cases(scores).groupby(keys, sort=False)
-    table = by_seed[list(METRICS)].agg(["mean", "std"])
-    table.columns = [f"{metric}_{'sd' if what == 'std' else what}" for metric, what in table.columns]
-    table.insert(0, "num_labeled", by_seed["num_labeled"].first())
-    table.insert(1, "seeds", by_seed["seed"].nunique())
-    outcomes = pd.concat([scores, scores.assign(**{"class": MEAN})])
-    for outcome in EMPTY:
-        table[outcome.replace(" ", "_")] = (
-            (outcomes["outcome"] == outcome).groupby([outcomes[key] for key in keys]).sum()
-        )
-    table["masks"] = outcomes.groupby(keys).size()
-    runs = scores[["budget", "trainer"]].drop_duplicates()
-    names = [*scores["class"].unique(), MEAN]
-    order = [(*run, name) for run in runs.itertuples(index=False, name=None) for name in names]
-    return table.loc[order].reset_index()
-
-
-def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the paired comparison of each method with nnU-Net's own trainer on the same budget.
-
-    Both are averaged over the seeds that both have. Holm's correction is over the comparisons of one metric.
-    """
-    cases = mean_over_classes(scores)
-    rows: list[dict[str, Any]] = []
-    for metric in METRICS:
-        for (budget, trainer), method in cases.groupby(["budget", "trainer"], sort=False):
-            stock = cases[(cases["budget"] == budget) & (cases["trainer"] == BASELINE)]
-            seeds = set(method["seed"]) & set(stock["seed"])
-            if trainer == BASELINE or not seeds:
-                continue
-            ours, theirs = (each[each["seed"].isin(seeds)].groupby("case")[metric].mean() for each in (method, stock))
-            result = compare_paired((ours - theirs).dropna().to_numpy())
-            rows.append({"metric": metric, "budget": budget, "trainer": trainer, "seeds": len(seeds), **asdict(result)})
-    columns = ["metric", "budget", "trainer", "seeds", "cases", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = table.groupby("metric")["p"].transform(lambda values: correct_holm(values.to_numpy()))
-    return table
-
-
-def collect_costs(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return for each budget and trainer what training and prediction took, on average over the seeds."""
-    columns = ["training_seconds", "prediction_seconds", "peak_memory_bytes", "peak_gpu_bytes"]
-    names = ["budget", "trainer", "num_labeled", "num_unlabeled", "device", *columns]
-    table = pd.DataFrame([{name: getattr(run, name) for name in names} for run in runs])
-    table["peak_gpu_bytes"] = table["peak_gpu_bytes"].astype(float)
-    groups = table.groupby(["budget", "trainer"], sort=False)
-    result = groups[["num_labeled", "num_unlabeled"]].first()
-    result["devices"] = groups["device"].agg(lambda found: " ".join(sorted(set(found))))
-    result["training_seconds_mean"] = groups["training_seconds"].mean()
-    result["training_seconds_sd"] = groups["training_seconds"].std()
-    result["prediction_seconds_mean"] = groups["prediction_seconds"].mean()
-    result["peak_memory_bytes_max"] = groups["peak_memory_bytes"].max()
-    result["peak_gpu_bytes_max"] = groups["peak_gpu_bytes"].max()
-    return result.reset_index()
-
-
-def format_tables(frames: dict[str, pd.DataFrame], names: dict[tuple[str, str], str]) -> list[Table]:
-    """Return the tables of the report for reading.
+def format_tables(frames: dict[str, pd.DataFrame], names: Names) -> list[Table]:
+    """Return the tables of the report in their order.
 
     Args:
-        frames: ``summary``, ``comparisons``, ``equal_time`` and ``costs``.
-        names: of each budget and trainer.
+        frames: The tables ``summary``, ``comparisons``, ``equal_time`` and ``costs`` with unrounded numbers.
+        names: Name of a method by budget and trainer.
     """
     summary = frames["summary"]
     tests = ["difference (95 % interval)", "p", "p (Holm)"]
@@ -142,8 +75,10 @@ def format_tables(frames: dict[str, pd.DataFrame], names: dict[tuple[str, str], 
     ]
 
 
-def _summary_row(row: dict[Any, Any], names: dict[tuple[str, str], str], third: str | None = None) -> list[str]:
-    scores = [_mean_sd(row[f"{m}_mean"], row[f"{m}_sd"], 100 if m in PERCENT else 1) for m in METRICS]
+def _summary_row(row: dict[Any, Any], names: Names, third: str | None = None) -> list[str]:
+    scores = [
+        _mean_sd(row[f"{metric}_mean"], row[f"{metric}_sd"], 100 if metric in PERCENT else 1) for metric in METRICS
+    ]
     counts = [str(row[outcome.replace(" ", "_")]) for outcome in EMPTY]
     name = names[row["budget"], row["trainer"]]
     return [row["budget"], name, third or str(row["seeds"]), *scores, *counts, str(row["masks"])]
@@ -156,7 +91,7 @@ def _mean_sd(mean: float, sd: float, factor: float) -> str:
     return f"{mean * factor:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd * factor:.{digits}f}")
 
 
-def _comparison_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:
+def _comparison_row(row: dict[Any, Any], names: Names) -> list[str]:
     name = names[row["budget"], row["trainer"]]
     return [TITLES[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
 
@@ -168,9 +103,9 @@ def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:
     return [value.replace("+nan", "-").replace("nan", "-") for value in values]
 
 
-def _equal_time_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:
-    lengths = row["baseline"].removeprefix(BASELINE).removeprefix(", ")
-    rival = _duration(row["baseline_seconds"]) + (f" ({lengths})" if lengths else "")
+def _equal_time_row(row: dict[Any, Any], names: Names) -> list[str]:
+    length = row["baseline"].removeprefix(STOCK).removeprefix(", ")  # "30 epochs", or empty for the usual one
+    rival = _duration(row["baseline_seconds"]) + (f" ({length})" if length else "")
     return [
         row["budget"],
         names[row["budget"], row["trainer"]],
@@ -181,7 +116,7 @@ def _equal_time_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> l
     ]
 
 
-def _cost_row(row: dict[Any, Any], names: dict[tuple[str, str], str]) -> list[str]:
+def _cost_row(row: dict[Any, Any], names: Names) -> list[str]:
     memory = [
         "-" if pd.isna(row[name]) else f"{row[name] / 2**30:.2f} GiB"
         for name in ("peak_memory_bytes_max", "peak_gpu_bytes_max")

@@ -15,16 +15,21 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import write_image
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
 from scipy import ndimage, stats
 
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.report import case_scores
-from nnunetv2_micd.report.case_scores import load_scores
-from nnunetv2_micd.report.figures import _style, read_curve
-from nnunetv2_micd.report.runs import Run, collect_runs, find_classes
+from nnunetv2_micd.report import run_scores, write_report
+from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
+from nnunetv2_micd.report.collect import collect_runs
+from nnunetv2_micd.report.comparisons import compare_all
+from nnunetv2_micd.report.figures import read_curve
+from nnunetv2_micd.report.plots import choose_colors
+from nnunetv2_micd.report.run_scores import load_scores
+from nnunetv2_micd.report.runs import FinishedRun, find_classes
 from nnunetv2_micd.report.statistics import compare_paired, correct_holm
-from nnunetv2_micd.report.tables import MEAN, compare_all, mean_over_cases, mean_over_classes, summarize
-from nnunetv2_micd.report.write import find_caveats, write_report
+from nnunetv2_micd.report.texts import find_caveats
 
 NAME = "Dataset902_Report"
 METHODS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD")
@@ -160,7 +165,7 @@ def tree(reported: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tre
     for file in copy.root.glob("results/*/*/*/benchmark.json"):
         copy.change(file.parent, truth=str(copy.truth), test_labels=str(copy.truth))
     set_environment(monkeypatch, copy.root)
-    monkeypatch.setattr("nnunetv2_micd.report.figures.draw_all", lambda *_: [])
+    monkeypatch.setattr("nnunetv2_micd.report.writer.draw_all", lambda *_: [])
     return copy
 
 
@@ -271,7 +276,7 @@ def test_empty_masks_are_counted(tree: Tree) -> None:
     assert cases.loc[("2", "nnUNetTrainerMICD", 0, "case_0", "inner"), ["dice", "hd95"]].isna().all()
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path) -> FinishedRun:
     return next(run for run in collect_runs(902)[0] if run.folder == folder)
 
 
@@ -279,8 +284,8 @@ def test_scores_are_kept_until_something_changes(tree: Tree, monkeypatch: pytest
     folder = tree.folder("nnUNetTrainerMICD", 5)
     run, calls = load_run(folder), []
     (folder / "scores.csv").unlink()
-    original = case_scores.score_case
-    monkeypatch.setattr(case_scores, "score_case", lambda *args: calls.append(args) or original(*args))
+    original = run_scores.score_case
+    monkeypatch.setattr(run_scores, "score_case", lambda *args: calls.append(args) or original(*args))
 
     def count(tolerance: float = 1.0) -> int:
         calls.clear()
@@ -356,7 +361,7 @@ def test_runs_that_cannot_be_compared_are_refused(
 
 def test_one_of_two_lengths_can_be_chosen(tree: Tree) -> None:
     spoil_length(tree, tree.folder("nnUNetTrainerMICD", 5))
-    assert {run.epochs for run in collect_runs(902, epochs=10)[0]} == {10}
+    assert {run.settings.epochs for run in collect_runs(902, epochs=10)[0]} == {10}
     assert len(collect_runs(902, epochs=3)[0]) == 1
 
 
@@ -389,7 +394,7 @@ def test_methods_are_compared_with_a_baseline_of_their_time(tree: Tree) -> None:
     summary = pd.read_csv(tree.root / "report" / "summary.csv")
     assert set(summary["trainer"]) == set(METHODS)
     assert "at least as long" in page.read_text()
-    assert [run.epochs for run in collect_runs(902, epochs=10)[1]] == [15, 30]
+    assert [run.settings.epochs for run in collect_runs(902, epochs=10)[1]] == [15, 30]
 
 
 def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
@@ -450,7 +455,7 @@ def interrupt(tree: Tree, folder: Path) -> None:
     [
         (damage_json, "benchmark.json is damaged"),
         (damage_list, "benchmark.json is damaged"),
-        (damage_field, "seed in its benchmark.json is 'zero'"),
+        (damage_field, r"benchmark.json is damaged \(seed is 'zero'\); delete the folder .*fold_5 to repeat this run"),
         (damage_image, "case_1 of nnUNetTrainerMICD, 2 labeled, seed 0 cannot be read"),
         (damage_shape, r"case_1 of .*\(3, 4, 5\)"),
         (damage_prediction, "no predictions of case_1"),
@@ -603,6 +608,11 @@ def test_longer_baselines_alone_are_no_report(tree: Tree) -> None:
     assert not (tree.root / "report").exists()
 
 
-def test_many_methods_can_be_told_apart() -> None:
-    styles = _style([f"method_{number}" for number in range(30)])
-    assert len({(style["color"], style["marker"]) for style in styles.values()}) == 31  # with the baseline's
+def test_many_methods_have_different_colors() -> None:
+    for number in (3, 16, 17, 30):
+        colors = choose_colors(["nnUNetTrainer", *(f"method_{place}" for place in range(number))])
+        assert len({to_hex(color) for color in colors.values()}) == number + 1
+
+
+def test_no_figure_stays_in_memory(reported: Tree) -> None:
+    assert pyplot.get_fignums() == []

@@ -1,0 +1,191 @@
+"""Collects the finished runs of a benchmark and refuses runs that cannot be compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_micd.benchmark.records import RECORD, read_record
+from nnunetv2_micd.data.folders import dataset_id, find_dataset
+from nnunetv2_micd.data.results import results_root
+from nnunetv2_micd.report.runs import FinishedRun, list_cases
+from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.files import shorten
+
+MEASURED = ("training_seconds", "prediction_seconds", "peak_memory_bytes")
+
+
+def collect_runs(
+    dataset: str | int,
+    configuration: str | None = None,
+    plans: str | None = None,
+    epochs: int | None = None,
+    baseline: str = STOCK,
+) -> tuple[list[FinishedRun], list[FinishedRun], list[str]]:
+    """Collect the finished runs of a dataset.
+
+    The report names every baseline ``nnUNetTrainer``. If another trainer is the baseline, what its name has more, such
+    as ``_250epochs``, is also removed from the names of the methods.
+
+    Args:
+        dataset: Name or number of the dataset.
+        configuration: Name of the configuration; needed if there are runs of several.
+        plans: Name of the plans; needed if there are runs of several.
+        epochs: Number of epochs of the runs to take. Longer runs of the baseline are taken as well.
+        baseline: Name of the trainer that learned from the labels alone.
+
+    Returns:
+        The runs, the longer runs of the baseline, and a sentence about each run that was left out.
+
+    Raises:
+        FileNotFoundError: There are no finished runs.
+        ValueError: There are runs of several configurations or plans, or runs that cannot be compared.
+    """
+    name, root = find_dataset(dataset), results_root()
+    runs, left_out = [], []
+    for file in _choose(sorted((root / name).glob(f"*__*__*/fold_*/{RECORD}")), configuration, plans):
+        try:
+            run = _load_run(file.parent, baseline)
+        except (ValueError, OSError) as error:
+            left_out.append(f"{file.parent.parent.name}/{file.parent.name} is left out: {error}")
+            continue
+        if epochs in (None, run.settings.epochs) or (run.trainer == STOCK and run.settings.epochs > epochs):
+            runs.append(run)
+    if not runs:
+        damage = f" ({left_out[0]})" if left_out else ""
+        raise FileNotFoundError(
+            f"There are no finished runs of {name} in {root}{damage}; make some first: "
+            f"nnUNetv2_micd benchmark -d {dataset_id(name)}"
+        )
+    runs, longer = _split_longer(runs)
+    check_comparable(runs)
+    check_same_conditions([*runs, *longer])
+    return runs, longer, left_out
+
+
+def _choose(files: list[Path], configuration: str | None, plans: str | None) -> list[Path]:
+    """Return the files of one configuration and one plans, judged by nnU-Net's name of their folder."""
+    for position, option, value in ((1, "-p", plans), (2, "-c", configuration)):
+        values = {file: file.parent.parent.name.rsplit("__", 2)[position] for file in files}
+        several = sorted(set(values.values()))
+        if value is None and len(several) > 1:
+            raise ValueError(f"There are runs of {' and '.join(several)}; choose one with {option}")
+        files = [file for file in files if value in (None, values[file])]
+    return files
+
+
+def _load_run(folder: Path, baseline: str) -> FinishedRun:
+    """Load a finished run.
+
+    Raises:
+        ValueError: The run is not finished, or its record or its predictions are damaged.
+        OSError: A file is missing.
+    """
+    record = read_record(folder)
+    assert record is not None
+    settings, result = record
+    if result.status == "failed":
+        raise ValueError(f"it failed: {result.error}")
+    if result.status != "done":
+        raise ValueError(f"it is not finished (status {result.status!r}): still running, or interrupted; run it again")
+    for name in MEASURED:
+        if getattr(result, name) is None:
+            raise ValueError(f"{name} is missing in its {RECORD}; run it again")
+    if settings.trainer == STOCK != baseline:
+        raise ValueError(f"the baseline is {baseline}")
+    run = FinishedRun(settings, result, folder, trainer=_name_in_report(settings.trainer, baseline))
+    _check_cases(run)
+    return run
+
+
+def _name_in_report(trainer: str, baseline: str) -> str:
+    if trainer == baseline:
+        return STOCK
+    # nnUNetTrainer_250epochs and nnUNetTrainerMICD_250epochs, but nnUNetTrainerNoMirroring and
+    # nnUNetTrainerMICD_NoMirroring: the name of a method may have an underscore more.
+    return trainer.removesuffix(baseline.removeprefix(STOCK)).removesuffix("_")
+
+
+def _check_cases(run: FinishedRun) -> None:
+    """Raise a ``ValueError`` if there are no predictions, or predictions without labels or labels without them."""
+    if not run.cases:
+        raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; run it again")
+    without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]
+    if without_truth:
+        raise ValueError(f"{run.truth_folder} has no labels of {shorten(without_truth)}")
+    if run.settings.test_labels is not None:  # the validation cases are only some of those in their folder
+        without_prediction = sorted(set(list_cases(run.truth_folder, run.ending)) - set(run.cases))
+        if without_prediction:
+            raise ValueError(f"there are no predictions of {shorten(without_prediction)}; run it again")
+
+
+def _split_longer(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
+    """Separate the runs of the baseline that are longer than those of the methods, and put the length in their name."""
+    methods = [run for run in runs if run.trainer != STOCK]
+    by_epochs = attrgetter("settings.epochs")
+    reference = (max(methods, key=by_epochs) if methods else min(runs, key=by_epochs)).settings
+    usual, longer = [], []
+    for run in runs:
+        is_longer = run.settings.epochs > reference.epochs and run.settings.iterations == reference.iterations
+        if run.trainer == STOCK and is_longer:
+            longer.append(replace(run, trainer=f"{STOCK}, {run.settings.epochs} epochs"))
+        else:
+            usual.append(run)
+    return usual, longer
+
+
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Raise a ``ValueError`` unless the runs differ only in what a benchmark compares."""
+    check_same_conditions(runs)
+    _refuse_mixed(
+        runs,
+        lambda run: f"{run.settings.epochs} epochs of {run.settings.iterations} iterations",
+        "lengths of training",
+        "choose one with --epochs, or move the other runs away",
+    )
+
+
+def check_same_conditions(runs: Sequence[FinishedRun]) -> None:
+    """Raise a ``ValueError`` unless the runs have the same plans and cases; their training lengths may differ."""
+    _refuse_mixed(
+        runs, lambda run: run.settings.plans_hash, "plans", "use -p, or delete the runs with the earlier plans"
+    )
+    for run in runs:
+        if run.cases != runs[0].cases:
+            differing = shorten(sorted(set(run.cases) ^ set(runs[0].cases)))
+            raise ValueError(
+                f"{runs[0]} and {run} have different test cases ({differing}), so they cannot be in one table; run all "
+                "on the same test images, or move the other runs away"
+            )
+    for run in runs:
+        for other in runs:
+            if run is not other and _key(run) == _key(other):
+                _check_pair(run, other)
+
+
+def _key(run: FinishedRun) -> tuple[str, int]:
+    return run.settings.budget, run.settings.seed
+
+
+def _check_pair(run: FinishedRun, other: FinishedRun) -> None:
+    """Raise a ``ValueError`` if two runs of one budget and seed are the same or learned from different labels."""
+    if run.trainer == other.trainer:
+        raise ValueError(f"There are two runs of {run}: {run.folder} and {other.folder}; delete one of them")
+    if sorted(run.settings.labeled) != sorted(other.settings.labeled):
+        raise ValueError(
+            f"{run} and {other} have different labeled cases, so they cannot be compared; run one of them again"
+        )
+
+
+def _refuse_mixed(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any], meaning: str, advice: str) -> None:
+    for run in runs:
+        if key(run) != key(runs[0]):
+            values = " and ".join(_cut(str(key(differing))) for differing in (runs[0], run))
+            raise ValueError(
+                f"{runs[0]} and {run} have different {meaning} ({values}), so they cannot be in one table; {advice}"
+            )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,81 @@
+"""The scores of all test cases of a run, cached as a table in its folder."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nnunetv2_micd.report.runs import FinishedRun, find_classes
+from nnunetv2_micd.report.scores import METRICS, check_tolerance, score_case
+from nnunetv2_micd.utils.files import atomic
+
+SCORES_FILE = "scores.csv"
+
+
+def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterable[Any]] = map) -> pd.DataFrame:
+    """Return the scores of a run, a row for each case and class, from the cache in its folder if that is current.
+
+    Args:
+        run: The run.
+        tolerance: Tolerance of the normalized surface Dice in mm.
+        apply: Function that applies another one to each case, such as the ``map`` of a pool of processes.
+
+    Returns:
+        The columns ``case``, ``class``, the fields of :class:`~nnunetv2_micd.report.scores.Score`, and ``tolerance``.
+
+    Raises:
+        ValueError: A segmentation does not fit its labels, or the tolerance is not positive.
+        OSError: A file cannot be read or the cache cannot be written.
+
+    Examples:
+        >>> load_scores(run, tolerance=1.0)  # doctest: +SKIP
+             case class  dice   nsd  hd95   asd outcome  tolerance
+        0  case_0 liver  0.93  0.81  5.10  1.20  scored        1.0
+    """
+    check_tolerance(tolerance)
+    path = run.folder / SCORES_FILE
+    cached = _read_cache(path, run, tolerance)
+    if cached is not None:
+        return cached
+    rows = [row for rows in apply(partial(_score_one, run, tolerance), run.cases) for row in rows]
+    table = pd.DataFrame(rows).assign(tolerance=tolerance)
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def _score_one(run: FinishedRun, tolerance: float, case: str) -> list[dict[str, Any]]:
+    """Return a row for each class; all arguments can be pickled, so this can run in a worker process."""
+    try:
+        truth, spacing = run.read_segmentation(run.truth_file(case))
+        prediction, _ = run.read_segmentation(run.prediction_file(case))
+        scores = score_case(truth, prediction, spacing, find_classes(run), run.ignore_label, tolerance)
+    except RuntimeError as error:  # from SimpleITK, if a file is damaged
+        raise ValueError(f"Case {case} of {run} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"Case {case} of {run}: {error}") from None
+    return [{"case": case, "class": name, **asdict(score)} for name, score in scores.items()]
+
+
+def _read_cache(path: Path, run: FinishedRun, tolerance: float) -> pd.DataFrame | None:
+    """Return the cached table if it is newer than all segmentations and has the same cases, classes and tolerance."""
+    files = [file for case in run.cases for file in (run.prediction_file(case), run.truth_file(case))]
+    if not path.is_file() or path.stat().st_mtime_ns <= max(file.stat().st_mtime_ns for file in files):
+        return None
+    try:
+        table = pd.read_csv(
+            path,
+            dtype={"case": str, "class": str},
+            keep_default_na=False,  # a class may be called "NA"
+            na_values={metric: [""] for metric in METRICS},
+        )
+        rows = list(zip(table["case"], table["class"], strict=True))
+        expected = [(case, name) for case in run.cases for name in find_classes(run)]
+        is_current = rows == expected and all(math.isclose(value, tolerance) for value in table["tolerance"])
+        return table if is_current and {*METRICS, "outcome"} <= set(table) else None
+    except (ValueError, KeyError, TypeError):  # damaged, or written by another version
+        return None

@@ -1,0 +1,143 @@
+"""Writes the report of a benchmark: tables, figures and a page. Nothing is trained or predicted."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from nnunetv2_micd.report.aggregate import collect_costs, summarize
+from nnunetv2_micd.report.collect import collect_runs
+from nnunetv2_micd.report.comparisons import compare_all, compare_at_equal_time
+from nnunetv2_micd.report.figures import draw_all
+from nnunetv2_micd.report.page import write_page
+from nnunetv2_micd.report.run_scores import load_scores
+from nnunetv2_micd.report.runs import FinishedRun, display_name
+from nnunetv2_micd.report.scores import check_tolerance
+from nnunetv2_micd.report.tables import format_tables
+from nnunetv2_micd.report.texts import describe, find_caveats, list_rules
+from nnunetv2_micd.training.registry import STOCK
+
+
+def write_report(
+    dataset: str | int,
+    output: str | os.PathLike[str],
+    configuration: str | None = None,
+    plans: str | None = None,
+    tolerance: float = 1.0,
+    epochs: int | None = None,
+    num_processes: int = 1,
+    baseline: str = STOCK,
+) -> tuple[Path, list[str]]:
+    """Write tables (CSV, Markdown), figures and a self-contained page about all finished runs of a dataset.
+
+    Args:
+        dataset: Name or number of the dataset.
+        output: Folder to write into; files of an earlier report are replaced.
+        configuration: Name of the configuration, such as ``3d_fullres``; needed if there are runs of several.
+        plans: Name of the plans; needed if there are runs of several.
+        tolerance: Tolerance of the normalized surface Dice in mm.
+        epochs: Number of epochs of the runs to take. Longer runs of the baseline are taken as well.
+        num_processes: Number of processes that compute scores, which takes most of the time.
+        baseline: Trainer that learned from the labels alone. Its longer runs make the comparison at equal time.
+
+    Returns:
+        Path of the page, and a sentence about each run that was left out and each restriction of a comparison.
+
+    Raises:
+        ValueError: The runs cannot be compared, or an argument is wrong.
+        OSError: There are no runs, or a file cannot be read or written.
+
+    Examples:
+        >>> page, notes = write_report(4, "report", configuration="3d_fullres")  # doctest: +SKIP
+    """
+    check_tolerance(tolerance)
+    runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
+    scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
+    # Longer runs of the baseline have a table and a figure of their own.
+    usual_runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
+    if not usual_runs:
+        raise ValueError(failures[0])
+    notes += failures + find_caveats(scored)
+    usual_scores = scores[scores["trainer"].isin({run.trainer for run in usual_runs})]
+    costs = collect_costs(scored)
+    frames = {
+        "cases": scores,
+        "costs": costs,
+        "equal_time": compare_at_equal_time(scores, costs),
+        "summary": summarize(usual_scores),
+        "comparisons": compare_all(usual_scores),
+    }
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in frames.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    page = write_page(
+        folder,
+        facts=describe(usual_runs, tolerance, baseline),
+        notes=notes,
+        tables=format_tables(frames, _names_of(scored)),
+        pictures=draw_all(usual_runs, scores, costs, folder / "figures"),
+        rules=list_rules(tolerance),
+    )
+    return page, notes
+
+
+def _score_all(
+    runs: Sequence[FinishedRun], tolerance: float, num_processes: int
+) -> tuple[list[FinishedRun], pd.DataFrame, list[str]]:
+    """Return the runs that could be scored, all their scores, and a sentence about each run that could not."""
+    scored, tables, failures = [], [], []
+    with _pool_map(num_processes) as apply:
+        for run in tqdm(_in_order(runs), desc="scoring", unit="run", disable=None):
+            try:
+                table = load_scores(run, tolerance, apply)
+            except (ValueError, OSError) as error:
+                failures.append(f"{run.folder.parent.name}/{run.folder.name} is left out: {error}")
+                continue
+            settings = run.settings
+            keys = {
+                "trainer": run.trainer,
+                "budget": settings.budget,
+                "num_labeled": len(settings.labeled),
+                "seed": settings.seed,
+            }
+            tables.append(table.assign(**keys)[[*keys, *table.columns]])
+            scored.append(run)
+    return scored, pd.concat([pd.DataFrame(), *tables], ignore_index=True), failures
+
+
+@contextmanager
+def _pool_map(num_processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a ``map`` that uses this many processes."""
+    if num_processes < 1:
+        raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
+    if num_processes == 1:
+        yield map
+        return
+    # Spawned like nnU-Net's own: a forked process can hang because of the threads that PyTorch has started.
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool.map
+
+
+def _in_order(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Return the runs in the order of all tables and figures: by budget, the baseline before the methods."""
+
+    def key(run: FinishedRun) -> tuple[Any, ...]:
+        settings = run.settings
+        return len(settings.labeled), settings.budget, run.trainer != STOCK, run.trainer.lower(), settings.seed
+
+    return sorted(runs, key=key)
+
+
+def _names_of(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
+    """Return the names of the methods in tables, with a mark if test images were used for training."""
+    transductive = {(run.settings.budget, run.trainer) for run in runs if run.settings.transductive}
+    keys = {(run.settings.budget, run.trainer) for run in runs}
+    return {key: display_name(key[1]) + (" †" if key in transductive else "") for key in keys}
