@@ -1,4 +1,7 @@
-"""Measures trainers on a dataset, or on plans alone: all of them in one process for the time, each in its own for memory."""
+"""Measures trainers on a dataset, or on plans alone.
+
+Times are measured with all trainers in one process, memory with each in a process of its own.
+"""
 
 import multiprocessing
 import tempfile
@@ -14,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.profiling.steps import StepProfile, profile_steps
+from nnunetv2_micd.profiling.steps import StepProfile, profile_steps, take_steps
 from nnunetv2_micd.training.registry import STOCK, find_trainer, training_length
 from nnunetv2_micd.utils.files import environment
 from nnunetv2_micd.utils.memory import peak_memory
 
-MEMORY_STEPS = 3
+MEMORY_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def measure_memory(setup: ProfileSetup, name: str) -> PeakMemory:
     find_trainer(name)  # imports all trainers, whose memory does not belong to a step
     before = peak_memory()
     with _training_environment(setup.device):
-        profile_steps([_build_trainer(setup, name)], MEMORY_STEPS)
+        take_steps(_build_trainer(setup, name), MEMORY_STEPS)
     is_cuda = setup.device == "cuda"
     return PeakMemory(
         allocated=torch.cuda.max_memory_allocated() if is_cuda else None,

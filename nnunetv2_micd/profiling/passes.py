@@ -60,8 +60,8 @@ def count_passes(trainer: Any, batch: dict[str, Any]) -> list[Pass]:
     A pass that runs first without and then with gradient, to hold fewer graphs at once, counts once.
 
     Args:
-        trainer: An initialized trainer, which is changed by the steps. Its method is past any phase without losses on
-            unlabeled images.
+        trainer: An initialized trainer, past any phase without losses on unlabeled images. The steps change its
+            weights, but not its iteration.
         batch: Labeled batch of each step.
 
     Examples:
@@ -79,14 +79,16 @@ def count_passes(trainer: Any, batch: dict[str, Any]) -> list[Pass]:
                     stack.callback(handle.remove)
         # Compiled code would not call the hooks.
         stack.enter_context(torch.compiler.set_stance("force_eager") if trainer._do_i_compile() else nullcontext())
+        iteration = trainer.iteration
         for _ in range(steps):
             trainer.train_step(batch)
+        trainer.iteration = iteration
     counts: Counter[Pass] = Counter()
     for half in _without_repetitions(half_passes):
         # A method may run over several batches at once. That costs as much as one after the other.
         images = min(len(half.images), trainer.batch_size)
         key = Pass(half.network, half.teacher, half.gradient, half.all_outputs, images)
-        counts[key] += len(half.images) / images / 2 / steps  # type: ignore[assignment]
+        counts[key] += len(half.images) / images / 2 / steps
     return [
         Pass(key.network, key.teacher, key.gradient, key.all_outputs, key.images, times)
         for key, times in counts.items()

@@ -78,6 +78,35 @@ def profile_steps(trainers: Sequence[Any], rounds: int) -> list[StepProfile]:
     return [trainer.profile() for trainer in measured]
 
 
+def take_steps(trainer: Any, rounds: int) -> None:
+    """Take steps with an initialized trainer, on random patches if it has no loaders."""
+    prepare(trainer)
+    for _ in range(rounds * _period(trainer)):
+        trainer.train_step(next(trainer.dataloader_train))
+
+
+def prepare(trainer: Any) -> dict[str, Any]:
+    """Prepare an initialized trainer for steps late in its training; return a batch of random patches.
+
+    A trainer without loaders gets that batch in each step.
+    """
+    batch = make_batch(trainer)
+    if trainer.dataloader_train is None:
+        trainer.dataloader_train = repeat(batch)
+    if isinstance(trainer, SemiSupervisedTrainer):
+        if trainer.dataloader_unlabeled is None and trainer.config.ramp_peak > 0:
+            trainer.dataloader_unlabeled = repeat(resize_batch(batch, trainer.unlabeled_batch_size))
+        trainer.iteration = int(LATE * trainer.num_epochs * trainer.num_iterations_per_epoch)
+    for name, network in _networks(trainer).items():
+        network.train(name.startswith("student"))
+    return batch
+
+
+def _period(trainer: Any) -> int:
+    """Return the number of steps of which one has unlabeled images."""
+    return trainer.config.consistency_every if isinstance(trainer, SemiSupervisedTrainer) else 1
+
+
 class _MeasuredTrainer:
     """A trainer with the times of its steps."""
 
@@ -86,22 +115,11 @@ class _MeasuredTrainer:
         self.watch = Stopwatch(trainer.device)
         self.steps: list[dict[str, float]] = []
         self.floors: list[float] = []
-        batch = make_batch(trainer)
-        if trainer.dataloader_train is None:
-            trainer.dataloader_train = repeat(batch)
-        for name, network in _networks(trainer).items():
-            network.train(name.startswith("student"))
-        iteration = int(LATE * trainer.num_epochs * trainer.num_iterations_per_epoch)
-        if isinstance(trainer, SemiSupervisedTrainer):
-            if trainer.dataloader_unlabeled is None and trainer.config.ramp_peak > 0:
-                trainer.dataloader_unlabeled = repeat(resize_batch(batch, trainer.unlabeled_batch_size))
-            trainer.iteration = iteration
-        self.passes = count_passes(trainer, batch)
-        trainer.iteration = iteration
+        self.passes = count_passes(trainer, prepare(trainer))
 
     def run(self, is_warm: bool) -> None:
         """Take the steps of one round and run the passes by themselves; keep the times of a warm trainer."""
-        steps = self.trainer.config.consistency_every if isinstance(self.trainer, SemiSupervisedTrainer) else 1
+        steps = _period(self.trainer)
         with _instrumented(self.trainer, self.watch):
             for _ in range(steps):
                 with self.watch.part(LABELED_DATA):

@@ -1,7 +1,6 @@
 """What a step costs: the stopwatch, the passes of each method, the table."""
 
 import csv
-import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,9 +10,10 @@ from weakref import ref
 import pytest
 import torch
 from helpers import METHODS, TinyDataset, make_trainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
@@ -25,17 +25,18 @@ from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
-from nnunetv2_micd.profiling import measure as profile_trainers
-from nnunetv2_micd.profiling import steps as profiling
-from nnunetv2_micd.profiling.measure import Cost, Memory, Setting, profile
+from nnunetv2_micd.profiling import measure, steps, stopwatch
+from nnunetv2_micd.profiling.batches import make_batch
+from nnunetv2_micd.profiling.measure import Cost, PeakMemory, ProfileSetup, profile
 from nnunetv2_micd.profiling.passes import count_passes
 from nnunetv2_micd.profiling.report import format_table, make_table, waiting_seconds, write_profile
-from nnunetv2_micd.profiling.steps import PARTS, StepProfile, Stopwatch, make_batch, profile_steps
+from nnunetv2_micd.profiling.steps import PARTS, StepProfile, profile_steps
+from nnunetv2_micd.profiling.stopwatch import Stopwatch
 
 
 def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 15.0])
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(clock))
     watch = Stopwatch(torch.device("cpu"))
     with watch.part("outer"), watch.part("inner"):  # 0 to 1 and 3 to 7, 1 to 3
         pass
@@ -94,23 +95,22 @@ VARIANTS: list[tuple[type, dict[tuple[str, bool], float]]] = [
 def test_passes_of_a_step_are_counted(
     method: type, expected: dict[tuple[str, bool], float], dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     trainer = make_trainer(method, dataset)
     trainer.on_train_start()
     trainer.iteration = 4  # after the pre-training of BCP
     if method is nnUNetTrainerPseudoLabels:  # as in its second training
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
-    steps = trainer.config.consistency_every
-
-    def take_steps() -> None:
-        for _ in range(steps):
-            trainer.train_step(next(trainer.dataloader_train))
-
-    networks = {f"student {name}": network for name, network in trainer.students.items()}
-    networks |= {f"teacher {name}": network for name, network in trainer.teachers.items()}
     counted: Counter = Counter()
-    for passes in count_passes(trainer, networks, take_steps, steps):
-        counted[passes.network, passes.gradient] += passes.times
+    supervised = 0.0
+    for kind in count_passes(trainer, next(trainer.dataloader_train)):
+        batches = kind.times * kind.images / trainer.batch_size
+        counted[f"{'teacher' if kind.teacher else 'student'} {kind.network}", kind.gradient] += batches
+        supervised += batches if kind.all_outputs else 0
     assert counted == expected
+    with_deep_supervision = {nnUNetTrainerBCP: 2, nnUNetTrainerPseudoLabels: 2}.get(method, len(trainer.students))
+    assert supervised == with_deep_supervision
+    assert trainer.iteration == 4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -139,16 +139,14 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
     assert max(held) == (1 if two else 0)
 
 
-def setting(dataset: TinyDataset, fold: int | None = None) -> Setting:
-    plans = PlansManager(str(dataset.plans_file)).plans
-    dataset_json = json.loads((dataset.preprocessed / "dataset.json").read_text())
-    return Setting(plans, "3d_fullres", dataset_json, "cpu", fold)
+def setup(dataset: TinyDataset, fold: int | None = None) -> ProfileSetup:
+    return ProfileSetup(Dataset.find(dataset.name), "3d_fullres", "cpu", fold)
 
 
 def test_profile_needs_no_data(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_trainers, "_measure_in_process", profile_trainers._measure_memory)
+    monkeypatch.setattr(measure, "measure_in_process", measure.measure_memory)
     before = sorted(dataset.root.rglob("*"))
-    stock, micd = profile(setting(dataset), ["nnUNetTrainerMICD", "nnUNetTrainer"], rounds=1)
+    stock, micd = profile(setup(dataset), ["nnUNetTrainerMICD", "nnUNetTrainer"], rounds=1)
     assert [stock.profile.trainer, micd.profile.trainer] == ["nnUNetTrainer", "nnUNetTrainerMICD"]
     for cost in (stock, micd):
         assert cost.profile.step == pytest.approx(sum(cost.profile.parts.values()))
@@ -163,7 +161,7 @@ def test_profile_needs_no_data(dataset: TinyDataset, monkeypatch: pytest.MonkeyP
 def test_command(
     dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(profile_trainers, "_measure_in_process", lambda *_: Memory(None, None, 2**30))
+    monkeypatch.setattr(measure, "measure_in_process", lambda *_: PeakMemory(None, None, 2**30))
     arguments = f"profile -d 901 -c 3d_fullres -f 1 -device cpu --rounds 1 -o {tmp_path}".split()
     main([*arguments, "-tr", "nnUNetTrainerMICD", "nnUNetTrainerBCP", "nnUNetTrainerPseudoLabels"])
     header, _, step, *_ = capsys.readouterr().out.splitlines()
@@ -187,8 +185,8 @@ def test_command(
     ],
 )
 def test_wrong_arguments(arguments: str, message: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_trainers, "_measure_in_process", lambda *_: Memory(None, None, 0))
-    monkeypatch.setattr(profile_trainers.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(measure, "measure_in_process", lambda *_: PeakMemory(None, None, 0))
+    monkeypatch.setattr(measure.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         main(["profile", "-d", "901", *arguments.split()])
     assert str(stop.value.code).startswith(message)
@@ -208,8 +206,8 @@ def test_waiting_is_what_workers_do_not_hide(data: tuple[float, float], workers:
 
 def test_table_compares_with_the_first_trainer(tmp_path: Any) -> None:
     costs = [
-        Cost(step_profile("nnUNetTrainer"), Memory(2**30, 2**31, 0)),
-        Cost(step_profile("nnUNetTrainerMICD", step=0.45), Memory(3 * 2**29, 2**31, 0)),
+        Cost(step_profile("nnUNetTrainer"), PeakMemory(2**30, 2**31, 0)),
+        Cost(step_profile("nnUNetTrainerMICD", step=0.45), PeakMemory(3 * 2**29, 2**31, 0)),
     ]
     rows = make_table(costs, workers=0)
     table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
@@ -236,14 +234,21 @@ def test_random_patches_fit_regions_and_no_deep_supervision(dataset: TinyDataset
 
 
 def test_consistency_in_some_steps_is_measured_as_their_mean(dataset: TinyDataset) -> None:
-    found = []
+    times = []
     for every in (1, 3):
-        config = replace(nnUNetTrainerMICD.config, consistency_every=every)
-        trainer = make_trainer(type("Trainer", (nnUNetTrainerMICD,), {"config": config}), dataset)
+        trainer = make_trainer(variant(nnUNetTrainerMICD, consistency_every=every), dataset)
         trainer.initialize()
         first = int(0.9 * trainer.num_epochs * trainer.num_iterations_per_epoch)
-        found.append(profile_steps([trainer], rounds=1)[0])
-        assert trainer.iteration == first + every * (2 + profiling.WARM_UP)  # the passes are counted in one more
-    every_step, some_steps = ({(p.network, p.images, p.teacher): p.times for p in each.passes} for each in found)
-    assert every_step["a", "unlabeled", True] == 3 * some_steps["a", "unlabeled", True]
-    assert every_step["a", "labeled", False] == some_steps["a", "labeled", False]
+        profile = profile_steps([trainer], rounds=1)[0]
+        assert trainer.iteration == first + every * (1 + steps.WARM_UP)
+        times.append({(kind.network, kind.teacher, kind.all_outputs): kind.times for kind in profile.passes})
+    every_step, some_steps = times
+    assert every_step["a", True, False] == pytest.approx(3 * some_steps["a", True, False])
+    assert every_step["a", False, True] == pytest.approx(some_steps["a", False, True])
+
+
+def test_a_trainer_of_nnunet_has_one_pass(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainer, dataset)
+    trainer.initialize()
+    (only,) = count_passes(trainer, make_batch(trainer))
+    assert (only.network, only.gradient, only.images, only.times) == ("a", True, trainer.batch_size, 1)
