@@ -1,5 +1,5 @@
 # make quickstart   train and predict on the small data set in examples/, in minutes on two CPU cores
-# make test         ruff, mypy and all tests but the slow ones; make test-all runs those too
+# make test         ruff, mypy, import-linter and all tests but the slow ones; make test-all runs those too
 # make clean        remove everything that the targets above made
 # The environment lies in .venv; another interpreter for it: make test PYTHON=python3.12
 
@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
