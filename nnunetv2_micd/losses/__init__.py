@@ -1,0 +1,60 @@
+"""Losses, hard labels and class weights in plain PyTorch: usable without nnU-Net.
+
+Examples:
+    >>> import torch
+    >>> from nnunetv2_micd.losses import cross_pseudo_supervision, pseudo_label
+    >>> logits_a, logits_b = torch.randn(2, 1, 3, 8, 8, requires_grad=True)
+    >>> loss = cross_pseudo_supervision(logits_a, logits_b, pseudo_label(logits_a), pseudo_label(logits_b))
+    >>> loss.backward()
+"""
+
+from nnunetv2_micd.losses.class_weights import DifficultyWeights, DistributionWeights
+from nnunetv2_micd.losses.consistency import (
+    CFC_STAGE_WEIGHTS,
+    cfc,
+    cfc_stage_weights,
+    cmd,
+    cross_pseudo_supervision,
+    masked_mean,
+    mcpc,
+    mean_teacher_consistency,
+)
+from nnunetv2_micd.losses.dice import confident_dice_loss, hard_dice, soft_dice_error
+from nnunetv2_micd.losses.fused import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.losses.labels import (
+    class_masks,
+    count_classes,
+    differing,
+    foreground_share,
+    hard_target,
+    label_map,
+    probabilities,
+    pseudo_label,
+)
+
+__all__ = [
+    "CFC_STAGE_WEIGHTS",
+    "DifficultyWeights",
+    "DistributionWeights",
+    "cfc",
+    "cfc_stage_weights",
+    "class_masks",
+    "cmd",
+    "confident_dice_loss",
+    "count_classes",
+    "cross_pseudo_supervision",
+    "differing",
+    "foreground_share",
+    "hard_binary_cross_entropy",
+    "hard_cross_entropy",
+    "hard_dice",
+    "hard_target",
+    "label_map",
+    "masked_mean",
+    "mcpc",
+    "mean_teacher_consistency",
+    "probabilities",
+    "pseudo_label",
+    "soft_dice_error",
+    "symmetric_kl",
+]

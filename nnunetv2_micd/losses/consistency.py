@@ -1,12 +1,13 @@
-"""The consistency losses of MICD as pure functions: logits or features in, scalar out.
+"""Consistency losses: two networks, or a network and its teacher, should agree on the same image.
 
-Paper: Zhou, Zhang & Li, "Boosting Semi-Supervised Medical Image Segmentation via Masked Image Consistency and
-Discrepancy Learning", https://arxiv.org/abs/2503.14013. ``K`` is the number of classes with background, ``spatial`` are
-two or three axes. Everything is computed in float32, whatever the dtype of the input.
+Every loss is a pure function of logits or features and returns a scalar. ``K`` is the number of classes with
+background, ``spatial`` are two or three axes. Values are computed in float32, whatever the dtype of the input.
 
-Region-based training, where classes overlap and each has a sigmoid of its own: hard labels are then masks ``(B, K,
-*spatial)``, bool, one for each region, and the cross entropy is the binary one, averaged over regions. Which it is
-shows in the shape of the labels.
+With regions, which may overlap, hard labels are masks ``(B, K, *spatial)`` and the cross entropy is the binary one,
+averaged over regions. A loss recognizes regions by the shape of the labels.
+
+MICD: Zhou, Zhang & Li, "Boosting Semi-Supervised Medical Image Segmentation via Masked Image Consistency and
+Discrepancy Learning", https://arxiv.org/abs/2503.14013.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_micd.losses.fused import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.losses.labels import probabilities
 
 CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
-"""l_k of equation 4: the four highest-resolution decoder stages, deepest first."""
+"""l_k of MICD's equation 4: the four decoder stages of highest resolution, deepest first."""
+
+
+def cross_pseudo_supervision(
+    logits_a: Tensor,
+    logits_b: Tensor,
+    pseudo_a: Tensor,
+    pseudo_b: Tensor,
+    weight_a: Tensor | None = None,
+    weight_b: Tensor | None = None,
+) -> Tensor:
+    """Weighted cross entropy of each network with the hard labels of the other: ``CE(p_A, y^_B) + CE(p_B, y^_A)``.
+
+    X. Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021,
+    https://arxiv.org/abs/2106.01226. With class weights it is the loss of DHC (https://arxiv.org/abs/2307.11960).
+
+    Reduction: with classes, each cross entropy is the weighted mean ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all
+    voxels of the batch; with regions it is ``sum_k w_k BCE_k / sum_k w_k``. That is torch's ``reduction="mean"``, which
+    DHC uses (https://github.com/xmed-lab/DHC, commit b3dee972, ``RobustCrossEntropyLoss`` in ``train_dhc.py``). A
+    common factor of the weights cancels, so weights shift the loss between classes but do not change its share in the
+    total loss. Where DHC would divide zero by zero (all labels have weight zero) the loss is zero.
+
+    Args:
+        logits_a: Logits of network A ``(B, K, *spatial)``; receives gradient.
+        logits_b: Logits of network B, same shape; receives gradient.
+        pseudo_a: Hard labels of A, which B learns; see :func:`~nnunetv2_micd.losses.labels.pseudo_label`.
+        pseudo_b: Hard labels of B, same shape, which A learns.
+        weight_a: Class weights ``(K,)`` for the loss of A, by the class of ``pseudo_b``; None for ones.
+        weight_b: Class weights ``(K,)`` for the loss of B, by the class of ``pseudo_a``; None for ones.
+
+    Returns:
+        Scalar in nats.
+
+    Examples:
+        >>> logits_a = torch.zeros(1, 2, 3, requires_grad=True)  # two classes, three voxels
+        >>> logits_b = torch.zeros(1, 2, 3, requires_grad=True)
+        >>> pseudo_a, pseudo_b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 1]])
+        >>> loss = cross_pseudo_supervision(logits_a, logits_b, pseudo_a, pseudo_b)
+        >>> print(f"{loss:.4f}")  # 2 ln 2
+        1.3863
+    """
+    return _cross_entropy(logits_a, pseudo_b, weight_a) + _cross_entropy(logits_b, pseudo_a, weight_b)
 
 
 def mcpc(
@@ -29,10 +72,12 @@ def mcpc(
     weight_a: Tensor | None = None,
     weight_b: Tensor | None = None,
 ) -> Tensor:
-    """Masked cross pseudo consistency, equation 3: ``W_diff CE(p_A, y^_B) + W_dist CE(p_B, y^_A)``.
+    """Masked cross pseudo consistency, MICD's equation 3: ``W_diff CE(p_A, y^_B) + W_dist CE(p_B, y^_A)``.
 
-    The reading of the equation is chosen by what is passed. Every student also needs its masked pass with gradient (for
-    CFC and CMD) and the clean labeled images with gradient (for the supervised loss):
+    The formula is :func:`cross_pseudo_supervision`; MICD adds the masked images. The printed equation can be read in
+    three ways, which differ in the images behind the arguments. The last column lists the passes that a student needs
+    besides its masked pass with gradient (for CFC and CMD) and its clean pass over labeled images (for the supervised
+    loss):
 
     ===============  ==================  ========================  ==================================================
     reading          ``logits_*`` from   ``pseudo_*`` from         further passes of each student
@@ -42,43 +87,50 @@ def mcpc(
     ``peer_clean``   the masked image    the peer's clean image    clean unlabeled images, without gradient
     ===============  ==================  ========================  ==================================================
 
-    Reduction: of classes each branch is the weighted mean ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all voxels of the
-    batch, of regions ``sum_k w_k BCE_k / sum_k w_k``. The paper leaves this open; DHC, where the weights and the ramp
-    come from, does it so (torch's ``reduction="mean"``, commit b3dee972 of xmed-lab/DHC, ``RobustCrossEntropyLoss`` in
-    ``train_dhc.py``). The common scale of the weights cancels, their factor K included, so weights redistribute the
-    loss between classes and never change its share in the total, which the ramp alone decides. Where DHC would divide
-    zero by zero (only classes of weight zero), it is zero.
-
     Args:
-        logits_a: Student A, ``(B, K, *spatial)``; receives gradient.
-        logits_b: Student B, same shape; receives gradient.
-        pseudo_a: Hard labels of A, see ``hard_labels.pseudo_label``, followed by B.
-        pseudo_b: Hard labels of B, same shape, followed by A.
-        weight_a: W_diff ``(K,)``, weighs the term of A by the class of ``pseudo_b``; None for ones.
-        weight_b: W_dist ``(K,)``, weighs the term of B by the class of ``pseudo_a``; None for ones.
+        logits_a: Logits of student A ``(B, K, *spatial)``; receives gradient.
+        logits_b: Logits of student B, same shape; receives gradient.
+        pseudo_a: Hard labels of A, which B learns; see :func:`~nnunetv2_micd.losses.labels.pseudo_label`.
+        pseudo_b: Hard labels of B, same shape, which A learns.
+        weight_a: W_diff ``(K,)``, see :class:`~nnunetv2_micd.losses.class_weights.DifficultyWeights`; None for ones.
+        weight_b: W_dist ``(K,)``, see :class:`~nnunetv2_micd.losses.class_weights.DistributionWeights`; None for ones.
 
     Returns:
         Scalar in nats.
+
+    Examples:
+        >>> from nnunetv2_micd.losses.labels import pseudo_label
+        >>> masked_a = torch.tensor([[[3.0], [0.0]]], requires_grad=True)  # one voxel: A sees class 0,
+        >>> masked_b = torch.tensor([[[0.0], [3.0]]], requires_grad=True)  # B sees class 1
+        >>> loss = mcpc(masked_a, masked_b, pseudo_label(masked_a), pseudo_label(masked_b))
+        >>> print(f"{loss:.4f}")
+        6.0972
     """
-    return _cross_entropy(logits_a, pseudo_b, weight_a) + _cross_entropy(logits_b, pseudo_a, weight_b)
+    return cross_pseudo_supervision(logits_a, logits_b, pseudo_a, pseudo_b, weight_a, weight_b)
 
 
 def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weights: Sequence[float]) -> Tensor:
-    """Cross feature consistency, equation 4: the decoder features of the two students agree.
+    """Cross feature consistency, MICD's equation 4: the decoder features of two students agree.
 
-    Per stage the symmetric divergence ``0.5 (KL(A || B) + KL(B || A))`` between the softmax over channels, summed over
-    channels, averaged over batch and voxels; then the weighted sum over stages.
+    For each stage the symmetric divergence ``0.5 (KL(A || B) + KL(B || A))`` of the softmax over channels, summed over
+    channels and averaged over batch and voxels; then the weighted sum over stages.
 
     Args:
-        features_a: Decoder features of A, deepest first, ``(B, C_k, *spatial_k)`` each; receive gradient.
+        features_a: Decoder features of A, one tensor ``(B, C_k, *spatial_k)`` per stage, deepest first; receive
+            gradient.
         features_b: Decoder features of B, the same shapes; receive gradient.
-        stage_weights: One weight per stage, see ``cfc_stage_weights``.
+        stage_weights: One weight per stage, see :func:`cfc_stage_weights`.
 
     Returns:
         Scalar in nats.
 
     Raises:
-        ValueError: If the numbers of stages or the shapes of a stage differ, or there is no stage.
+        ValueError: There is no stage, or the numbers of stages or the shapes of a stage differ.
+
+    Examples:
+        >>> features_a, features_b = [torch.zeros(1, 8, 4, 4)], [torch.ones(1, 8, 4, 4)]
+        >>> cfc(features_a, features_b, cfc_stage_weights(1))  # softmax ignores a constant
+        tensor(0.)
     """
     if not len(features_a) == len(features_b) == len(stage_weights) or not stage_weights:
         raise ValueError(
@@ -96,10 +148,10 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
 
 
 def cfc_stage_weights(n: int) -> tuple[float, ...]:
-    """The stage weights l_k of equation 4 for a decoder of ``n`` stages, deepest first.
+    """Return the stage weights l_k of MICD's equation 4 for a decoder of ``n`` stages, deepest first.
 
-    Full resolution always has 0.8 and the stages below 0.6, 0.4, 0.2. At most four stages count: for a deeper decoder
-    pass the last four features to ``cfc``.
+    Full resolution always has 0.8, the stages below have 0.6, 0.4 and 0.2. At most four stages count: with a deeper
+    decoder pass its last four features to :func:`cfc`.
 
     Args:
         n: Number of decoder stages.
@@ -108,7 +160,11 @@ def cfc_stage_weights(n: int) -> tuple[float, ...]:
         ``min(n, 4)`` weights.
 
     Raises:
-        ValueError: If ``n`` is less than one.
+        ValueError: ``n`` is less than one.
+
+    Examples:
+        >>> cfc_stage_weights(2)
+        (0.6, 0.8)
     """
     if n < 1:
         raise ValueError(f"A decoder has at least one stage, got {n}.")
@@ -116,59 +172,76 @@ def cfc_stage_weights(n: int) -> tuple[float, ...]:
 
 
 def cmd(logits_a: Tensor, logits_b: Tensor, pseudo_teacher_a: Tensor, pseudo_teacher_b: Tensor) -> Tensor:
-    """Cross model discrepancy, equation 5: each student on the masked image follows its own teacher on the clean one.
+    """Cross model discrepancy, MICD's equation 5: each student follows its own teacher.
 
-    ``CE(p_A(x^m), y^_A'(x)) + CE(p_B(x^m), y^_B'(x))``, mean over batch and voxels. Despite its name no term pushes the
-    outputs apart: the students stay different because each follows its own past.
+    ``CE(p_A(x^m), y^_A'(x)) + CE(p_B(x^m), y^_B'(x))``, mean over batch and voxels: the students see the masked image,
+    the teachers the clean one. Despite its name no term pushes the outputs apart. The students stay different because
+    each follows its own past.
 
     Args:
-        logits_a: Student A on the masked image, ``(B, K, *spatial)``; receives gradient.
-        logits_b: Student B on the masked image, same shape; receives gradient.
-        pseudo_teacher_a: Hard labels of the teacher of A on the clean image, see ``hard_labels.pseudo_label``.
-        pseudo_teacher_b: Those of the teacher of B.
+        logits_a: Logits of student A on the masked image ``(B, K, *spatial)``; receives gradient.
+        logits_b: Logits of student B on the masked image, same shape; receives gradient.
+        pseudo_teacher_a: Hard labels of A's teacher on the clean image, see
+            :func:`~nnunetv2_micd.losses.labels.pseudo_label`.
+        pseudo_teacher_b: Hard labels of B's teacher on the clean image.
 
     Returns:
         Scalar in nats.
+
+    Examples:
+        >>> logits = torch.zeros(1, 2, 3, requires_grad=True)
+        >>> teacher = torch.tensor([[0, 1, 1]])
+        >>> print(f"{cmd(logits, logits, teacher, teacher):.4f}")  # 2 ln 2
+        1.3863
     """
     return _cross_entropy(logits_a, pseudo_teacher_a) + _cross_entropy(logits_b, pseudo_teacher_b)
 
 
 def mean_teacher_consistency(student_logits: Tensor, teacher_logits: Tensor, regions: bool = False) -> Tensor:
-    """Mean squared difference of the class probabilities of student and teacher.
+    """Mean squared difference of the probabilities of student and teacher, over batch, classes and voxels.
 
     Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, section 3,
-    https://arxiv.org/abs/1703.01780. Mean over batch, classes and voxels.
+    https://arxiv.org/abs/1703.01780.
 
     Args:
-        student_logits: ``(B, K, *spatial)``; receives gradient.
-        teacher_logits: Same shape; no gradient.
-        regions: whether the classes are regions, which may overlap: sigmoid instead of softmax.
+        student_logits: Logits ``(B, K, *spatial)``; receives gradient.
+        teacher_logits: Logits of the same shape; no gradient.
+        regions: Treat the K channels as regions, which may overlap: sigmoid instead of softmax.
 
     Returns:
         Scalar between 0 and 1.
+
+    Examples:
+        >>> student = torch.zeros(1, 2, 4, requires_grad=True)  # 1/2 everywhere
+        >>> teacher = torch.tensor([20.0, -20.0]).view(1, 2, 1).expand(1, 2, 4)  # class 0 everywhere
+        >>> loss = mean_teacher_consistency(student, teacher)
+        >>> print(f"{loss:.4f}")
+        0.2500
     """
     with torch.no_grad():
         target = probabilities(teacher_logits, regions)
     return F.mse_loss(probabilities(student_logits, regions), target)
 
 
-def probabilities(logits: Tensor, regions: bool = False) -> Tensor:
-    """Return the probabilities ``(B, K, *spatial)``, float32, of classes or of regions, which may overlap."""
-    return logits.float().sigmoid() if regions else logits.softmax(dim=1, dtype=torch.float32)
-
-
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of ``values`` where ``mask`` is true, and zero, with a graph, where it is true nowhere.
+    """Return the mean of ``values`` where ``mask`` is true; zero, still with a graph, where it is true nowhere.
 
     Args:
-        values: ``(B, K, *spatial)``.
-        mask: The same shape, or ``(B, 1, *spatial)`` to choose voxels; bool.
+        values: ``(B, K, *spatial)``; receives gradient where the mask is true.
+        mask: Bool of the same shape, or ``(B, 1, *spatial)`` to choose voxels.
+
+    Returns:
+        Scalar.
+
+    Examples:
+        >>> masked_mean(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[True, False, True]]]))
+        tensor(2.)
     """
     chosen = mask.expand_as(values)
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    if target.ndim == logits.ndim:
+    if target.ndim == logits.ndim:  # masks of regions
         return hard_binary_cross_entropy(logits, target, weight)
     return hard_cross_entropy(logits, target, weight)

@@ -1,9 +1,10 @@
-"""Losses of large tensors, whose gradients are computed together with their value.
+"""Memory-efficient losses for large tensors: value and gradient are computed in one pass.
 
-Feature maps and logits at full resolution are the largest tensors of a training. Of these losses autograd would keep
-several more of their size in float32, or compute everything twice. Their gradients are known, though: here they are
-computed in float32 where the value is, a chunk at a time, and kept in the dtype of the input. A loss can be
-backpropagated once.
+Feature maps and logits at full resolution are the largest tensors of a training. For these losses autograd would keep
+several more tensors of that size in float32; checkpointing would compute everything twice. But their gradients have a
+simple closed form. So the forward pass computes value and gradient together, in float32 and chunk by chunk, and stores
+the gradient in the dtype of the input. The backward pass scales that gradient in place, so a loss can be backpropagated
+only once.
 """
 
 import math
@@ -15,58 +16,70 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**22
-"""How many values are worked on at a time: enough that starting the kernels takes no time."""
+"""Number of values per chunk, large enough that launching the kernels takes no noticeable time."""
 
 
 def symmetric_kl(features_a: Tensor, features_b: Tensor) -> Tensor:
-    """Return ``0.5 (KL(A || B) + KL(B || A))`` of the softmax over channels, the mean over batch and voxels.
+    """Symmetric divergence ``0.5 (KL(A || B) + KL(B || A))`` of the softmax over channels, mean over batch and voxels.
 
-    With ``p`` and ``q`` the softmax of A and B and ``d = log p - log q`` the gradients are
+    With ``p`` and ``q`` the softmax of A and B, ``d = log p - log q`` and sums over channels, the gradients are
 
-    - with respect to A ``0.5 (p (d - sum p d) + p - q)``,
-    - with respect to B ``0.5 (q (sum q d - d) + q - p)``,
-
-    sums over channels.
+    - with respect to A: ``0.5 (p (d - sum p d) + p - q)``,
+    - with respect to B: ``0.5 (q (sum q d - d) + q - p)``.
 
     Args:
-        features_a: ``(B, C, *spatial)``; receives gradient.
-        features_b: The same shape; receives gradient.
+        features_a: Features ``(B, C, *spatial)``; receives gradient.
+        features_b: Features of the same shape; receives gradient.
 
     Returns:
         Scalar in nats, float32.
+
+    Examples:
+        >>> features_a = torch.tensor([[[3.0], [1.0]]]).log()  # softmax (3/4, 1/4)
+        >>> features_b = torch.zeros(1, 2, 1)  # softmax (1/2, 1/2)
+        >>> symmetric_kl(features_a, features_b)  # (ln 3) / 8
+        tensor(0.1373)
     """
     return _SymmetricKL.apply(features_a, features_b)
 
 
 def hard_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the cross entropy with hard labels: ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all voxels of the batch.
+    """Cross entropy with hard labels: ``sum_v w_{y_v} CE_v / sum_v w_{y_v}`` over all voxels of the batch.
 
-    The gradient of a voxel is its softmax minus one for its label, times the weight of the label over the sum of all.
+    The gradient of a voxel is its softmax minus the one-hot label, times ``w_{y_v} / sum_v w_{y_v}``.
 
     Args:
-        logits: ``(B, K, *spatial)``; receives gradient.
-        target: Classes ``(B, *spatial)``, integers.
-        weight: ``(K,)``, of the classes; None for ones.
+        logits: Logits ``(B, K, *spatial)``; receives gradient.
+        target: Class indices ``(B, *spatial)``, integers.
+        weight: Class weights ``(K,)``; None for ones.
 
     Returns:
-        Scalar in nats, float32; zero where all weights are.
+        Scalar in nats, float32; zero if all weights are zero.
+
+    Examples:
+        >>> hard_cross_entropy(torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]]))  # ln 2
+        tensor(0.6931)
     """
     return _HardCrossEntropy.apply(logits, target, None if weight is None else weight.float())
 
 
 def hard_binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the binary cross entropy of regions, which may overlap: ``sum_k w_k BCE_k / sum_k w_k``.
+    """Binary cross entropy of regions, which may overlap: ``sum_k w_k BCE_k / sum_k w_k``.
 
-    ``BCE_k`` is the mean over batch and voxels. The gradient of a voxel is its sigmoid minus its label, times ``w_k``
-    over the number of voxels and the sum of the weights.
+    ``BCE_k`` is the mean over batch and voxels. The gradient of a voxel in region k is its sigmoid minus its label,
+    times ``w_k / (voxels * sum_k w_k)``.
 
     Args:
-        logits: ``(B, K, *spatial)``; receives gradient.
-        target: The same shape; bool.
-        weight: ``(K,)``, of the regions; None for ones.
+        logits: Logits ``(B, K, *spatial)``; receives gradient.
+        target: Region masks of the same shape, bool.
+        weight: Region weights ``(K,)``; None for ones.
 
     Returns:
-        Scalar in nats, float32; zero where all weights are.
+        Scalar in nats, float32; zero if all weights are zero.
+
+    Examples:
+        >>> hard_binary_cross_entropy(torch.zeros(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool))  # ln 2
+        tensor(0.6931)
     """
     return _HardBinaryCrossEntropy.apply(logits, target, None if weight is None else weight.float())
 
@@ -75,12 +88,15 @@ class _SymmetricKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features_a: Tensor, features_b: Tensor) -> Tensor:
         features = features_a, features_b
-        gradients = [torch.empty_like(a) if b else None for a, b in zip(features, ctx.needs_input_grad, strict=True)]
+        gradients = [
+            torch.empty_like(tensor) if needed else None
+            for tensor, needed in zip(features, ctx.needs_input_grad, strict=True)
+        ]
         total = torch.zeros((), device=features_a.device)
         for part in _chunks(features_a.shape):
-            log_p, log_q = (each[part].log_softmax(1, dtype=torch.float32) for each in features)
+            log_p, log_q = (tensor[part].log_softmax(1, dtype=torch.float32) for tensor in features)
             p, q = log_p.exp(), log_q.exp()
-            d = log_p.sub_(log_q)
+            d = log_p.sub_(log_q)  # in place here and below: every copy of a chunk costs time and memory
             p_to_q, q_to_p = (p * d).sum(1, keepdim=True), -(q * d).sum(1, keepdim=True)
             total += (p_to_q + q_to_p).sum()
             if gradients[0] is not None:
@@ -94,21 +110,21 @@ class _SymmetricKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        factor, *gradients = ctx.saved_tensors
-        return tuple(_scale(each, gradient * factor) for each in gradients)
+        factor, *unscaled = ctx.saved_tensors
+        return tuple(_scale(tensor, gradient * factor) for tensor in unscaled)
 
 
-class _OfHardLabels(torch.autograd.Function):
-    """What a forward saves is the gradient with respect to the logits, and the factor it lacks."""
+class _HardLabelLoss(torch.autograd.Function):
+    """`forward` saves the unscaled gradient of the logits and its scale factor."""
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        factor, of_logits = ctx.saved_tensors
-        return _scale(of_logits, gradient * factor), None, None
+        factor, unscaled = ctx.saved_tensors
+        return _scale(unscaled, gradient * factor), None, None
 
 
-class _HardCrossEntropy(_OfHardLabels):
+class _HardCrossEntropy(_HardLabelLoss):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -127,7 +143,7 @@ class _HardCrossEntropy(_OfHardLabels):
         return loss * factor
 
 
-class _HardBinaryCrossEntropy(_OfHardLabels):
+class _HardBinaryCrossEntropy(_HardLabelLoss):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
@@ -145,20 +161,22 @@ class _HardBinaryCrossEntropy(_OfHardLabels):
 
 
 def _reciprocal(total: Tensor) -> Tensor:
-    """Return one over a sum of weights, and zero, not infinity, for a batch with nothing but weights of zero."""
+    """Return one over a sum of weights; zero instead of infinity if all weights of the batch are zero."""
     return torch.where(total > 0, 1 / total, 0)
 
 
 def _scale(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    """Multiply in place by a scalar, which is not rounded to half precision: for it has a dimension.
+    """Multiply a gradient in place by a scalar.
 
-    Only now: in half precision nothing but a loss that a GradScaler has scaled keeps gradients from underflow.
+    This happens in the backward pass because the factor of a large batch is tiny: in half precision the gradients would
+    underflow without the factor of GradScaler, which only the backward pass knows.
     """
+    # A tensor with one dimension is not rounded to the dtype of the gradient before the product; one with none is.
     return None if gradient is None else gradient.mul_(factor.view(1))
 
 
 def _chunks(shape: torch.Size) -> list[tuple[slice, slice, slice]]:
-    """Return indices of several whole samples, or where these are large, of slices along their first spatial axis."""
+    """Return indices of chunks: several whole samples or, of a larger sample, slices along its first spatial axis."""
     row = shape[1] * math.prod(shape[3:])
     rows = min(shape[2], max(1, CHUNK // row))
     samples = max(1, CHUNK // (row * shape[2]))

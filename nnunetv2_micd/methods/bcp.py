@@ -10,7 +10,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
+from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution

@@ -7,14 +7,13 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.losses.consistency import masked_mean, mean_teacher_consistency, probabilities
-from nnunetv2_micd.losses.labels import pseudo_label
+from nnunetv2_micd.losses.consistency import masked_mean, mean_teacher_consistency
+from nnunetv2_micd.losses.dice import soft_dice_error
+from nnunetv2_micd.losses.labels import class_masks, probabilities, pseudo_label
 from nnunetv2_micd.methods.two_students import TwoStudents
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Weight
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.step import Losses
-
-DICE_SMOOTHING = 1e-5  # of the authors' Dice loss
 
 
 @dataclass(frozen=True)
@@ -102,33 +101,9 @@ def difference_review(
     differ = differ if regions else differ[:, None]
     if ignored is not None:
         differ = differ & ~ignored[:, None]
-    target = _masks(truth, logits_a.shape[1])
+    target = class_masks(truth, logits_a.shape[1])
     errors = [masked_mean((probabilities(logits, regions) - target) ** 2, differ) for logits in (logits_a, logits_b)]
     return errors[0] + errors[1]
-
-
-@torch.no_grad()
-def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None, regions: bool = False) -> Tensor:
-    """One minus the soft Dice ``2 sum p y / (sum p^2 + sum y^2)``, mean over foreground classes or regions.
-
-    Args:
-        logits: ``(B, K, *spatial)``; no gradient.
-        truth: Hard labels, see ``losses.hard_target``.
-        ignored: ``(B, *spatial)``, bool: voxels that do not count, or None.
-        regions: Whether the classes are regions, which may overlap.
-
-    Returns:
-        Scalar between 0 and 1.
-    """
-    prediction, target = probabilities(logits, regions), _masks(truth, logits.shape[1])
-    if ignored is not None:
-        prediction, target = prediction * ~ignored[:, None], target * ~ignored[:, None]
-    if not regions:
-        prediction, target = prediction[:, 1:], target[:, 1:]
-    hits, predicted, true = (
-        values.transpose(0, 1).flatten(1).sum(1) for values in (prediction * target, prediction**2, target**2)
-    )
-    return 1 - ((2 * hits + DICE_SMOOTHING) / (predicted + true + DICE_SMOOTHING)).mean()
 
 
 def competitive_consistency(
@@ -151,11 +126,3 @@ def competitive_consistency(
     """
     student, teacher = torch.where(a_is_better, logits_b, logits_a), torch.where(a_is_better, logits_a, logits_b)
     return mean_teacher_consistency(student, teacher.float() / temperature, regions)
-
-
-def _masks(labels: Tensor, num_classes: int) -> Tensor:
-    """Return hard labels as float masks ``(B, K, *spatial)``; a label outside the classes is in none of them."""
-    if labels.dtype == torch.bool:
-        return labels.float()
-    # Not one_hot, which waits for the device to check the labels.
-    return torch.stack([labels == k for k in range(num_classes)], 1).float()

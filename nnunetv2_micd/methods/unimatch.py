@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
 from nnunetv2_micd.augmentation.intensity import Range, StrongView, strong_view
+from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
+from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
@@ -69,33 +70,6 @@ def confident_labels(logits: Tensor, regions: bool, threshold: float) -> tuple[T
         return logits > 0, torch.maximum(probabilities, 1 - probabilities) >= threshold
     confidence, labels = logits.softmax(dim=1, dtype=torch.float32).max(dim=1, keepdim=True)
     return labels[:, 0], confidence >= threshold
-
-
-def confident_dice_loss(logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
-    """One minus the Dice of probabilities and hard labels, where these are confident.
-
-    ``1 - mean_k (2 sum_v c_v p_kv y_kv + eps) / (sum_v c_v p_kv^2 + sum_v c_v y_kv + eps)`` over the voxels v of the
-    whole batch, with background; eps is 1e-5, which makes it zero where nothing is confident. The loss of the medical
-    variant, where the paper itself has the cross entropy. With several processes each uses its own batch.
-
-    Args:
-        logits: ``(B, K, *spatial)``; receives gradient.
-        labels: hard labels, see ``losses.pseudo_label``.
-        confident: ``(B, 1, *spatial)``, or of regions ``(B, K, *spatial)``, bool.
-
-    Returns:
-        Scalar between 0 and 1.
-    """
-    if labels.dtype == torch.bool:
-        probabilities, truth = logits.float().sigmoid(), labels
-    else:
-        probabilities = logits.softmax(dim=1, dtype=torch.float32)
-        truth = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
-    axes = (0, *range(2, logits.ndim))
-    counted = truth & confident
-    overlap = (probabilities * counted).sum(axes)
-    size = (probabilities.square() * confident).sum(axes) + counted.sum(axes)
-    return 1 - ((2 * overlap + 1e-5) / (size + 1e-5)).mean()
 
 
 def sample_kept_channels(

@@ -7,6 +7,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def ema_decay_at(step: int, decay: float) -> float:
@@ -31,41 +32,45 @@ def ema_decay_at(step: int, decay: float) -> float:
 def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move the teacher towards the student in place: ``teacher = decay * teacher + (1 - decay) * student``.
 
-    The whole state dict takes part: floats, buffers such as running statistics included, are interpolated, integers and
-    booleans are copied.
+    Parameters and floating-point buffers, such as running statistics, are interpolated. Integer and boolean buffers are
+    copied.
 
     Args:
-        teacher: Changed in place.
+        teacher: Network that is changed in place.
         student: Network with the same state dict; not changed.
         decay: Weight of the teacher's past, see ``ema_decay_at``.
 
     Raises:
-        ValueError: If the two networks have different state dicts.
+        ValueError: The two networks have different state dicts.
+
+    Examples:
+        >>> student, teacher = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(student.weight, 1.0), nn.init.constant_(teacher.weight, 0.0)
+        >>> update_ema(teacher, student, decay=0.75)
+        >>> teacher.weight.item()
+        0.25
     """
-    teacher_state, student_state = teacher.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
-    if different := sorted(teacher_state.keys() ^ student_state.keys()):
+    if different := sorted(teacher.state_dict().keys() ^ student.state_dict().keys()):
         raise ValueError(
             f"Teacher and student have different networks: {', '.join(different)} exist in only one of them; "
             "make the teacher from the same (unwrapped) student."
         )
-    # nnU-Net's networks list one tensor under several keys (the decoder holds the encoder); each must move only once.
-    # With keep_vars these are the same object.
-    pairs = {id(tensor): (tensor, student_state[key]) for key, tensor in teacher_state.items()}.values()
-    floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    if floats:
-        # The kernels of torch.optim's own foreach and of torch.optim.swa_utils.get_ema_multi_avg_fn: a few launches
-        # instead of one for each of the hundreds of tensors.
-        torch._foreach_lerp_([t for t, _ in floats], [s for _, s in floats], 1 - decay)
-    for teacher_tensor, student_tensor in pairs:
-        if not teacher_tensor.is_floating_point():
-            teacher_tensor.copy_(student_tensor)
+    # parameters() and buffers() name each tensor once; nnU-Net's networks hold the encoder under several names.
+    buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+    pairs = [*zip(teacher.parameters(), student.parameters(), strict=True), *buffers]
+    averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+    if averaged:
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), None)
+    for of_teacher, of_student in buffers:
+        if not of_teacher.is_floating_point():
+            of_teacher.copy_(of_student)
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """Copy a student into a teacher that starts at its weights.
 
     Args:
-        student: The network as built, not wrapped by ``torch.compile`` or DDP.
+        student: Network as built, not wrapped by ``torch.compile`` or DDP.
 
     Returns:
         Independent copy in evaluation mode whose parameters need no gradient.

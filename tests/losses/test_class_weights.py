@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nnunetv2_micd.losses.class_weights import DifficultyWeights, DistributionWeights, hard_dice
+from nnunetv2_micd.losses.class_weights import DifficultyWeights, DistributionWeights
+from nnunetv2_micd.losses.dice import hard_dice
 
 
 @pytest.mark.parametrize(

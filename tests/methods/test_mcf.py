@@ -8,12 +8,8 @@ import pytest
 import torch
 from helpers import BOTH, TinyDataset, make_trainer, relabel
 
-from nnunetv2_micd.methods.mcf import (
-    competitive_consistency,
-    difference_review,
-    nnUNetTrainerMCF,
-    soft_dice_error,
-)
+from nnunetv2_micd.losses.dice import soft_dice_error
+from nnunetv2_micd.methods.mcf import competitive_consistency, difference_review, nnUNetTrainerMCF
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 
 LOG3 = math.log(3.0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import TinyDataset, make_trainer
 
-from nnunetv2_micd.augmentation.boxes import box_mask, sample_starts
+from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
+from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.methods.unimatch import (
     UniMatchConfig,
-    confident_dice_loss,
     confident_labels,
     nnUNetTrainerUniMatch,
     paste,
