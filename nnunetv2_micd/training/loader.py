@@ -2,8 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import blosc2
@@ -20,13 +19,13 @@ from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.utils import random_states
 
 OUTSIDE = 1e-3
-"""Normalized intensities below this in all channels lie outside of the nonzero mask; inside hardly any are."""
+"""Normalized intensity below which, in all channels, a voxel lies outside the nonzero mask; hardly any lies inside."""
 
 
 class UnlabeledImages:
     """Preprocessed images by identifier; opens neither labels nor properties, and keeps nothing open.
 
-    With ``previous_stage``, the folder of the cascade's first stage, it also opens what that saw in the images.
+    With ``previous_stage``, the folder of the cascade's first stage, it also opens the segmentations of that stage.
     """
 
     def __init__(self, cases: Sequence[UnlabeledCase], previous_stage: str | None = None):
@@ -39,7 +38,7 @@ class UnlabeledImages:
         return _open(self.folders[identifier], identifier)
 
     def load_previous_stage(self, identifier: str) -> blosc2.NDArray | None:
-        """Open the segmentation ``(*spatial)`` of the first stage, None where there is none."""
+        """Open the segmentation ``(*spatial)`` of the first stage, or return None without a cascade."""
         return None if self.previous_stage is None else _open(self.previous_stage, identifier)
 
 
@@ -114,31 +113,47 @@ class IsolatedAugmenter(SingleThreadedAugmenter):
         return batch
 
 
-def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDataLoader:
-    """Return a loader with the batch and patch size and the augmentation of a trainer."""
+def loader_arguments(trainer: Any, images: UnlabeledImages, has_labels: bool) -> dict[str, Any]:
+    """Return the arguments of nnU-Net's loader with the batch and patch size and the augmentation of a trainer.
+
+    Args:
+        trainer: A :class:`~nnunetv2_micd.training.trainer.SemiSupervisedTrainer`, initialized.
+        images: Images that the loader reads.
+        has_labels: Whether the images have pseudo-labels, which the transforms bring to the form of targets.
+    """
     rotation, dummy_2d, initial_patch_size, mirror_axes = (
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
-    configuration = trainer.configuration_manager
+    manager, configuration = trainer.label_manager, trainer.configuration_manager
+    of_labels: dict[str, Any] = {}
+    if has_labels:
+        regions = manager.foreground_regions if manager.has_regions else None
+        of_labels = {"regions": regions, "ignore_label": manager.ignore_label}
     transforms = trainer.get_training_transforms(
         configuration.patch_size,
         rotation,
-        None,
+        trainer._get_deep_supervision_scales() if has_labels else None,
         mirror_axes,
         dummy_2d,
         use_mask_for_norm=configuration.use_mask_for_norm,
         is_cascaded=trainer.is_cascaded,
-        foreground_labels=trainer.label_manager.foreground_labels,
+        foreground_labels=manager.foreground_labels,
+        **of_labels,
     )
-    return UnlabeledDataLoader(
-        images,
-        trainer.unlabeled_batch_size,
-        initial_patch_size,
-        configuration.patch_size,
-        trainer.label_manager,
-        transforms=transforms,
-        masked_channels=[channel for channel, use in enumerate(configuration.use_mask_for_norm) if use],
-    )
+    return {
+        "data": images,
+        "batch_size": trainer.unlabeled_batch_size,
+        "patch_size": initial_patch_size,
+        "final_patch_size": configuration.patch_size,
+        "label_manager": manager,
+        "transforms": transforms,
+    }
+
+
+def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDataLoader:
+    """Return a loader of patches without labels, see :func:`loader_arguments`."""
+    masked = [channel for channel, use in enumerate(trainer.configuration_manager.use_mask_for_norm) if use]
+    return UnlabeledDataLoader(**loader_arguments(trainer, images, has_labels=False), masked_channels=masked)
 
 
 def start_unlabeled_loader(
@@ -157,18 +172,3 @@ def start_unlabeled_loader(
     )
     next(workers)  # starts them, so that a damaged file shows now
     return workers
-
-
-@contextmanager
-def allowed_workers(number: int) -> Iterator[None]:
-    """Let nnU-Net start its labeled loaders with fewer workers than allowed, the rest being for the unlabeled one."""
-    name = "nnUNet_n_proc_DA"
-    old = os.environ.get(name)
-    os.environ[name] = str(number)
-    try:
-        yield
-    finally:
-        if old is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = old

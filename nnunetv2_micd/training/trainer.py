@@ -27,7 +27,6 @@ from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,
     UnlabeledImages,
-    allowed_workers,
     build_unlabeled_loader,
     start_unlabeled_loader,
 )
@@ -40,6 +39,7 @@ from nnunetv2_micd.training.students import Students, compiled, prepare_for_seve
 from nnunetv2_micd.training.workers import explain_death, processes_of
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.distributed import sum_over_processes
+from nnunetv2_micd.utils.files import environment
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 
@@ -251,7 +251,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
         allowed = get_allowed_n_proc_DA()
         for_unlabeled = allowed // 2 if self.loads_unlabeled else 0
-        with allowed_workers(allowed - for_unlabeled):
+        with environment(nnUNet_n_proc_DA=str(allowed - for_unlabeled)):  # nnU-Net starts its loaders with so many
             loaders = super().get_dataloaders()
         if self.loads_unlabeled:
             self.dataloader_unlabeled = start_unlabeled_loader(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.figures import write_csv
-from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.training.loader import UnlabeledImages, loader_arguments
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -99,29 +99,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def build_pseudo_labeled_loader(trainer: Any, images: PseudoLabeledImages) -> nnUNetDataLoader:
     """Return nnU-Net's own loader of training patches, on pseudo-labels."""
-    rotation, dummy_2d, initial_patch_size, mirror_axes = (
-        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    )
-    manager, configuration = trainer.label_manager, trainer.configuration_manager
-    transforms = trainer.get_training_transforms(
-        configuration.patch_size,
-        rotation,
-        trainer._get_deep_supervision_scales(),
-        mirror_axes,
-        dummy_2d,
-        use_mask_for_norm=configuration.use_mask_for_norm,
-        is_cascaded=trainer.is_cascaded,
-        foreground_labels=manager.foreground_labels,
-        regions=manager.foreground_regions if manager.has_regions else None,
-        ignore_label=manager.ignore_label,
-    )
     return nnUNetDataLoader(
-        images,
-        trainer.unlabeled_batch_size,
-        initial_patch_size,
-        configuration.patch_size,
-        manager,
+        **loader_arguments(trainer, images, has_labels=True),
         oversample_foreground_percent=trainer.oversample_foreground_percent,
         probabilistic_oversampling=trainer.probabilistic_oversampling,
-        transforms=transforms,
     )
