@@ -1,7 +1,7 @@
-"""Measure how long one process takes to make a labeled and an unlabeled batch of patches from large volumes.
+"""Measures how long one process takes to make a labeled and an unlabeled batch of patches from large volumes.
 
-Usage: ``python large_volumes.py DATASET [--size 300 512 512] [--patch 128 128 128]``, a dataset with one channel that
-is planned for 3d_fullres. Its plans, with another patch size and batches of 2, are used for two labeled and two
+Usage: ``python large_volumes.py DATASET [--size 300 512 512] [--patch 128 128 128]``. The dataset has to have one
+channel and plans for 3d_fullres. Its plans, with another patch size and batches of 2, are used for two labeled and two
 unlabeled random volumes in a temporary folder, about 0.3 GB each at the default size.
 """
 
@@ -26,9 +26,9 @@ CASES = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="name or number")
-    parser.add_argument("--size", type=int, nargs=3, default=[300, 512, 512], help="of a volume")
-    parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="of a patch")
+    parser.add_argument("dataset", help="name or number of the dataset")
+    parser.add_argument("--size", type=int, nargs=3, default=[300, 512, 512], help="size of a volume in voxels")
+    parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="size of a patch in voxels")
     args = parser.parse_args()
     from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder
     from nnunetv2_micd.data.preprocessed import channel_names
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def write_dataset(target: Path, plans: dict[str, Any], dataset_json: dict[str, Any], size: list[int]) -> None:
-    """Write random volumes as nnU-Net and this package preprocess them."""
+    """Write random volumes in the format of nnU-Net's and this package's preprocessing."""
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -74,7 +74,7 @@ def write_dataset(target: Path, plans: dict[str, Any], dataset_json: dict[str, A
 
 
 def save(generator: np.random.Generator, size: list[int], chunks: tuple[Any, Any], path: Path) -> None:
-    """Save noise with a foreground box in the middle."""
+    """Save a volume of noise with a foreground box in the middle."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     data = generator.standard_normal((1, *size), dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Measure the start of a training, and its unlabeled batches, with more and more unlabeled images.
+"""Measures the start of a training, and an unlabeled batch, with more and more unlabeled images.
 
-Usage: ``python many_images.py DATASET [--numbers 10 1000 10000]``, a dataset that is preprocessed for 3d_fullres. Its
-preprocessed folder is copied into a temporary one, where links to one image stand for many.
+Usage: ``python many_images.py DATASET [--numbers 10 1000 10000]``. The dataset has to be preprocessed for 3d_fullres.
+Its preprocessed folder is copied to a temporary one, where links to one image stand for many images.
 """
 
 import argparse
@@ -22,9 +22,12 @@ BATCHES = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="name or number")
-    parser.add_argument("--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="of unlabeled images")
+    parser.add_argument("dataset", help="name or number of the dataset")
+    parser.add_argument(
+        "--numbers", type=int, nargs="+", default=[10, 1000, 10_000], help="numbers of unlabeled images"
+    )
     args = parser.parse_args()
+    # nnU-Net is imported after --help and the environment, because it takes seconds and reads its variables.
     from nnunetv2_micd.data.folders import find_dataset, preprocessed_folder
 
     name = find_dataset(args.dataset)
@@ -36,12 +39,11 @@ def main() -> None:
             shutil.copytree(source, target)
             os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_results": str(Path(folder, "results"))}
             os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_raw": str(Path(folder, "raw"))}
-            found, *times = measure(target, number)
-            print(f"{found:8}" + "".join(f"{value:10.1f}" for value in times), flush=True)
+            print(f"{number:8}" + "".join(f"{value:10.1f}" for value in measure(target, number)), flush=True)
 
 
-def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
-    """Return the number of images, ms to find them, s to start all loaders, and ms of an unlabeled batch."""
+def measure(dataset: Path, number: int) -> tuple[float, float, float]:
+    """Return ms to find the images, s to start all loaders, and ms of an unlabeled batch."""
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -68,11 +70,11 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
     (unlabeled / FINGERPRINT_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
     (dataset / "splits_final.json").write_text(json.dumps([{"train": cases[:2], "val": cases[2:4]}]))
     begin = time.perf_counter()
-    found = find_unlabeled_cases(
+    images = find_unlabeled_cases(
         Dataset(dataset.name, manager, dataset_json), "3d_fullres", {"train": cases[:2], "val": cases[2:4]}
     )
     finding = time.perf_counter() - begin
-    assert len(found) == number
+    assert len(images) == number
     with redirect_stdout(StringIO()):
         trainer = nnUNetTrainerMICD(
             {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
@@ -86,7 +88,7 @@ def measure(dataset: Path, number: int) -> tuple[int, float, float, float]:
             begin = time.perf_counter()
             next(trainer.dataloader_unlabeled)
             batches.append(time.perf_counter() - begin)
-    return number, 1000 * finding, starting, 1000 * median(batches)
+    return 1000 * finding, starting, 1000 * median(batches)
 
 
 if __name__ == "__main__":

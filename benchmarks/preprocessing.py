@@ -1,8 +1,9 @@
-"""Measure how preprocessing of unlabeled images scales with processes.
+"""Measures how preprocessing of unlabeled images scales with processes.
 
-Usage: ``python preprocessing.py DATASET [--processes 1 2 4] [--images 100] [--size 300 512 512]``, a dataset with one
-channel that is planned for 3d_fullres; its labeled images are taken for unlabeled ones, or with ``--size`` random
-volumes, whose spacing is 0.8 of the plans' on each axis. Beside the speed it prints the memory of the largest process.
+Usage: ``python preprocessing.py DATASET [--processes 1 2 4] [--images 100] [--size 300 512 512]``. The dataset has to
+have one channel and plans for 3d_fullres. Its labeled images serve as unlabeled ones or, with ``--size``, random
+volumes whose spacing is 0.8 of the plans' on each axis. The script prints the speed and the memory of the largest
+process.
 """
 
 import argparse
@@ -21,21 +22,23 @@ from nnunetv2_micd.cli.main import errors_in_one_sentence
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="name or number")
+    parser.add_argument("dataset", help="name or number of the dataset")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--size", type=int, nargs=3, help="of random volumes instead of the dataset's images")
+    parser.add_argument("--size", type=int, nargs=3, help="size of random volumes, instead of the dataset's images")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
         run(args.dataset, args.processes[0], args.images, args.size)
         return
-    for processes in args.processes:  # a process for each, whose memory is known only in the end
+    for processes in args.processes:  # in a process each, as only the end of a process tells its memory
         command = [sys.executable, __file__, args.dataset, "--here", "--processes", str(processes)]
         size = ["--size", *map(str, args.size)] if args.size else []
         status = subprocess.run([*command, "--images", str(args.images), *size]).returncode
         if status:
-            sys.exit(f"{processes} processes were killed" if status < 0 else status)  # else they have said why
+            sys.exit(
+                f"{processes} processes were killed" if status < 0 else status
+            )  # otherwise the process has printed the error
 
 
 def run(dataset: str, processes: int, number: int, size: list[int] | None) -> None:
@@ -52,8 +55,8 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
         raise ValueError(f"{name} is not preprocessed; run: nnUNetv2_plan_and_preprocess -d {dataset} -c 3d_fullres")
     with tempfile.TemporaryDirectory() as folder:
         target, raw = Path(folder, "preprocessed", name), Path(folder, "raw", name, "imagesUn")
-        for each in (target / "nnUNetPlans_3d_fullres", raw):
-            each.mkdir(parents=True)
+        for new_folder in (target / "nnUNetPlans_3d_fullres", raw):
+            new_folder.mkdir(parents=True)
         for file in ("nnUNetPlans.json", "dataset.json", f"nnUNetPlans_3d_fullres/{labeled.stem}.b2nd"):
             shutil.copy(source / file, target / file)
         if size is None:
@@ -63,7 +66,7 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
             plans = json.loads((target / "nnUNetPlans.json").read_text())
             configuration = plans["configurations"]["3d_fullres"]
             images = write_volumes(raw, number, size, configuration["spacing"])
-            configuration["median_image_size_in_voxels"] = size  # else they would be refused as of a wrong spacing
+            configuration["median_image_size_in_voxels"] = size  # otherwise their size is refused as a wrong spacing
             (target / "nnUNetPlans.json").write_text(json.dumps(plans))
         os.environ |= {"nnUNet_preprocessed": str(target.parent), "nnUNet_raw": str(raw.parent.parent)}
         begin = time.perf_counter()
@@ -77,7 +80,7 @@ def run(dataset: str, processes: int, number: int, size: list[int] | None) -> No
 
 
 def write_volumes(folder: Path, number: int, size: list[int], spacing: list[float]) -> list[Path]:
-    """Write one random volume, and links to it, as unlabeled images; return their paths."""
+    """Write one random volume and links to it as unlabeled images; return their paths."""
     import numpy as np
     import SimpleITK as sitk
 
