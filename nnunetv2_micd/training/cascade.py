@@ -1,7 +1,7 @@
-"""The cascade: segmentations of unlabeled images by the first stage, which the second stage sees beside the image.
+"""The cascade: the first stage segments the unlabeled images, and the second stage sees these segmentations.
 
-nnU-Net writes those of its validation cases during the final validation; these are written right after that, in the
-same folder and form.
+nnU-Net segments its validation cases during the final validation. The unlabeled images are segmented right after that,
+into the same folder and in the same form.
 """
 
 import os
@@ -25,9 +25,9 @@ def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[Un
     """Segment the unlabeled images of a first stage for every next stage of its configuration.
 
     Args:
-        trainer: the trainer of the first stage.
-        network: the deployed network, deep supervision off.
-        cases: the unlabeled images, preprocessed for the first stage.
+        trainer: Trainer of the first stage.
+        network: The deployed network, deep supervision off.
+        cases: Unlabeled images, preprocessed for the first stage.
     """
     predictor = predictor_of(trainer, network)
     images = UnlabeledImages(cases)
@@ -58,7 +58,7 @@ def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[Un
 
 def _save_segmentation(trainer: Any, logits: torch.Tensor, shape: Sequence[int], path: str) -> None:
     configuration = trainer.configuration_manager
-    # All that nnU-Net looks up there; the file of properties of a labeled case would also hold where its labels are.
+    # nnU-Net looks up these two only. The properties file of a labeled case is not read: it tells where its labels are.
     properties = {"spacing": configuration.spacing, "shape_after_cropping_and_before_resampling": logits.shape[1:]}
     incomplete = f"{path}.fold_{trainer.fold}.incomplete"  # folds may be validated at the same time
     resample_and_save(
@@ -75,16 +75,16 @@ def _save_segmentation(trainer: Any, logits: torch.Tensor, shape: Sequence[int],
 
 
 def check_previous_stage(folder: str, cases: Sequence[str], meaning: str, command: str) -> None:
-    """Make sure that the first stage has segmented all of these cases.
+    """Check that the first stage has segmented the cases.
 
     Args:
-        folder: where it writes them.
-        cases: identifiers.
-        meaning: of the cases, for the message.
-        command: trains or validates the first stage.
+        folder: Folder of its segmentations.
+        cases: Identifiers of the cases.
+        meaning: What the cases are, for the message.
+        command: Command that trains or validates the first stage.
 
     Raises:
-        ValueError: it has not; the message holds the command that does it.
+        ValueError: Some are missing; the message holds the command that makes them.
     """
     missing = [case for case in cases if not os.path.isfile(join(folder, case + ".b2nd"))]
     if missing:

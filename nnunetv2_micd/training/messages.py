@@ -1,11 +1,11 @@
-"""The exact commands that come after, or have to come before, a training."""
+"""Commands to run after a training, or before it."""
 
 import os
 from typing import Any
 
 
 def next_commands(trainer: Any) -> str:
-    """Return how to predict with the model that a trainer has made, and how to compare it with nnU-Net's own."""
+    """Return the commands that predict with a trained model and compare it with nnU-Net's own."""
     dataset, plans, name = trainer.plans_manager.dataset_name, trainer.plans_manager.plans_name, type(trainer).__name__
     chosen = f"-c {trainer.configuration_name} -p {plans}"
     text = (
@@ -22,6 +22,6 @@ def next_commands(trainer: Any) -> str:
 
 
 def previous_stage_command(trainer: Any) -> str:
-    """Return the command that lets the first stage of a cascade segment the images of the second."""
+    """Return the command with which the first stage of a cascade segments the images for the second."""
     plans, stage = trainer.plans_manager, trainer.configuration_manager.previous_stage_name
     return f"nnUNetv2_train {plans.dataset_name} {stage} FOLD -tr {type(trainer).__name__} -p {plans.plans_name} --val"

@@ -1,4 +1,4 @@
-"""nnU-Net's sliding window prediction, with a network of a training that is going on."""
+"""nnU-Net's sliding window prediction, with a network that is being trained."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 def predictor_of(trainer: Any, network: nn.Module) -> nnUNetPredictor:
-    """Return a predictor of preprocessed images, as nnU-Net's final validation has it.
+    """Return a predictor of preprocessed images, set up as in nnU-Net's final validation.
 
     Args:
-        trainer: that of the network.
-        network: the network itself, not a copy; deep supervision off.
+        trainer: Trainer of the network.
+        network: The network itself, not a copy; deep supervision off.
     """
     predictor = nnUNetPredictor(
         device=trainer.device, perform_everything_on_device=trainer.device.type == "cuda", allow_tqdm=False

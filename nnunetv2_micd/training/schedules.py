@@ -1,4 +1,4 @@
-"""How the weight of the unsupervised losses grows during training."""
+"""Ramp-up of the weight of the unsupervised losses."""
 
 import math
 
@@ -15,7 +15,11 @@ def gaussian_ramp_up(step: int, total_steps: int, peak: float) -> float:
         peak: Value from step T on.
 
     Returns:
-        The weight b(t).
+        Weight b(t).
+
+    Examples:
+        >>> gaussian_ramp_up(100, 100, peak=0.1)
+        0.1
     """
     missing = 0 if step >= total_steps else 1 - step / total_steps
     return peak * math.exp(-5 * missing**2)

@@ -1,4 +1,4 @@
-"""What to say when a process that loads patches dies."""
+"""Explains why a process that loads patches has died."""
 
 import signal
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def processes_of(loader: Any) -> list[BaseProcess]:
-    """Return the running processes of one of batchgenerators' loaders, none if it works in the main process."""
+    """Return the running processes of a loader of batchgenerators; none if it works in the main process."""
     return list(getattr(loader, "_processes", ()))
 
 
 def explain_death(processes: Mapping[str, Sequence[BaseProcess]], error: Exception) -> str | None:
-    """Say which process was killed, if one was; one that fails by itself prints its error before it ends.
+    """Return which process was killed, or None. A process that fails by itself prints its error before it ends.
 
     Args:
-        processes: by what they load, as in "labeled images"; none if they have not all been started.
-        error: with which the training ended.
+        processes: Processes by what they load, such as "labeled images"; empty if not all have been started.
+        error: Error with which the training ended.
     """
     if not processes and "background workers are no longer alive" in str(error):  # as batchgenerators says it
         return (

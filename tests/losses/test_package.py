@@ -11,12 +11,12 @@ import pytest
 
 import nnunetv2_micd.augmentation
 import nnunetv2_micd.losses
-from nnunetv2_micd.training import config, ema, monitor, step, students
+from nnunetv2_micd.training import config, ema, monitor, schedules, step, students
 
 PURE = (nnunetv2_micd.losses, nnunetv2_micd.augmentation)
 MODULES = [
     *PURE,
-    *(config, ema, monitor, step, students),
+    *(config, ema, monitor, schedules, step, students),
     *(
         importlib.import_module(module.name)
         for package in PURE
