@@ -82,7 +82,7 @@ def test_predicts_the_same_without_this_package(train: Callable, dataset: TinyDa
     command = [sys.executable, "-c", PREDICT_WITHOUT_US, tmp_path / "image.pt", tmp_path / "logits.pt", *folders]
     subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True, text=True)
     exported = torch.load(tmp_path / "logits.pt")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(expected, exported, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(expected, exported, strict=True))
     assert not torch.equal(exported[0], exported[1])
 
 

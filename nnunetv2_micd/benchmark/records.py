@@ -187,7 +187,7 @@ def write_record(run: Run, result: Result) -> None:
 
 
 def evaluated_folders(run: Run) -> tuple[str, str]:
-    """Return the folder of the predictions, relative to that of the run, and the folder of the labels."""
+    """Return the folder of the predictions, relative to the folder of the run, and the folder of the labels."""
     if run.test_labels is not None:
         return "benchmark_predictions", run.test_labels
     return "validation", os.path.join(str(nnUNet_preprocessed), run.dataset, "gt_segmentations")

@@ -18,7 +18,7 @@ from nnunetv2_micd.data.folders import preprocessed_folder
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.data.results import FINAL
 from nnunetv2_micd.data.splits import SPLITS_FILE, load_splits
-from nnunetv2_micd.training.registry import VARIABLE, join_folders
+from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.files import environment
 from nnunetv2_micd.utils.memory import peak_memory
@@ -45,7 +45,7 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str]) -> None:
         Exception: Any error of the training or prediction; ``benchmark.json`` holds it as well.
     """
     # A broken file in the folder of another trainer, or of another benchmark, must not end this run.
-    with lock_folder(run.folder), environment(**{VARIABLE: join_folders(trainer_folders)}):
+    with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}):
         record = read_record(run.folder)
         if record is not None and record.result.status == "done":  # a scheduler may start a job twice
             return
@@ -84,7 +84,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     """Train, predict the test cases, and return the measured fields of the result."""
     entry = load_splits(preprocessed_folder(run.dataset) / SPLITS_FILE)[run.fold]
     if entry["train"] != list(run.labeled):
-        raise ValueError(f"Fold {run.fold} of {SPLITS_FILE} is no longer that of this run; restore the file")
+        raise ValueError(f"Fold {run.fold} of {SPLITS_FILE} no longer labels the cases of this run; restore the file")
     if device == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does
     random_states.seed_all(run.seed)

@@ -19,7 +19,7 @@ from nnunetv2_micd.benchmark.launch import StartedRun, Starter, job_starter, mak
 from nnunetv2_micd.benchmark.records import Run, read_record, write_record
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.data.folders import dataset_id
-from nnunetv2_micd.training.registry import STOCK, VARIABLE, add_trainer_folders
+from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders
 
 POLL_SECONDS = 1
 
@@ -74,7 +74,7 @@ def run_benchmark(
     if any(run.trainer_class != run.trainer for run in runs):
         add_trainer_folders(folder for folders in trainer_folders.values() for folder in folders)
         print("To predict with these trainings later, let nnU-Net find their trainers:")
-        print(f'export {VARIABLE}="{os.environ[VARIABLE]}"')
+        print(f'export {EXT_TRAINER}="{os.environ[EXT_TRAINER]}"')
     baseline = "" if grid.baseline == STOCK else f" --baseline {grid.baseline}"
     print(
         f"Compare the runs with: nnUNetv2_micd report -d {dataset_id(runs[0].dataset)} -c {grid.configuration} "

@@ -109,10 +109,10 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
         points = table.loc[budget].sort_values("minutes")
         for trainer in trainers:
             # The line of the baseline connects all its training lengths; a method has one point.
-            is_shown = [name == trainer or (trainer == STOCK and is_baseline(name)) for name in points.index]
-            shown = points[is_shown]
+            is_on_line = [name == trainer or (trainer == STOCK and is_baseline(name)) for name in points.index]
+            line = points[is_on_line]
             style: dict[str, Any] = {"color": colors[trainer], "marker": markers[trainer], "capsize": 3}
-            handles[display_name(trainer)] = panel.errorbar(shown["minutes"], shown["mean"], shown["std"], **style)
+            handles[display_name(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **style)
         panel.set_title(_budget_title(str(budget)), fontsize=10)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -169,8 +169,8 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
         values = pairs.loc[pairs["budget"] == budget, ["dice_of_baseline", "dice_of_method"]].to_numpy()
         margin = 0.06 * (values.max() - values.min()) + 0.1
         limits = values.min() - margin, values.max() + margin
-        shown = pairs[pairs["panel"] == (budget, trainer)]
-        difference = shown["dice_of_method"] - shown["dice_of_baseline"]
+        in_panel = pairs[pairs["panel"] == (budget, trainer)]
+        difference = in_panel["dice_of_method"] - in_panel["dice_of_baseline"]
         better, worse = (difference > 0).sum(), (difference < 0).sum()
         panel.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=1, zorder=0)
         panel.set(xlim=limits, ylim=limits, aspect="equal")

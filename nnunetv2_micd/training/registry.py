@@ -25,7 +25,7 @@ from nnunetv2_micd.utils.files import environment
 STOCK = "nnUNetTrainer"
 """Name of nnU-Net's own trainer, the default baseline of every comparison."""
 
-TRAINERS_VARIABLE = "nnUNet_extTrainer"
+EXT_TRAINER = "nnUNet_extTrainer"
 """Environment variable with the folders of further trainers, separated as in ``PATH``."""
 
 _STOCK_FOLDER = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
@@ -70,13 +70,13 @@ def find_trainer(name: str) -> FoundTrainer:
             return FoundTrainer(candidate, None, ())
         return FoundTrainer(candidate, folder, (folder,) if _is_found_in(folder, name) else folders)
     raise ValueError(
-        f"There is no trainer {name}; see: nnUNetv2_micd list ; or, if it is your own, add its folder to {TRAINERS_VARIABLE}"
+        f"There is no trainer {name}; see: nnUNetv2_micd list ; or, if it is your own, add its folder to {EXT_TRAINER}"
     )
 
 
 def external_folders() -> tuple[str, ...]:
     """Return the existing folders in ``nnUNet_extTrainer``."""
-    folders = os.environ.get(TRAINERS_VARIABLE, "").split(os.pathsep)
+    folders = os.environ.get(EXT_TRAINER, "").split(os.pathsep)
     return tuple(dict.fromkeys(folder for folder in folders if folder.strip() and os.path.exists(folder)))
 
 
@@ -87,8 +87,8 @@ def join_folders(folders: Iterable[str]) -> str:
 
 def add_trainer_folders(folders: Iterable[str]) -> None:
     """Let nnU-Net search further folders for trainers, in this process and in those that it starts."""
-    before = os.environ.get(TRAINERS_VARIABLE, "").split(os.pathsep)
-    os.environ[TRAINERS_VARIABLE] = join_folders([*filter(None, before), *folders])
+    before = os.environ.get(EXT_TRAINER, "").split(os.pathsep)
+    os.environ[EXT_TRAINER] = join_folders([*filter(None, before), *folders])
 
 
 def training_length(
@@ -133,9 +133,7 @@ def _search(name: str, folder: str | None) -> Any:
     except Exception as error:  # whatever the code of a stranger raises while it is imported
         file = _broken_file(error, folder or str(_STOCK_FOLDER))
         remedy = (
-            "correct or remove it"
-            if folder is None
-            else f"correct or remove it, or take {folder} out of {TRAINERS_VARIABLE}"
+            "correct or remove it" if folder is None else f"correct or remove it, or take {folder} out of {EXT_TRAINER}"
         )
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
@@ -154,7 +152,7 @@ def _broken_file(error: Exception, folder: str) -> str:
 
 def _is_found_in(folder: str, name: str) -> bool:
     """Return True if nnU-Net finds a trainer without the other folders, in which its file might search for a base."""
-    with environment(**{TRAINERS_VARIABLE: folder}):
+    with environment(**{EXT_TRAINER: folder}):
         try:
             return _search(name, folder) is not None
         except ValueError:

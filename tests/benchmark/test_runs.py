@@ -1,4 +1,4 @@
-"""Whole benchmarks as a user runs them, which are interrupted, fail and are submitted."""
+"""Whole benchmarks as a user runs them: finished, killed, continued and submitted."""
 
 import json
 import re
@@ -30,9 +30,9 @@ def test_grid_from_start_to_end(dataset: TinyDataset, test_set: tuple[str, str])
     command = f"{COMMAND} -tr nnUNetTrainerMICD --epochs 2 --iterations 2 --test {test_set[0]} {test_set[1]} --jobs 2"
     output = shell(command)
     assert "done: nnUNetTrainerMICD, 2 labeled, seed 0" in output
-    found = records(dataset)
-    assert set(found) == {"nnUNetTrainer", "nnUNetTrainerMICD"}
-    for name, record in found.items():
+    runs = records(dataset)
+    assert set(runs) == {"nnUNetTrainer", "nnUNetTrainerMICD"}
+    for name, record in runs.items():
         assert (record["status"], record["error"], record["class"]) == ("done", None, f"{name}_e2_i2")
         assert (record["epochs"], record["iterations"], record["num_labeled"]) == (2, 2, 2)
         assert record["training_seconds"] > 0
@@ -44,20 +44,20 @@ def test_grid_from_start_to_end(dataset: TinyDataset, test_set: tuple[str, str])
         assert record["truth"] == test_set[1]
         assert (record["folder"] / record["checkpoint"]).exists()
 
-    before = {name: (record["folder"] / "benchmark.json").stat().st_mtime_ns for name, record in found.items()}
+    before = {name: (record["folder"] / "benchmark.json").stat().st_mtime_ns for name, record in runs.items()}
     assert "2 runs, 2 of them done before." in shell(command)
-    assert before == {name: (r["folder"] / "benchmark.json").stat().st_mtime_ns for name, r in found.items()}
+    assert before == {name: (r["folder"] / "benchmark.json").stat().st_mtime_ns for name, r in runs.items()}
 
     variable = re.search(r'export nnUNet_extTrainer="(.*)"', output)
     assert variable
-    fold = found["nnUNetTrainerMICD"]["fold"]
+    fold = runs["nnUNetTrainerMICD"]["fold"]
     shell(
         f"nnUNetv2_predict -d 901 -i {test_set[0]} -o {dataset.root / 'again'} -c 3d_fullres -f {fold} "
         "-tr nnUNetTrainerMICD_e2_i2 -device cpu -npp 1 -nps 1",
         nnUNet_extTrainer=variable[1],
     )
     for name in ("test_50.nii.gz", "test_51.nii.gz"):
-        files = (dataset.root / "again" / name, found["nnUNetTrainerMICD"]["folder"] / "benchmark_predictions" / name)
+        files = (dataset.root / "again" / name, runs["nnUNetTrainerMICD"]["folder"] / "benchmark_predictions" / name)
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -68,9 +68,9 @@ def test_a_killed_run_fails_alone_and_continues(dataset: TinyDataset) -> None:
     output = shell(command, code=1, KILL_IN="step")
     assert f"FAILED: {MICD}, 2 labeled, seed 0, 3 epochs: it was killed (signal 9); see " in output
     assert "error: 1 runs failed" in output
-    found = records(dataset)
-    assert found["nnUNetTrainer"]["status"] == "done"
-    assert (found[MICD]["status"], found[MICD]["error"]) == ("failed", "it was killed (signal 9)")
+    runs = records(dataset)
+    assert runs["nnUNetTrainer"]["status"] == "done"
+    assert (runs[MICD]["status"], runs[MICD]["error"]) == ("failed", "it was killed (signal 9)")
     shell(command)
     record = records(dataset)[MICD]
     assert (record["status"], record["error"]) == ("done", None)

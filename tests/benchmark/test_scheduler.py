@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from helpers import TinyDataset
 from nnunetv2_micd.benchmark import Grid, launch, run_benchmark, scheduler
 from nnunetv2_micd.benchmark.grid import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
+from nnunetv2_micd.benchmark.run import lock_folder
 from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
 
 
@@ -103,6 +106,46 @@ def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     active.append(start(run, active))
     start(run, active[1:])
     assert started == ["4", "6", "4", "4"]
+
+
+def test_a_run_is_worked_on_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2_micd.benchmark.run.LOCK_SECONDS", 0)
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(RuntimeError, match=r"Another process is already working on .*wait for it to finish or stop it"),
+        lock_folder(tmp_path),
+    ):
+        pass
+    with lock_folder(tmp_path):
+        pass
+
+
+KILLED_WITH_A_WORKER = """
+import os, signal, time
+worker = os.fork()
+if worker == 0:
+    time.sleep(60)
+print(worker, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the state of a process is read from /proc")
+def test_the_workers_of_a_killed_run_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = object.__new__(launch.LocalProcess)
+    command = [sys.executable, "-c", KILLED_WITH_A_WORKER]
+    started._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert started._process.stdout is not None
+    worker = Path("/proc", started._process.stdout.readline().decode().strip(), "stat")
+    started._process.wait()
+    assert started.poll() == "it was killed (signal 9)"
+    for _ in range(100):
+        if (
+            not worker.exists() or worker.read_text().split(")")[1].split()[0] == "Z"
+        ):  # ended, perhaps not yet collected
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker is still alive")
 
 
 def test_epochs_are_counted_in_the_last_log(dataset: TinyDataset, grid: Grid) -> None:

@@ -212,7 +212,7 @@ def test_distances_use_the_spacing_of_the_images(reported: Tree) -> None:
         for one, other in (surfaces, reversed(surfaces))
     ]
     assert row["asd"] == pytest.approx(np.concatenate(distances).mean(), rel=1e-5)
-    assert row["hd95"] == pytest.approx(max(np.quantile(each, 0.95) for each in distances), rel=1e-5)
+    assert row["hd95"] == pytest.approx(max(np.quantile(direction, 0.95) for direction in distances), rel=1e-5)
 
 
 def test_methods_are_tested_against_nnunet_on_the_same_cases(reported: Tree) -> None:
