@@ -85,46 +85,31 @@ class nnUNetTrainerMICD(TwoStudents):
     config: ClassVar[MICDConfig] = MICDConfig()
     architecture_of_b = "other"
 
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
-        """Eq. 6 on the labeled images; then eq. 3, 4 and 5 on the unlabeled, or all, images (eq. 7 weighs them)."""
-        yield from self.learn_labels(labeled)
-        if unlabeled is None:
-            return
-        images = torch.cat((labeled["data"], unlabeled)) if self.uses_labeled_images else unlabeled
-        masked = apply_mask(images, self.sample_mask(images, self.generator))
-        teachers: list[Tensor] = []
-        if self.config.cmd_weight:
-            with torch.no_grad():
-                teachers = [self.pseudo_label(self.logits(self.teachers[name], images)) for name in "ab"]
-        # A learns from the outputs of B, not from B's graph. So B is deferred until the graph of A is gone.
-        passes = Deferred(lambda: self.run_student("b", images, masked)) if self.config.recompute_peer else None
-        a = self.run_student("a", images, masked)
-        b = passes.outputs[0] if passes else self.run_student("b", images, masked)
-        yield Losses(unsupervised=self.consistency_losses(a, b, teachers, unlabeled))
-        del a, b
-        if passes:
-            passes.backward()
+    # Eq. 1: the base class updates both teachers after each step.
 
-    def learn_labels(self, labeled: dict[str, Any]) -> Iterator[Losses]:
-        """Eq. 6: nnU-Net's loss of A, then of B, one graph at a time."""
-        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
-        yield Losses({"supervised_b": self.loss(self.students["b"](labeled["data"]), labeled["target"])})
+    def sample_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Eq. 2: draw the mask M(r, s), the same for both students and all channels."""
+        ratio, block = self.config.mask_ratio, self.config.mask_block
+        return sample_mask(len(images), images.shape[2:], ratio, block, generator, images.device)
 
     @property
     def uses_labeled_images(self) -> bool:
         """Whether eq. 3, 4 and 5 see the labeled images as well."""
         return self.config.labeled_consistency or self.label_manager.has_ignore_label
 
-    def sample_mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the mask M(r, s) of eq. 2, the same for both students and all channels."""
-        ratio, block = self.config.mask_ratio, self.config.mask_block
-        return sample_mask(len(images), images.shape[2:], ratio, block, generator, images.device)
-
     def run_student(self, name: str, images: Tensor, masked: Tensor) -> StudentOutput:
         """Run a student on the masked images."""
         logits, features = self.forward_with_features(self.students[name], masked)
         stages = len(cfc_stage_weights(len(features))) if self.config.cfc_weight else 0
         return StudentOutput(logits, features[len(features) - stages :])
+
+    def pseudo_labels(self, a: StudentOutput, b: StudentOutput, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hard labels y^_A and y^_B of eq. 3; no gradient reaches them."""
+        return self.pseudo_label(a.masked), self.pseudo_label(b.masked)
+
+    def cross_consistency(self, a: StudentOutput, b: StudentOutput, pseudo_a: Tensor, pseudo_b: Tensor) -> Tensor:
+        """Eq. 3: each student learns the hard labels of the other."""
+        return mcpc(a.masked, b.masked, pseudo_a, pseudo_b)
 
     def consistency_losses(
         self, a: StudentOutput, b: StudentOutput, teachers: list[Tensor], unlabeled: Tensor
@@ -148,13 +133,30 @@ class nnUNetTrainerMICD(TwoStudents):
             losses["cmd"] = config.cmd_weight * cmd(a.masked, b.masked, *teachers)
         return losses
 
-    def pseudo_labels(self, a: StudentOutput, b: StudentOutput, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hard labels y^_A and y^_B of eq. 3."""
-        return self.pseudo_label(a.masked), self.pseudo_label(b.masked)
+    def learn_labels(self, labeled: dict[str, Any]) -> Iterator[Losses]:
+        """Eq. 6: nnU-Net's loss of A, then of B, one graph at a time."""
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
+        yield Losses({"supervised_b": self.loss(self.students["b"](labeled["data"]), labeled["target"])})
 
-    def cross_consistency(self, a: StudentOutput, b: StudentOutput, pseudo_a: Tensor, pseudo_b: Tensor) -> Tensor:
-        """Eq. 3."""
-        return mcpc(a.masked, b.masked, pseudo_a, pseudo_b)
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
+        """Eq. 7: eq. 6 on the labeled images, then eq. 3, 4 and 5, which the base class weighs by b(t)."""
+        yield from self.learn_labels(labeled)
+        if unlabeled is None:
+            return
+        images = torch.cat((labeled["data"], unlabeled)) if self.uses_labeled_images else unlabeled
+        masked = apply_mask(images, self.sample_mask(images, self.generator))
+        teachers: list[Tensor] = []
+        if self.config.cmd_weight:
+            with torch.no_grad():
+                teachers = [self.pseudo_label(self.logits(self.teachers[name], images)) for name in "ab"]
+        # A learns from the outputs of B, not from B's graph. So B is deferred until the graph of A is gone.
+        passes = Deferred(lambda: self.run_student("b", images, masked)) if self.config.recompute_peer else None
+        a = self.run_student("a", images, masked)
+        b = passes.outputs[0] if passes else self.run_student("b", images, masked)
+        yield Losses(unsupervised=self.consistency_losses(a, b, teachers, unlabeled))
+        del a, b
+        if passes:
+            passes.backward()
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Draw the image, the masked image, the pseudo-labels of both students there and where they differ."""

@@ -97,7 +97,17 @@ def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyD
     assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
 
 
-@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
+@pytest.mark.parametrize(
+    "method",
+    [
+        nnUNetTrainerMICD,
+        nnUNetTrainerCPS,
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerDHC, nnUNetTrainerMCF)
+        ),
+    ],
+)
 def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
     trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
     trainer.run_training()

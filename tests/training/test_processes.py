@@ -97,7 +97,9 @@ def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, dev
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("method", [MICD, MeanTeacher, CPS])
+@pytest.mark.parametrize(
+    "method", [MICD, *(pytest.param(method, marks=pytest.mark.slow) for method in (MeanTeacher, CPS))]
+)
 def test_two_processes_are_one_with_the_whole_batch(
     method: type, device: str, dataset: TinyDataset, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ def prepare(method: type, dataset: TinyDataset) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
+@pytest.mark.parametrize("method", [nnUNetTrainerMICD, pytest.param(nnUNetTrainerMeanTeacher, marks=pytest.mark.slow)])
 def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
     class Keeping(method):  # type: ignore[misc, valid-type]
         def save_checkpoint(self, filename: Any) -> None:
