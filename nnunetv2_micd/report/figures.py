@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import torch
 from matplotlib import pyplot
 
 from nnunetv2_micd.report.aggregate import mean_over_cases, mean_over_classes
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
-from nnunetv2_micd.report.plots import draw_budgets, draw_cases, draw_times, draw_training
+from nnunetv2_micd.report.plots import STYLE, draw_budgets, draw_cases, draw_times, draw_training
 from nnunetv2_micd.report.runs import FinishedRun, display_name
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.figures import default_style
@@ -49,7 +50,7 @@ def draw_all(runs: Sequence[FinishedRun], scores: pd.DataFrame, costs: pd.DataFr
     usual_scores = scores[scores["trainer"].isin(trainers)]
     by_case = mean_over_classes(usual_scores)
     examples = choose_examples(runs, by_case)
-    with default_style():
+    with default_style(), matplotlib.rc_context(STYLE):
         figures = [
             (
                 "Dice over the number of labels",

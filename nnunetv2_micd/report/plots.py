@@ -20,6 +20,15 @@ COLORS = (
 """The first six are Okabe and Ito's, which color-blind readers can distinguish."""
 BASELINE_COLOR = "#404040"
 MARKERS = "osD^vPX*<>"
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+"""Settings of Matplotlib for all plots."""
+
 GROUP_WIDTH = 0.4
 """Width of the group of points of a budget, when neighboring budgets are 1 apart."""
 
@@ -71,9 +80,7 @@ def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | Non
         range(len(counts)), [name if name == str(count) else f"{name}\n({count})" for name, count in counts.items()]
     )
     panel.set(xlim=(-0.5, len(counts) - 0.5), xlabel="labeled cases", ylabel="Dice %, mean of the classes")
-    panel.grid(alpha=0.25)
-    seaborn.despine(figure)
-    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -119,9 +126,7 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set(xlabel="training time in minutes", ylabel="Dice %, mean of the classes")
-        panel.grid(alpha=0.25)
-    seaborn.despine(figure)
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     return figure
 
 
@@ -177,7 +182,6 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
         panel.set_title(f"{display_name(trainer)}, {_budget_title(budget)}\n{better} better, {worse} worse", fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.yaxis.set_major_locator(MaxNLocator(5))
-        panel.grid(alpha=0.25)
     grid.set_axis_labels("Dice % of nnU-Net", "Dice % of the method")
     grid.tight_layout()
     return grid.figure
@@ -224,7 +228,6 @@ def draw_training(curves: Iterable[tuple[FinishedRun, pd.Series | None]], traine
     for budget, panel in grid.axes_dict.items():
         panel.set_title(_budget_title(budget), fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panel.grid(alpha=0.25)
     grid.set_axis_labels("epoch", "online Dice %")
     grid.legend.set_title(None)
     return grid.figure
