@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The comparison in docs/results: every method on the hippocampus task (Dataset004_Hippocampus of the Medical
-# Segmentation Decathlon in nnUNet_raw) with 1, 2 and 6 labels, small networks on a CPU, two runs side by side.
-# Called again, it goes on where it stopped. The report lies in ./report.
+# Repeats the comparison in docs/results: every method with 1, 2 and 6 labels, with small networks on a CPU, two runs in
+# parallel. It needs the hippocampus task of the Medical Segmentation Decathlon as Dataset004_Hippocampus in nnUNet_raw.
+# If it is interrupted, run it again and it continues where it stopped. It writes the report to ./report.
 set -euo pipefail
 examples="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export nnUNet_extTrainer="$(nnUNetv2_micd path):$examples/trainers"
 export OMP_NUM_THREADS=1 nnUNet_def_n_proc=2
-# glibc returns large tensors to the system and fetches them again in every step, unless told otherwise
+# By default glibc returns the memory of large tensors to the system and requests it again in every step.
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 if [ ! -e "$nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans_small.json" ]; then

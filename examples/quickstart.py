@@ -1,8 +1,8 @@
-"""Semi-supervised training from raw images to test scores with the commands a user types.
+"""Semi-supervised training from raw images to test scores, with the commands that a user would type.
 
-Trains on 6 labeled and 22 unlabeled volumes of ``examples/hippocampus``, predicts 12 test volumes and compares them
-with their labels. Everything it makes lies in ``quickstart/``, which each run starts afresh. Run it with
-``make quickstart``.
+The script trains on 6 labeled and 22 unlabeled volumes of ``examples/hippocampus``, predicts 12 test volumes and
+compares the predictions with their labels. It writes everything to ``quickstart/``, which each run deletes first.
+Run it with ``make quickstart``.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
 
     title("Plan and preprocess the labeled images")
     run(f"nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres -npfp {processes} -np {processes} --verify_dataset_integrity")
-    title("Shrink the network, so that a CPU trains it in minutes")
+    title("Shrink the network so that it trains on a CPU in minutes")
     write_small_plans(preprocessed)
     title("Preprocess the unlabeled images (imagesUn)")
     run(f"nnUNetv2_micd preprocess -d 4 -c 3d_fullres -p {PLANS} -np {processes}")
@@ -79,14 +79,14 @@ def relative(path: Path) -> str:
 
 
 def set_environment(processes: str) -> None:
-    """Set what the commands need, and print it so that they can be typed by hand."""
+    """Set the variables that the commands need, and print them so that the commands can be typed by hand."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     trainers = subprocess.run(["nnUNetv2_micd", "path"], check=True, capture_output=True, text=True).stdout.strip()
     variables = {f"nnUNet_{name}": str(WORK / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}
     variables["nnUNet_extTrainer"] = os.pathsep.join([trainers, str(REPOSITORY / "examples" / "trainers")])
     variables["nnUNet_def_n_proc"] = processes
-    variables["nnUNet_compile"] = "f"  # compiling the networks takes longer than so short a training gains by it
-    title("To repeat single commands, paste these lines first")
+    variables["nnUNet_compile"] = "f"  # compiling the networks takes longer than it saves in such a short training
+    title("Paste these lines before you repeat single commands")
     print(f"cd {shlex.quote(str(REPOSITORY))}\nsource {shlex.quote(str(Path(sys.executable).parent / 'activate'))}")
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
@@ -102,7 +102,7 @@ def run(command: str) -> None:
 
 
 def draw_predictions(raw: Path, predictions: Path, summary: dict, class_names: dict[str, str], path: Path) -> None:
-    """Draw the slice with the most foreground of the worst, the best and some cases between, a column each."""
+    """Draw one column per case, from the worst to the best: the slice with the most foreground."""
     dice = {}
     for case in summary["metric_per_case"]:
         name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
@@ -128,7 +128,7 @@ def draw_predictions(raw: Path, predictions: Path, summary: dict, class_names: d
         loc="outside lower center",
         ncols=len(colors),
     )
-    figure.suptitle("Test cases, worst to best (Dice of the volume, mean of the classes)", fontsize=11)
+    figure.suptitle("Test cases, worst to best (Dice of the volume, mean over the classes)", fontsize=11)
     figure.savefig(path, dpi=120)
 
 
@@ -143,9 +143,9 @@ def report(summary: dict, class_names: dict[str, str], training_seconds: float, 
     mean = summary["foreground_mean"]["Dice"]
     print(f"Dice {'mean':<12} {mean:.3f}   ({len(summary['metric_per_case'])} test volumes)")
     print(f"Training took {training_seconds / 60:.1f} minutes, everything {total_seconds / 60:.1f}.")
-    print(f"Some predictions as a picture: {relative(WORK / 'prediction.png')}")
+    print(f"Picture of some predictions: {relative(WORK / 'prediction.png')}")
     if not mean >= LEAST_DICE:
-        sys.exit(f"The mean Dice {mean:.3f} is below {LEAST_DICE}, which this training reaches when all is well.")
+        sys.exit(f"The mean Dice {mean:.3f} is below {LEAST_DICE}, which a working installation reaches.")
 
 
 if __name__ == "__main__":

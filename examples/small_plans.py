@@ -1,6 +1,7 @@
-"""Write plans of a small network and batch, ``nnUNetPlans_small``, beside those of nnU-Net, whose data they share.
+"""Writes ``nnUNetPlans_small``: plans with a small network, patch and batch that share nnU-Net's preprocessed data.
 
-Usage: ``python small_plans.py DATASET``, such as ``Dataset004_Hippocampus``, whose images the patch is made for.
+Usage: ``python small_plans.py DATASET``, for example ``Dataset004_Hippocampus``. The patch size fits the images of that
+dataset.
 """
 
 import json
@@ -13,9 +14,13 @@ PATCH_SIZE = [32, 40, 32]
 
 
 def write_small_plans(preprocessed: Path) -> None:
-    """Write plans of a network a quarter as wide and a patch half as large: a copy by another name, chosen with -p.
+    """Write a copy of nnU-Net's plans, with a network a quarter as wide and a patch half as large.
 
-    The data identifier stays, so what has been preprocessed for nnUNetPlans serves these plans too.
+    Choose it with ``-p``. The copy keeps the data identifier, so images preprocessed for ``nnUNetPlans`` serve these
+    plans too.
+
+    Args:
+        preprocessed: Folder of the dataset in ``nnUNet_preprocessed``.
     """
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["plans_name"] = PLANS

@@ -1,10 +1,10 @@
-"""Trainers of one's own: every method in a recipe with which one CPU core trains a small network in minutes.
+"""Example of custom trainers: every method with a recipe that trains a small network on one CPU core in minutes.
 
-nnU-Net finds them because this folder is the second one in ``nnUNet_extTrainer``. As everywhere in nnU-Net, a trainer
-is chosen by the name of its class, and settings are changed in a subclass. Each trainer ``X`` becomes ``X_small`` here.
+nnU-Net finds these trainers because ``nnUNet_extTrainer`` also lists this folder. As everywhere in nnU-Net, you choose
+a trainer by its class name and change settings in a subclass. Each trainer ``X`` becomes ``X_small`` here.
 
-nnU-Net's own recipe needs thousands of steps; this one is the same for all methods, so it compares them fairly, but its
-scores are not what nnU-Net's recipe would reach.
+nnU-Net's own recipe needs thousands of steps. This recipe is the same for all methods, so the comparison is fair, but
+its scores are not the ones that nnU-Net's recipe would reach.
 """
 
 from contextlib import AbstractContextManager
@@ -19,11 +19,11 @@ from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-"""Whether this CPU has matrix units for it; on others bfloat16 may be slower than float32."""
+"""Whether this CPU has matrix units for bfloat16. On other CPUs bfloat16 may be slower than float32."""
 
 
 class SmallRecipe(nnUNetTrainerNoMirroring):
-    """300 steps with AdamW instead of SGD, no mirroring, channels-last format; on a CPU that has it, bfloat16."""
+    """300 steps, AdamW instead of SGD, no mirroring, channels-last format, and bfloat16 on a CPU that supports it."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
         self.num_epochs = 12
         self.num_iterations_per_epoch = 25
         self.num_val_iterations_per_epoch = 2
-        self.initial_lr = 3e-3  # nnU-Net's SGD with 0.01 predicts only background after so few steps
+        self.initial_lr = 3e-3  # for AdamW; nnU-Net's SGD with 0.01 would predict only background after so few steps
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """Return AdamW with nnU-Net's schedule; methods add their further networks to it."""
+        """Return AdamW with nnU-Net's schedule. Methods with more networks add them to the optimizer."""
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
@@ -50,14 +50,14 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
         students, teachers = getattr(self, "students", {"a": self.network}), getattr(self, "teachers", {})
         for network in (*students.values(), *teachers.values()):
             network.to(memory_format=torch.channels_last_3d)
-            for layer in network.decoder.seg_layers:  # losses are computed in float32
+            for layer in network.decoder.seg_layers:  # so that losses are computed in float32
                 layer.register_forward_hook(lambda module, inputs, output: output.float())
 
     def mixed_precision(self) -> torch.autocast:
-        """Return mixed precision for a CPU; nnU-Net has its own on CUDA only.
+        """Return the context of mixed precision on a CPU. nnU-Net itself uses mixed precision on CUDA only.
 
-        Never around a change of weights and a forward pass after it: that would take the weights of before, which
-        autocast keeps in bfloat16 until it ends.
+        Do not update weights and then run a forward pass inside the same context: autocast caches weights in bfloat16
+        until it ends, so the pass would use the old ones.
         """
         return torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and COMPUTES_BFLOAT16)
 
@@ -87,6 +87,6 @@ BASES = [nnUNetTrainer, *(getattr(methods, name) for name in methods.__all__)]
 for base in BASES:
     name = f"{base.__name__}_small"
     content = {"__doc__": base.__doc__, "__module__": __name__}
-    if issubclass(base, methods.nnUNetTrainerMICD):  # main memory is large enough for both graphs
+    if issubclass(base, methods.nnUNetTrainerMICD):  # faster, and main memory is large enough for both graphs
         content["config"] = replace(base.config, recompute_peer=False)
     globals()[name] = type(name, (SmallRecipe, base), content)
