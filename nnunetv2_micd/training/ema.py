@@ -15,7 +15,7 @@ def ema_decay_at(step: int, decay: float) -> float:
 
     Mean Teacher's own warm-up, ``1 - 1 / (step + 1)``, averages over all steps so far until it reaches ``decay``: the
     teacher of a short training lags far behind its student, by two points of Dice after 200 steps
-    (``docs/results``). This one is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``;
+    (``docs/results``). This warm-up is the one of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``;
     from step 890 on, with a decay of 0.99, both are the same.
 
     Args:
