@@ -1,12 +1,15 @@
-"""Masks, boxes and strong views of batches in plain PyTorch: usable without nnU-Net.
+"""Masks and intensity augmentation in plain PyTorch: usable without nnU-Net.
+
+All functions work on batches ``(B, channels, *spatial)`` with two or three spatial axes, on any device, and draw from a
+``torch.Generator`` on the CPU, never from the global random state.
 
 Examples:
     >>> import torch
     >>> from nnunetv2_micd.augmentation import apply_mask, sample_mask
-    >>> images = torch.ones(2, 1, 8, 8)
-    >>> masked = apply_mask(images, sample_mask(2, (8, 8), 0.5, 4, torch.Generator().manual_seed(0)))
-    >>> masked.mean().item()
-    0.5
+    >>> images, generator = torch.ones(2, 1, 8, 8), torch.Generator().manual_seed(0)
+    >>> masked = apply_mask(images, sample_mask(2, (8, 8), ratio=0.5, block_size=2, generator=generator))
+    >>> masked.mean()
+    tensor(0.5000)
 """
 
 from nnunetv2_micd.augmentation.intensity import (
@@ -19,7 +22,7 @@ from nnunetv2_micd.augmentation.intensity import (
     sample_strengths,
     strong_view,
 )
-from nnunetv2_micd.augmentation.masks import apply_mask, box_mask, sample_mask, sample_starts
+from nnunetv2_micd.augmentation.masks import apply_mask, box_mask, sample_box, sample_mask, sample_starts
 
 __all__ = [
     "Range",
@@ -30,6 +33,7 @@ __all__ = [
     "apply_strengths",
     "box_mask",
     "gaussian_blur",
+    "sample_box",
     "sample_mask",
     "sample_starts",
     "sample_strengths",

@@ -1,6 +1,7 @@
-"""Strong views of images by intensity alone: ``sample_strengths`` draws, ``apply_strengths`` applies.
+"""Intensity augmentation: strong views of images (UniMatch) and Gaussian noise (Mean Teacher).
 
-Geometry is left as it is, since a label has to hold for both views: nnU-Net's loaders have done it already.
+The geometry is not changed, because a label has to hold for all views of an image; nnU-Net's loaders have already
+changed it. Strengths are drawn from a generator on the CPU and applied in a second step.
 """
 
 from collections.abc import Sequence
@@ -16,23 +17,30 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class StrongView:
-    """How strong a view is.
+    """Probabilities and ranges from which a strong view is drawn.
 
-    The numbers of UniMatch's medical variant (``ColorJitter(0.5, 0.5, 0.5, 0.25)`` with probability 0.8, blur with 0.5;
-    LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical/dataset``), with three changes. Its brightness is a
-    factor on intensities from 0 to 1; normalized intensities have no zero to multiply from, so here it is added.
-    Saturation and hue do nothing to gray images; gamma, with the range of nnU-Net's own augmentation, stands in for
-    them. Noise is added, which survives the normalization inside the network where brightness and contrast do not.
+    The defaults come from UniMatch's medical variant (``ColorJitter(0.5, 0.5, 0.5, 0.25)`` with probability 0.8, blur
+    with 0.5; https://github.com/LiheYoung/UniMatch, commit 0324f3dd, ``more-scenarios/medical/dataset``), with three
+    changes:
+
+    - Brightness is added. UniMatch multiplies intensities between 0 and 1; normalized intensities are centered on zero.
+    - Gamma, with the range of nnU-Net's own augmentation, replaces saturation and hue, which do nothing to gray images.
+    - Noise is new. It survives the normalization layers of the network; brightness and contrast do not.
 
     Attributes:
-        jitter: probability that brightness, contrast and gamma change.
-        brightness: what is added to the intensities, drawn from plus to minus this, in units of normalized intensities.
-        contrast: the factor about the mean, drawn from one minus to one plus this.
-        gamma: range of the exponent on intensities that are stretched to 0 to 1 for it.
-        blur: probability of Gaussian blur.
-        blur_sigma: range of its standard deviation in voxels.
-        noise: probability of Gaussian noise.
-        noise_std: its largest standard deviation, in units of normalized intensities.
+        jitter: Probability that brightness, contrast and gamma change.
+        brightness: Largest change of the intensities, up or down, in units of normalized intensities.
+        contrast: Largest change of the contrast; the factor about the mean lies between one minus and one plus this.
+        gamma: Range of the exponent, applied to intensities rescaled to 0 to 1.
+        blur: Probability of Gaussian blur.
+        blur_sigma: Range of the standard deviation of the blur, in voxels.
+        noise: Probability of Gaussian noise.
+        noise_std: Largest standard deviation of the noise, in units of normalized intensities.
+
+    Examples:
+        >>> only_noise = StrongView(jitter=0, blur=0, noise=1)
+        >>> strong_view(torch.zeros(2, 1, 8, 8), only_noise, torch.Generator()).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     jitter: float = 0.8
@@ -46,7 +54,20 @@ class StrongView:
 
 
 class Strengths(NamedTuple):
-    """What is done to each channel of each sample; ``(B, channels)`` each. Ones, zeros for nothing."""
+    """Strengths of a view for each sample and channel, five tensors ``(B, channels)``.
+
+    Attributes:
+        brightness: Added to the intensities; 0 for no change.
+        contrast: Factor about the mean; 1 for no change.
+        gamma: Exponent; 1 for no change.
+        blur_sigma: Standard deviation of the blur in voxels; 0 for no blur.
+        noise_std: Standard deviation of the noise; 0 for no noise.
+
+    Examples:
+        >>> strengths = sample_strengths(2, 3, StrongView(), torch.Generator())
+        >>> strengths.gamma.shape
+        torch.Size([2, 3])
+    """
 
     brightness: Tensor
     contrast: Tensor
@@ -58,17 +79,24 @@ class Strengths(NamedTuple):
 def strong_view(
     images: Tensor, view: StrongView, generator: torch.Generator, masked_channels: Sequence[int] = ()
 ) -> Tensor:
-    """Return a strong view of images, by draws for each sample and channel.
+    """Return a strong view of images; strengths are drawn for each sample and channel.
 
     Args:
-        images: ``(B, channels, *spatial)``; not changed.
-        view: how strong it is.
-        generator: CPU generator, the only source of randomness.
-        masked_channels: channels in which zero voxels lie outside of the image and stay zero (nnU-Net's
+        images: Images ``(B, channels, *spatial)``, not changed.
+        view: Probabilities and ranges of the strengths.
+        generator: Generator on the CPU, the only source of randomness.
+        masked_channels: Channels whose zero voxels lie outside the image and stay zero (nnU-Net's
             ``use_mask_for_norm``).
 
     Returns:
-        ``(B, channels, *spatial)``, float32.
+        Changed images ``(B, channels, *spatial)``, float32.
+
+    Examples:
+        >>> images = torch.zeros(1, 1, 4, 4)
+        >>> images[..., 2:] = 1
+        >>> view = strong_view(images, StrongView(noise=1), torch.Generator(), masked_channels=[0])
+        >>> bool((view[..., :2] == 0).all())
+        True
     """
     drawn = sample_strengths(images.shape[0], images.shape[1], view, generator)
     seed = int(torch.randint(2**31, (), generator=generator))
@@ -80,7 +108,22 @@ def strong_view(
 
 
 def sample_strengths(batch_size: int, channels: int, view: StrongView, generator: torch.Generator) -> Strengths:
-    """Draw the strengths for each sample and channel, on the CPU."""
+    """Draw strengths for each sample and channel.
+
+    Args:
+        batch_size: Number of samples B.
+        channels: Number of channels.
+        view: Probabilities and ranges of the strengths.
+        generator: Generator on the CPU.
+
+    Returns:
+        Strengths ``(B, channels)``, on the CPU.
+
+    Examples:
+        >>> strengths = sample_strengths(1, 2, StrongView(jitter=0, blur=0), torch.Generator())
+        >>> strengths.contrast, strengths.blur_sigma
+        (tensor([[1., 1.]]), tensor([[0., 0.]]))
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch_size, channels, generator=generator)
@@ -99,17 +142,24 @@ def apply_strengths(images: Tensor, strengths: Strengths, seed: int) -> Tensor:
     """Apply gamma, contrast, brightness, blur and noise, in this order.
 
     Args:
-        images: ``(B, channels, *spatial)``; not changed.
-        strengths: ``(B, channels)`` each, on the device of the images.
-        seed: of the noise, which is drawn on the device, so that it has not to be copied.
+        images: Images ``(B, channels, *spatial)``, not changed.
+        strengths: Strengths ``(B, channels)``, on the device of the images.
+        seed: Seed of the noise. The noise is drawn on the device to avoid a copy.
 
     Returns:
-        ``(B, channels, *spatial)``, float32.
+        Changed images ``(B, channels, *spatial)``, float32.
+
+    Examples:
+        >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+        >>> strengths = Strengths(brightness=one, contrast=2 * one, gamma=one, blur_sigma=zero, noise_std=zero)
+        >>> apply_strengths(torch.tensor([[[[-1.0, 1.0]]]]), strengths, seed=0)
+        tensor([[[[-1.,  3.]]]])
     """
     images = images.float()
     axes = tuple(range(2, images.ndim))
     brightness, contrast, gamma, _, noise_std = (s.view(*s.shape, *[1] * len(axes)) for s in strengths)
     low = images.amin(axes, keepdim=True)
+    # The smallest positive number keeps a constant image from dividing zero by zero.
     extent = (images.amax(axes, keepdim=True) - low).clamp_min(torch.finfo(torch.float32).tiny)
     images = ((images - low) / extent).pow(gamma) * extent + low
     mean = images.mean(axes, keepdim=True)
@@ -120,19 +170,28 @@ def apply_strengths(images: Tensor, strengths: Strengths, seed: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each channel of each sample with a Gaussian of its own; at the border it is renormalized to what is inside.
+    """Blur each channel of each sample with its own Gaussian. At the border the kernel is cut off and renormalized.
 
-    Along each axis it is a product with a matrix: one call, whatever the number of axes and of different Gaussians.
+    Along each axis the blur is one matrix product, for any number of axes and of different Gaussians.
 
     Args:
-        images: ``(B, channels, *spatial)``, float32.
-        sigma: ``(B, channels)``, standard deviations in voxels; zero leaves a channel as it is.
+        images: Images ``(B, channels, *spatial)``, float32.
+        sigma: Standard deviations in voxels ``(B, channels)``. A channel with zero is not changed.
+
+    Returns:
+        Blurred images ``(B, channels, *spatial)``, float32.
+
+    Examples:
+        >>> gaussian_blur(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[1.0]]))
+        tensor([[[[0.3482, 0.4519, 0.3482]]]])
     """
-    precise = torch.autocast("cuda", enabled=False) if images.is_cuda else nullcontext()
-    with precise:  # in half precision the product would lose the contrast of fine structures
+    # In half precision the product would lose the contrast of fine structures.
+    full_precision = torch.autocast("cuda", enabled=False) if images.is_cuda else nullcontext()
+    with full_precision:
         for axis in range(2, images.ndim):
             moved = images.movedim(axis, -1)
             position = torch.arange(images.shape[axis], device=images.device)
+            # With a sigma of 1e-3 every weight but that of the voxel itself underflows to zero.
             distance = (position[:, None] - position) / sigma.clamp_min(1e-3)[..., None, None]
             weights = (-0.5 * distance.square()).exp()
             weights = weights / weights.sum(-2, keepdim=True)
@@ -141,15 +200,23 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def add_noise(images: Tensor, std: float, limit: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise of the given deviation, cut off at plus and minus ``limit``.
+    """Add Gaussian noise, cut off at plus and minus ``limit``, as Mean Teacher does for medical images.
 
     Args:
-        images: ``(B, channels, *spatial)``.
-        std: standard deviation of the noise.
-        limit: its largest size.
-        generator: on the CPU; a seed is drawn from it.
+        images: Images ``(B, channels, *spatial)``, not changed.
+        std: Standard deviation of the noise before the cut-off, in units of the intensities.
+        limit: Largest absolute value of the noise.
+        generator: Generator on the CPU.
+
+    Returns:
+        Noisy images ``(B, channels, *spatial)``.
+
+    Examples:
+        >>> noisy = add_noise(torch.zeros(1, 1, 8, 8), std=0.1, limit=0.2, generator=torch.Generator())
+        >>> bool(noisy.abs().max() <= 0.2)
+        True
     """
-    # Drawn on the device, with a seed that is drawn on the CPU, so that no noise has to be copied.
+    # The generator on the CPU gives the seed; the noise itself is drawn on the device to avoid a copy.
     seed = int(torch.randint(2**31, (), generator=generator))
     on_device = torch.Generator(images.device).manual_seed(seed)
     noise = torch.randn(images.shape, generator=on_device, device=images.device) * std

@@ -1,6 +1,6 @@
-"""Random masks: blocks that are hidden (MICD, equation 2), and boxes that are pasted from one image into another.
+"""Random masks: blocks that hide parts of an image, and boxes that are pasted from one image into another.
 
-Drawing and applying are separate functions; only the drawing ones take a generator.
+A mask is drawn from a generator on the CPU, so that it does not depend on the device, and applied in a second step.
 """
 
 import math
@@ -18,30 +18,30 @@ def sample_mask(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw which blocks of each image are hidden, one mask per sample for all channels.
+    """Draw the blocks of each image that are hidden: one mask per sample, the same for all channels.
 
-    The image is divided into a grid of cubes (the last one of an axis is cut off at the border) and exactly
+    The image is divided into a grid of cubes, the last cube of an axis being cut off at the border. Exactly
     ``round(ratio * blocks)`` of them are hidden. Source: MICD, https://arxiv.org/abs/2503.14013, equation 2, and MIC,
     Hoyer et al., CVPR 2023.
 
     Args:
         batch_size: Number of samples B.
         spatial: Size of the two or three spatial axes in voxels.
-        ratio: Share of the blocks that is hidden, in [0, 1).
+        ratio: Share of the blocks that are hidden, in [0, 1).
         block_size: Edge of a block in voxels.
-        generator: CPU generator, the only source of randomness, so that a mask does not depend on the device.
-        device: Device of the mask.
+        generator: Generator on the CPU.
+        device: Device of the returned mask.
 
     Returns:
-        Boolean ``(B, 1, *spatial)``, True where the image is hidden.
+        Mask ``(B, 1, *spatial)``, bool, True where the image is hidden.
 
     Raises:
         ValueError: ``ratio`` lies outside [0, 1) or ``block_size`` is less than one.
 
     Examples:
-        >>> mask = sample_mask(1, (4, 4), ratio=0.5, block_size=2, generator=torch.Generator().manual_seed(0))
-        >>> mask.shape, mask.float().mean().item()
-        (torch.Size([1, 1, 4, 4]), 0.5)
+        >>> mask = sample_mask(2, (8, 8), ratio=0.5, block_size=2, generator=torch.Generator())
+        >>> mask.shape, mask.flatten(1).sum(1)  # 8 of 16 blocks of 4 voxels
+        (torch.Size([2, 1, 8, 8]), tensor([32, 32]))
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"The mask ratio must be at least 0 and less than 1, got {ratio}.")
@@ -49,7 +49,7 @@ def sample_mask(
         raise ValueError(f"The block size of the mask must be at least 1 voxel, got {block_size}.")
     grid = [math.ceil(size / block_size) for size in spatial]
     blocks = math.prod(grid)
-    # Each row of ranks is a permutation, hence the exact number of hidden blocks.
+    # Every row of ranks is a permutation, so the number of hidden blocks is exact.
     ranks = torch.rand(batch_size, blocks, generator=generator).argsort(dim=1)
     mask = (ranks < round(ratio * blocks)).view(batch_size, 1, *grid).to(device)
     for axis, size in enumerate(spatial, start=2):
@@ -58,60 +58,62 @@ def sample_mask(
 
 
 def apply_mask(image: Tensor, mask: Tensor) -> Tensor:
-    """Hide the masked voxels of an image in all channels.
+    """Set the hidden voxels of an image to zero in all channels.
 
-    They become zero, which is the mean after nnU-Net's z-score and CT normalization; MIC does the same.
+    Zero is the mean after nnU-Net's z-score and CT normalization; MIC uses the same value.
 
     Args:
-        image: ``(B, C, *spatial)``; not modified, gradient flows through what stays visible.
-        mask: Boolean ``(B, 1, *spatial)``, True where the image is hidden.
+        image: Images ``(B, C, *spatial)``, not modified. Gradient flows through the visible voxels.
+        mask: Mask ``(B, 1, *spatial)``, bool, True where the image is hidden.
 
     Returns:
         Masked copy ``(B, C, *spatial)``.
 
     Examples:
-        >>> apply_mask(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[True, False]]]))
-        tensor([[[0., 2.]]])
+        >>> apply_mask(torch.ones(1, 2, 3), torch.tensor([[[True, False, False]]]))
+        tensor([[[0., 1., 1.],
+                 [0., 1., 1.]]])
     """
     return image.masked_fill(mask, 0)
 
 
 def sample_starts(edges: Tensor, spatial: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Draw the places of boxes, all places inside the image being equally likely.
+    """Draw the first voxel of each box; all places inside the image are equally likely.
 
     Args:
-        edges: Size of each box in voxels, ``(B, axes)``, int64, not larger than the image.
+        edges: Size of each box in voxels ``(B, axes)``, int64, not larger than the image.
         spatial: Size of the two or three spatial axes in voxels.
-        generator: CPU generator.
+        generator: Generator on the CPU.
 
     Returns:
-        First voxel of each box, ``(B, axes)``, int64.
+        First voxel of each box ``(B, axes)``, int64.
 
     Examples:
-        >>> sample_starts(torch.tensor([[4, 4]]), (4, 4), torch.Generator())
+        >>> sample_starts(torch.tensor([[4, 6]]), (4, 6), torch.Generator())  # as large as the image
         tensor([[0, 0]])
     """
     places = torch.as_tensor(spatial) - edges + 1
+    # Rounding can lift the product to `places` itself, one past the last start.
     return (torch.rand(edges.shape, generator=generator) * places).long().minimum(places - 1)
 
 
 def box_mask(starts: Tensor, edges: Tensor, spatial: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Mark the voxels of boxes.
+    """Return a mask of the voxels inside each box.
 
     Args:
-        starts: First voxel of each box, ``(B, axes)``, int64.
-        edges: Size of each box in voxels, ``(B, axes)``, int64; an edge of zero is an empty box.
+        starts: First voxel of each box ``(B, axes)``, int64.
+        edges: Size of each box in voxels ``(B, axes)``, int64. A box with an edge of zero is empty.
         spatial: Size of the two or three spatial axes in voxels.
-        device: Device of the mask.
+        device: Device of the returned mask. Only the bounds are copied there.
 
     Returns:
-        Boolean ``(B, 1, *spatial)``, True inside the box.
+        Mask ``(B, 1, *spatial)``, bool, True inside the box.
 
     Examples:
-        >>> box_mask(torch.tensor([[1]]), torch.tensor([[2]]), (4,))
-        tensor([[[False,  True,  True, False]]])
+        >>> box_mask(torch.tensor([[0, 1]]), torch.tensor([[1, 2]]), (2, 4)).int()
+        tensor([[[[0, 1, 1, 0],
+                  [0, 0, 0, 0]]]], dtype=torch.int32)
     """
-    # Only the bounds are copied to the device; the mask itself is made there.
     bounds = torch.stack((starts, starts + edges)).to(device)
     mask = torch.ones((len(starts), 1, *spatial), dtype=torch.bool, device=device)
     for axis, size in enumerate(spatial):
@@ -120,3 +122,25 @@ def box_mask(starts: Tensor, edges: Tensor, spatial: Sequence[int], device: torc
         inside = (position >= start) & (position < stop)
         mask &= inside.view(len(starts), 1, *(size if other == axis else 1 for other in range(len(spatial))))
     return mask
+
+
+def sample_box(
+    spatial: Sequence[int], share: float, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Draw one box at a random place, with the proportions of the image.
+
+    Args:
+        spatial: Size of the two or three spatial axes in voxels.
+        share: Edge of the box as a share of the image, the same along every axis; rounded down to voxels.
+        generator: Generator on the CPU.
+        device: Device of the returned mask.
+
+    Returns:
+        Mask ``(1, 1, *spatial)``, bool, True inside the box.
+
+    Examples:
+        >>> sample_box((6, 9), share=2 / 3, generator=torch.Generator()).sum()  # 4 x 6 voxels
+        tensor(24)
+    """
+    edges = torch.tensor([[int(size * share) for size in spatial]])
+    return box_mask(sample_starts(edges, spatial, generator), edges, spatial, device)

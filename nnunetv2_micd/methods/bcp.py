@@ -10,7 +10,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
+from nnunetv2_micd.augmentation.masks import sample_box
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
@@ -160,7 +160,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         truth, ignored = self.hard_target(full_resolution(labeled["target"]))
         nowhere = torch.zeros_like(images[:, 0], dtype=torch.bool)
         ignored = nowhere if ignored is None else ignored
-        box = self._sample_box(images)
+        box = sample_box(images.shape[2:], self.config.box, self.generator, images.device)
         if unlabeled is None or self.is_pretraining:
             mixed, labels = mix(images, images.roll(1, 0), box), mix(truth, truth.roll(1, 0), box)
             self.last_mixed = mixed, labels
@@ -179,11 +179,6 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
             {"supervised": self._loss(output, labels, is_unlabeled | mix(ignored, nowhere, box))},
             {"copy_paste": self.config.unlabeled_weight * as_error(self._loss(output, labels, ~is_unlabeled))},
         )
-
-    def _sample_box(self, images: Tensor) -> Tensor:
-        spatial = images.shape[2:]
-        edges = torch.tensor([[int(size * self.config.box) for size in spatial]])
-        return box_mask(sample_starts(edges, spatial, self.generator), edges, spatial, images.device)
 
     @torch.no_grad()
     def _pseudo_labels(self, unlabeled: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from nnunetv2_micd.augmentation.intensity import (
     Strengths,
     StrongView,
+    add_noise,
     apply_strengths,
     gaussian_blur,
     sample_strengths,
@@ -108,3 +109,13 @@ def test_a_view_without_anything_is_the_image() -> None:
     images = torch.randn(2, 1, 8, 8)
     none = StrongView(jitter=0, blur=0, noise=0)
     torch.testing.assert_close(strong_view(images, none, torch.Generator()), images)
+
+
+@pytest.mark.parametrize("spatial", [(50, 50), (10, 15, 20)])
+def test_noise_is_limited_and_continues_the_generator(spatial: tuple[int, ...]) -> None:
+    images, generator = torch.zeros(2, 1, *spatial), torch.Generator().manual_seed(1)
+    first, second = (add_noise(images, 0.1, 0.2, generator) for _ in range(2))
+    assert first.abs().max() == pytest.approx(0.2)
+    assert first.std() == pytest.approx(0.1, rel=0.1)
+    assert not torch.equal(first, second)
+    assert not images.any()

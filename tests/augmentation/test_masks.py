@@ -3,16 +3,18 @@ import math
 import pytest
 import torch
 
-from nnunetv2_micd.augmentation.masks import apply_mask, sample_mask
+from nnunetv2_micd.augmentation.masks import apply_mask, box_mask, sample_box, sample_mask, sample_starts
 
 
-def draw(spatial=(20, 24, 28), ratio=0.5, block_size=3, seed=0, batch_size=2):
+def draw(
+    spatial: tuple[int, ...] = (20, 24, 28), ratio: float = 0.5, block_size: int = 3, seed: int = 0, batch_size: int = 2
+) -> torch.Tensor:
     return sample_mask(batch_size, spatial, ratio, block_size, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("spatial", [(20, 24, 28), (20, 28)])
 @pytest.mark.parametrize(("ratio", "block_size"), [(0.0, 3), (0.5, 3), (0.7, 8), (0.25, 1), (0.5, 64)])
-def test_exact_share_of_whole_blocks(spatial, ratio, block_size):
+def test_exact_share_of_whole_blocks(spatial: tuple[int, ...], ratio: float, block_size: int) -> None:
     mask = draw(spatial, ratio, block_size)
     assert mask.shape == (2, 1, *spatial)
     assert mask.dtype == torch.bool
@@ -24,7 +26,7 @@ def test_exact_share_of_whole_blocks(spatial, ratio, block_size):
     assert torch.equal(mask, corners[(..., *voxels)])  # constant inside each block
 
 
-def test_generator_decides_and_samples_differ():
+def test_generator_decides_and_samples_differ() -> None:
     assert torch.equal(draw(seed=1), draw(seed=1))
     assert not torch.equal(draw(seed=1), draw(seed=2))
     mask = draw(seed=1)
@@ -36,18 +38,18 @@ def test_generator_decides_and_samples_differ():
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, math.nan])
-def test_ratio_outside_the_range_is_refused(ratio):
+def test_ratio_outside_the_range_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=f"got {ratio}"):
         draw(ratio=ratio)
 
 
-def test_empty_block_is_refused():
+def test_empty_block_is_refused() -> None:
     with pytest.raises(ValueError, match="got 0"):
         draw(block_size=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_apply_mask_zeros_all_channels_of_a_copy(dtype):
+def test_apply_mask_zeros_all_channels_of_a_copy(dtype: torch.dtype) -> None:
     image = torch.tensor([[[1.0, 2.0], [3.0, math.inf]]], dtype=dtype)
     original = image.clone()
     masked = apply_mask(image, torch.tensor([[[False, True]]]))
@@ -56,14 +58,38 @@ def test_apply_mask_zeros_all_channels_of_a_copy(dtype):
     assert torch.equal(image, original)
 
 
-def test_apply_mask_passes_gradient_where_visible():
+def test_apply_mask_passes_gradient_where_visible() -> None:
     image, mask = torch.ones(2, 3, 20, 24, 28, requires_grad=True), draw()
     apply_mask(image, mask).sum().backward()
     assert torch.equal(image.grad, (~mask).float().expand_as(image))
 
 
-def test_empty_mask_keeps_image_and_graph():
+def test_empty_mask_keeps_image_and_graph() -> None:
     image = torch.ones(2, 1, 4, 4, requires_grad=True)
     masked = apply_mask(image, draw((4, 4), ratio=0.0))
     assert torch.equal(masked, image)
     assert masked.requires_grad
+
+
+def test_box_mask_by_hand() -> None:
+    mask = box_mask(torch.tensor([[1, 0], [0, 0]]), torch.tensor([[1, 2], [0, 3]]), (2, 3))
+    assert mask[:, 0].int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+
+
+def test_boxes_start_everywhere_they_fit() -> None:
+    starts = sample_starts(torch.tensor([[2, 3]] * 500), (4, 3), torch.Generator().manual_seed(0))
+    assert starts[:, 0].unique().tolist() == [0, 1, 2]
+    assert starts[:, 1].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("spatial", [(20, 24), (16, 20, 24)])
+def test_box_is_the_share_of_each_axis(spatial: tuple[int, ...]) -> None:
+    generator, places = torch.Generator().manual_seed(0), []
+    for _ in range(20):
+        box = sample_box(spatial, 2 / 3, generator)
+        assert box.shape == (1, 1, *spatial)
+        edges = [int(box[0, 0].movedim(axis, 0).flatten(1).any(1).sum()) for axis in range(len(spatial))]
+        assert edges == [size * 2 // 3 for size in spatial]
+        assert box.sum() == math.prod(edges)
+        places.append(int(box.flatten().int().argmax()))
+    assert len(set(places)) > 5

@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from nnunetv2_micd.augmentation.masks import sample_box
 from nnunetv2_micd.methods.bcp import hide, largest_components, mix, nnUNetTrainerBCP
 
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]}
@@ -93,20 +94,6 @@ def losses(trainer: Any, labeled: dict[str, Any], unlabeled: torch.Tensor | None
     return {name: loss for group in trainer.compute_losses(labeled, unlabeled) for name, loss in group.named.items()}
 
 
-@pytest.mark.parametrize("spatial", [(20, 24), (16, 20, 24)])
-def test_box_is_two_thirds_of_each_axis(spatial: tuple[int, ...], dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerBCP, dataset)
-    places = []
-    for _ in range(20):
-        box = trainer._sample_box(torch.zeros(2, 1, *spatial))
-        assert box.shape == (1, 1, *spatial)
-        edges = [int(box[0, 0].movedim(axis, 0).flatten(1).any(1).sum()) for axis in range(len(spatial))]
-        assert edges == [size * 2 // 3 for size in spatial]
-        assert box.sum() == np.prod(edges)
-        places.append(int(box.flatten().int().argmax()))
-    assert len(set(places)) > 5
-
-
 @pytest.mark.parametrize("description", [None, REGIONS, IGNORE, BOTH], ids=["classes", "regions", "ignore", "both"])
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_targets_at_all_resolutions_are_those_of_nnunets_loader(
@@ -146,7 +133,7 @@ def test_gradient_of_each_loss_is_where_its_voxels_are(
     state = trainer.generator.get_state()
     named = losses(trainer, labeled, unlabeled)
     trainer.generator.set_state(state)
-    box = trainer._sample_box(unlabeled)
+    box = sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator)
     trainer.network = network
     [(mixed, output)] = outputs
     assert torch.equal(mixed, mix(labeled["data"], unlabeled, box))
@@ -218,7 +205,7 @@ def test_pretraining_mixes_labeled_images_and_ends(dataset: TinyDataset) -> None
     state = trainer.generator.get_state()
     assert set(losses(trainer, labeled, unlabeled)) == {"supervised"}
     trainer.generator.set_state(state)
-    box = trainer._sample_box(unlabeled)
+    box = sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator)
     mixed, labels = trainer.last_mixed
     assert torch.equal(mixed, mix(labeled["data"], labeled["data"].flip(0), box))
     truth = labeled["target"][0][:, 0]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import BOTH, TinyDataset, make_trainer, relabel
 
-from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import mean_teacher_consistency
 from nnunetv2_micd.methods.uamt import certain_consistency, is_certain, nnUNetTrainerUAMT
 
@@ -88,14 +87,6 @@ def test_nothing_certain_keeps_the_graph_and_float16_is_finite() -> None:
     loss = certain_consistency(student, -student.detach(), torch.ones(1, 1, 30, 30, dtype=torch.bool))
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-
-
-def test_noise_is_limited_and_continues_the_generator() -> None:
-    images, generator = torch.zeros(2, 1, 50, 50), torch.Generator().manual_seed(1)
-    first, second = (add_noise(images, 0.1, 0.2, generator) for _ in range(2))
-    assert first.abs().max() == pytest.approx(0.2)
-    assert first.std() == pytest.approx(0.1, rel=0.1)
-    assert not torch.equal(first, second)
 
 
 def test_threshold_rises_over_the_training(dataset: TinyDataset) -> None:

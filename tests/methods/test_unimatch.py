@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import TinyDataset, make_trainer
 
-from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.methods.unimatch import (
     UniMatchConfig,
@@ -118,14 +117,6 @@ def test_cutmix_boxes(spatial: tuple[int, ...]) -> None:
         assert edges.float().std() > 2
         assert covered.select(axis, 0).any()  # boxes reach the border
         assert covered.select(axis, -1).any()
-
-
-def test_box_mask_by_hand() -> None:
-    mask = box_mask(torch.tensor([[1, 0], [0, 0]]), torch.tensor([[1, 2], [0, 3]]), (2, 3))
-    assert mask[:, 0].int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
-    starts = sample_starts(torch.tensor([[2, 3]] * 500), (4, 3), torch.Generator().manual_seed(0))
-    assert starts[:, 0].unique().tolist() == [0, 1, 2]
-    assert starts[:, 1].unique().tolist() == [0]
 
 
 def test_kept_channels_are_dropout2d() -> None:
