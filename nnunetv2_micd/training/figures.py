@@ -4,11 +4,11 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 
-import matplotlib.style
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnunetv2_micd.utils.figures import default_style
 from nnunetv2_micd.utils.files import atomic
 
 Row = Mapping[str, float]
@@ -30,7 +30,7 @@ def write_csv(rows: Sequence[Row], path: str) -> None:
 
 def plot_history(rows: Sequence[Row], path: str) -> None:
     """Draw the losses, the weight and share of the unsupervised ones, and shares of voxels over the epochs."""
-    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+    with default_style():
         _draw_history(rows).savefig(path, dpi=100)
 
 
@@ -62,7 +62,7 @@ def save_patches(panels: Mapping[str, Tensor], path: str) -> None:
         path: File of the picture, a PNG; its folder is made.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with matplotlib.style.context("default"):  # nnU-Net's own plot leaves huge fonts behind
+    with default_style():
         _draw_patches(panels).savefig(path, dpi=100)
 
 
