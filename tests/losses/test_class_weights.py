@@ -1,12 +1,13 @@
 """Known values follow DHC's code at github.com/xmed-lab/DHC, commit b3dee972dc1a77307f6aaef16dc78b10838e0a8d."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from nnunetv2_micd.losses.class_weights import DifficultyWeights, DistributionWeights
-from nnunetv2_micd.losses.dice import hard_dice
 
 
 @pytest.mark.parametrize(
@@ -22,30 +23,30 @@ from nnunetv2_micd.losses.dice import hard_dice
         ([100, 0, 0], 0.0, [0.0, 3.0, 3.0]),
     ],
 )
-def test_distribution_weights_of_the_label_counts(counts, floor, expected):
+def test_distribution_weights_of_the_label_counts(counts: list[int], floor: float, expected: list[float]) -> None:
     weights = DistributionWeights(torch.tensor(counts), floor).weights
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("spatial", [(4,), (2, 2), (1, 2, 2)])
-def test_distribution_weights_average_weights_not_counts(spatial):
+def test_distribution_weights_average_weights_not_counts(spatial: tuple[int, ...]) -> None:
     module = DistributionWeights(torch.tensor([100, 10, 1]), floor=0.0, momentum=0.9)
     updated = module.update(torch.tensor([1, 1, 0, 2]).reshape(1, *spatial))  # counts 1, 2, 1: weights 3, 0, 3
     torch.testing.assert_close(updated, torch.tensor([0.3, 1.35, 3.0]))
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, math.nan])
-def test_distribution_weights_refuse_a_floor_outside_the_unit_interval(floor):
+def test_distribution_weights_refuse_a_floor_outside_the_unit_interval(floor: float) -> None:
     with pytest.raises(ValueError, match="floor"):
         DistributionWeights(torch.tensor([1, 2]), floor)
 
 
-def test_distribution_weights_refuse_counts_that_are_no_vector():
+def test_distribution_weights_refuse_counts_that_are_no_vector() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
         DistributionWeights(torch.tensor([[1, 2]]), 0.0)
 
 
-def test_difficulty_weights_known_values_over_two_steps():
+def test_difficulty_weights_known_values_over_two_steps() -> None:
     module = DifficultyWeights(2, tau=2)
     assert module.weights.tolist() == [2.0, 2.0]
 
@@ -60,7 +61,7 @@ def test_difficulty_weights_known_values_over_two_steps():
     torch.testing.assert_close(second, torch.tensor([2.0, 2 * raw[1] / raw[0]]), rtol=1e-4, atol=1e-6)
 
 
-def test_difficulty_weights_stay_finite_at_the_extremes():
+def test_difficulty_weights_stay_finite_at_the_extremes() -> None:
     module = DifficultyWeights(3, tau=5)
     for dice in ([0.0, 1.0, 0.5], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0], *([[1.0, 1.0, 1.0]] * 800)):
         weights = module.update(torch.tensor(dice))
@@ -68,7 +69,7 @@ def test_difficulty_weights_stay_finite_at_the_extremes():
         assert weights.max() == 3.0
 
 
-def test_difficulty_weights_refuse_no_memory():
+def test_difficulty_weights_refuse_no_memory() -> None:
     with pytest.raises(ValueError, match="got 0"):
         DifficultyWeights(2, tau=0)
 
@@ -80,7 +81,9 @@ def test_difficulty_weights_refuse_no_memory():
         (lambda: DistributionWeights(torch.tensor([9, 1]), 0.1), torch.tensor([[0, 1, 1]])),
     ],
 )
-def test_state_dict_resumes_and_updates_leave_earlier_weights_alone(make, update):
+def test_state_dict_resumes_and_updates_leave_earlier_weights_alone(
+    make: Callable[[], nn.Module], update: torch.Tensor
+) -> None:
     module, resumed = make(), make()
     held = module.update(update)
     copy = held.clone()
@@ -91,32 +94,7 @@ def test_state_dict_resumes_and_updates_leave_earlier_weights_alone(make, update
     assert held._version == 0  # a pending backward pass would refuse weights that were written to
 
 
-def test_hard_dice_over_the_batch():
-    prediction = torch.tensor([[0, 0], [1, 1]])
-    target = torch.tensor([[0, 1], [1, 2]])
-    # class 0: 2*1/(2+1), class 1: 2*1/(2+2), class 2: missed, class 3: in neither
-    expected = torch.tensor([2 / 3, 0.5, 0.0, 0.5])
-    torch.testing.assert_close(hard_dice(prediction, target, 4), expected, atol=1e-7, rtol=1e-6)
-    torch.testing.assert_close(hard_dice(prediction[:, None, None], target[:, None, None], 4), expected)
-
-
-def test_hard_dice_of_a_voxel_without_a_class():
-    dice = hard_dice(torch.tensor([[0, 1]]), torch.tensor([[0, -1]]), 2)
-    torch.testing.assert_close(dice, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
-
-
-def test_hard_dice_of_regions_and_of_what_is_not_ignored():
-    prediction = torch.tensor([[[True, True, False], [True, False, False]]])
-    target = torch.tensor([[[True, False, False], [True, True, True]]])
-    torch.testing.assert_close(hard_dice(prediction, target, 2), torch.tensor([2 / 3, 2 / 4]))
-    ignored = torch.tensor([[False, True, False]])
-    torch.testing.assert_close(hard_dice(prediction, target, 2, ignored), torch.tensor([1.0, 2 / 3]))
-    labels, truth = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 2, 0]])
-    torch.testing.assert_close(hard_dice(labels, truth, 2, ignored), torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(hard_dice(labels, truth, 2), torch.tensor([1.0, 2 / 3]))
-
-
-def test_distribution_weights_count_regions():
+def test_distribution_weights_count_regions() -> None:
     module = DistributionWeights(torch.tensor([10, 1]), floor=0.0, momentum=0.0)
     masks = torch.tensor([[[True, False, False], [True, True, True]]])
     torch.testing.assert_close(module.update(masks), torch.tensor([2.0, 0.0]))

@@ -1,4 +1,4 @@
-"""The gradients that come with a loss against those that autograd finds for its formula."""
+"""Values and gradients of the fused losses against the ones that autograd finds for the formula."""
 
 import math
 
@@ -39,13 +39,13 @@ def test_known_value_and_gradients() -> None:
 @pytest.mark.parametrize("shape", [(2, 5, 7), (2, 5, 6, 7), (3, 4, 5, 6, 7)])
 def test_gradients_are_those_of_autograd(shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_losses, "CHUNK", chunk)
-    ours, theirs = ([features(shape, seed) for seed in (0, 1)] for _ in range(2))
-    value, expected = 3 * symmetric_kl(*ours), 3 * by_autograd(*theirs)
+    ours, reference = ([features(shape, seed) for seed in (0, 1)] for _ in range(2))
+    value, expected = 3 * symmetric_kl(*ours), 3 * by_autograd(*reference)
     value.backward()
     expected.backward()
     torch.testing.assert_close(value, expected)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    for fused, plain in zip(ours, reference, strict=True):
+        torch.testing.assert_close(fused.grad, plain.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -54,14 +54,14 @@ def test_half_precision_and_channels_last(dtype: torch.dtype) -> None:
         features((2, 8, 4, 5, 6), seed, dtype).detach().to(memory_format=torch.channels_last_3d).requires_grad_()
         for seed in (0, 1)
     )
-    theirs = [each.detach().clone().requires_grad_() for each in (a, b)]
+    reference = [tensor.detach().clone().requires_grad_() for tensor in (a, b)]
     # As a GradScaler does.
     (2**10 * symmetric_kl(a, b)).backward()
-    (2**10 * by_autograd(*theirs)).backward()
-    for one, other in zip((a, b), theirs, strict=True):
-        assert one.grad.dtype == dtype
-        assert one.grad.is_contiguous(memory_format=torch.channels_last_3d)
-        torch.testing.assert_close(one.grad, other.grad, rtol=2e-2, atol=2e-2)
+    (2**10 * by_autograd(*reference)).backward()
+    for fused, plain in zip((a, b), reference, strict=True):
+        assert fused.grad.dtype == dtype
+        assert fused.grad.is_contiguous(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(fused.grad, plain.grad, rtol=2e-2, atol=2e-2)
 
 
 def test_gradient_of_millions_of_voxels_does_not_vanish_in_half_precision() -> None:
@@ -103,21 +103,21 @@ def test_gradients_of_the_cross_entropy_are_those_of_autograd(
     spatial: tuple[int, ...], chunk: int, weight: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_losses, "CHUNK", chunk)
-    ours, theirs, target = features((2, 4, *spatial), 0), features((2, 4, *spatial), 0), labels((2, *spatial), 4)
-    value, expected = 3 * hard_cross_entropy(ours, target, weight), 3 * weighted_mean(theirs, target, weight)
+    ours, reference, target = features((2, 4, *spatial), 0), features((2, 4, *spatial), 0), labels((2, *spatial), 4)
+    value, expected = 3 * hard_cross_entropy(ours, target, weight), 3 * weighted_mean(reference, target, weight)
     value.backward()
     expected.backward()
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(ours.grad, reference.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cross_entropy_in_half_precision(dtype: torch.dtype) -> None:
-    ours, theirs, target = features((2, 4, 5, 6), 0, dtype), features((2, 4, 5, 6), 0, dtype), labels((2, 5, 6), 4)
+    ours, reference, target = features((2, 4, 5, 6), 0, dtype), features((2, 4, 5, 6), 0, dtype), labels((2, 5, 6), 4)
     (2**10 * hard_cross_entropy(ours, target)).backward()
-    (2**10 * weighted_mean(theirs, target, None)).backward()
+    (2**10 * weighted_mean(reference, target, None)).backward()
     assert ours.grad.dtype == dtype
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
@@ -164,13 +164,17 @@ def test_gradients_of_the_binary_cross_entropy_are_those_of_autograd(
     spatial: tuple[int, ...], chunk: int, weight: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_losses, "CHUNK", chunk)
-    ours, theirs, target = features((2, 4, *spatial), 0), features((2, 4, *spatial), 0), labels((2, 4, *spatial), 2) > 0
+    ours, reference, target = (
+        features((2, 4, *spatial), 0),
+        features((2, 4, *spatial), 0),
+        labels((2, 4, *spatial), 2) > 0,
+    )
     value = 3 * hard_binary_cross_entropy(ours, target, weight)
-    expected = 3 * weighted_mean_of_regions(theirs, target, weight)
+    expected = 3 * weighted_mean_of_regions(reference, target, weight)
     value.backward()
     expected.backward()
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(ours.grad, reference.grad)
 
 
 def test_binary_cross_entropy_without_any_weight_is_zero() -> None:
@@ -179,6 +183,17 @@ def test_binary_cross_entropy_without_any_weight_is_zero() -> None:
     (2**16 * value).backward()
     assert value.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_2d_is_3d_with_depth_one() -> None:
+    a, b, target, weight = features((2, 4, 5, 6), 0), features((2, 4, 5, 6), 1), labels((2, 5, 6), 4), torch.rand(4)
+    masks = labels((2, 4, 5, 6), 2) > 0
+    deep_a, deep_b, deep_target, deep_masks = (tensor.unsqueeze(-3) for tensor in (a, b, target, masks))
+    torch.testing.assert_close(symmetric_kl(a, b), symmetric_kl(deep_a, deep_b))
+    torch.testing.assert_close(hard_cross_entropy(a, target, weight), hard_cross_entropy(deep_a, deep_target, weight))
+    torch.testing.assert_close(
+        hard_binary_cross_entropy(a, masks, weight), hard_binary_cross_entropy(deep_a, deep_masks, weight)
+    )
 
 
 def test_a_loss_is_not_backpropagated_twice() -> None:

@@ -39,58 +39,6 @@ def test_confident_labels_of_regions_have_a_confidence_each() -> None:
     assert confident.tolist() == [[[[True, False]], [[True, False]]]]
 
 
-def test_dice_by_hand() -> None:
-    """Two classes, three voxels, the last of them not confident."""
-    p = torch.tensor([0.8, 0.3, 0.1])
-    logits = torch.stack((p.log(), (1 - p).log()))[None, :, None]
-    labels = torch.tensor([[[0, 1, 1]]])
-    confident = torch.tensor([[[[True, True, False]]]])
-    background = 2 * 0.8 / (0.8**2 + 0.3**2 + 1)
-    foreground = 2 * 0.7 / (0.2**2 + 0.7**2 + 1)
-    expected = 1 - (background + foreground) / 2
-    assert confident_dice_loss(logits, labels, confident) == pytest.approx(expected, abs=1e-5)
-
-
-def test_dice_of_regions_by_hand() -> None:
-    p = torch.tensor([[0.8, 0.3], [0.6, 0.1]])
-    labels = torch.tensor([[True, False], [True, False]])
-    confident = torch.tensor([[True, True], [False, True]])
-    expected = 1 - (2 * 0.8 / (0.8**2 + 0.3**2 + 1) + 0) / 2  # the second region has no confident voxel but a false one
-    loss = confident_dice_loss(torch.logit(p)[None, :, None], labels[None, :, None], confident[None, :, None])
-    assert loss == pytest.approx(expected, abs=2e-3)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("spatial", [(5, 6), (4, 5, 6)])
-def test_gradient_is_where_labels_are_confident(regions: bool, spatial: tuple[int, ...]) -> None:
-    weak = torch.randn(2, 3, *spatial) * 4
-    labels, confident = confident_labels(weak, regions, 0.95)
-    assert confident.any()
-    assert not confident.all()
-    logits = torch.randn(2, 3, *spatial, requires_grad=True)
-    confident_dice_loss(logits, labels, confident).backward()
-    assert torch.equal(logits.grad != 0, confident.expand_as(logits))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_nothing_confident_is_zero_without_gradient(dtype: torch.dtype) -> None:
-    logits = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
-    labels, confident = confident_labels(logits.detach(), False, 0.9999)
-    loss = confident_dice_loss(logits, labels, confident & False)
-    loss.backward()
-    assert loss == 0
-    assert loss.dtype == torch.float32
-    assert not logits.grad.any()
-
-
-def test_large_logits_of_half_precision_are_finite() -> None:
-    logits = (torch.randn(2, 3, 4, 5) * 1e4).half().requires_grad_()
-    loss = confident_dice_loss(logits, *confident_labels(logits.detach(), False, 0.95))
-    loss.backward()
-    assert loss.isfinite()
-    assert logits.grad.isfinite().all()
-
-
 def test_paste_takes_the_box_of_the_next_sample() -> None:
     labels = torch.tensor([1, 2, 3])[:, None, None].expand(3, 2, 2)
     box = torch.zeros(3, 1, 2, 2, dtype=torch.bool)
