@@ -22,17 +22,17 @@ def fill(network: nn.Module, value: float) -> nn.Module:
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (8, 0.5), (80, 0.9), (890, 0.99), (5000, 0.99)])
-def test_decay_warms_up(step, expected):
+def test_decay_warms_up(step: int, expected: float) -> None:
     assert ema_decay_at(step, 0.99) == pytest.approx(expected, abs=1e-5)
 
 
-def test_teacher_with_warm_up_follows_the_student():
+def test_teacher_with_warm_up_follows_the_student() -> None:
     student, teacher = fill(nn.Linear(2, 1), 5.0), fill(nn.Linear(2, 1), 0.0)
     update_ema(teacher, student, ema_decay_at(0, 0.99))
     assert all((tensor == 4.5).all() for tensor in teacher.state_dict().values())
 
 
-def test_floats_are_interpolated_and_integers_copied_buffers_included():
+def test_floats_are_interpolated_and_integers_copied_buffers_included() -> None:
     student = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     teacher = fill(make_teacher(student), 1.0)
     fill(student, 3.0)
@@ -48,14 +48,45 @@ def test_floats_are_interpolated_and_integers_copied_buffers_included():
     assert all((tensor == 3).all() for tensor in student.parameters())
 
 
-def test_tensor_with_two_names_moves_once():
+def test_tensor_with_two_names_moves_once() -> None:
     student = Shared()
     teacher = fill(make_teacher(student), 0.0)
     update_ema(teacher, fill(student, 1.0), 0.9)
     assert teacher.encoder.weight.item() == pytest.approx(0.1)
 
 
-def test_network_without_floats_is_copied():
+class NormalizedAndShared(nn.Module):
+    """Has running statistics, a counter and a layer with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+        self.decoder = nn.ModuleDict({"encoder": self.encoder, "head": nn.Conv2d(4, 2, 1)})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.decoder["head"](self.encoder(images))
+
+
+def test_many_updates_are_those_of_the_formula_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    student = NormalizedAndShared()
+    teacher = make_teacher(student)
+    expected = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for step in range(10):
+        student(torch.randn(2, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+        decay = ema_decay_at(step, 0.9)
+        update_ema(teacher, student, decay)
+        for name, tensor in student.state_dict().items():
+            is_float = tensor.is_floating_point()
+            expected[name] = torch.lerp(expected[name], tensor, 1 - decay) if is_float else tensor.clone()
+    state = teacher.state_dict()
+    assert state["encoder.1.num_batches_tracked"] == 10
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def test_network_without_floats_is_copied() -> None:
     student, teacher = nn.Module(), nn.Module()
     student.register_buffer("count", torch.tensor(7))
     teacher.register_buffer("count", torch.tensor(0))
@@ -63,12 +94,12 @@ def test_network_without_floats_is_copied():
     assert teacher.count.item() == 7
 
 
-def test_different_networks_are_refused_by_name():
+def test_different_networks_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"1\.bias, 1\.weight"):
         update_ema(nn.Sequential(nn.Linear(1, 1)), nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), 0.9)
 
 
-def test_teacher_is_an_independent_copy_for_evaluation():
+def test_teacher_is_an_independent_copy_for_evaluation() -> None:
     student = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     teacher = make_teacher(student)
     assert student.training
@@ -81,7 +112,7 @@ def test_teacher_is_an_independent_copy_for_evaluation():
     assert torch.equal(teacher[0].weight, before)
 
 
-def test_update_leaves_the_student_trainable():
+def test_update_leaves_the_student_trainable() -> None:
     student = nn.Linear(2, 1)
     teacher = make_teacher(student)
     loss = student(torch.ones(1, 2)).square().sum()
