@@ -246,7 +246,7 @@ def test_loss_of_the_dataset_is_left_as_it_was(dataset: TinyDataset) -> None:
 def test_trains(configuration: str, description: dict[str, Any] | None, dataset: TinyDataset) -> None:
     if description is not None:
         relabel(dataset, description)
-    trainer = make_trainer(nnUNetTrainerBCP, dataset, configuration)
+    trainer = make_trainer(nnUNetTrainerBCP, dataset, configuration, draws=True)
     trainer.config = replace(trainer.config, pretraining=0.5)
     trainer.run_training()
     assert "copy_paste" not in trainer.monitor.history[0]

@@ -59,7 +59,7 @@ def test_variants_change_length_and_mirroring(name: str, epochs: int, mirrors: b
     ],
 )
 def test_trains_and_predicts(method: type, configuration: str, dataset: TinyDataset) -> None:
-    trainer = make_trainer(method, dataset, configuration)
+    trainer = make_trainer(method, dataset, configuration, draws=True)
     trainer.run_training()
     output = Path(trainer.output_folder)
 
@@ -236,7 +236,7 @@ class nnUNetTrainerFollowsTeacher(SemiSupervisedTrainer):
 
 
 def test_a_method_is_its_losses(dataset: TinyDataset) -> None:
-    trainer = make_trainer(nnUNetTrainerFollowsTeacher, dataset)
+    trainer = make_trainer(nnUNetTrainerFollowsTeacher, dataset, draws=True)
     trainer.run_training()
     assert all(np.isfinite(row["teacher_labels"]) for row in trainer.monitor.history)
     assert (Path(trainer.output_folder) / "unlabeled_patches" / "epoch_0001.png").is_file()

@@ -122,7 +122,7 @@ def test_two_processes_are_one_with_the_whole_batch(
 def run_training(rank: int, dataset: TinyDataset, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, draws=True)
     trainer.run_training()
     trainer.perform_actual_validation()
     networks = [*trainer.students.values(), *trainer.teachers.values()]
