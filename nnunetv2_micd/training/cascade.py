@@ -6,7 +6,6 @@ into the same folder and in the same form.
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
@@ -18,10 +17,11 @@ from nnunetv2_micd.data.preprocessed import unlabeled_folder
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.predictors import predictor_of
+from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils.files import shorten
 
 
-def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
+def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
     """Segment the unlabeled images of a first stage for every next stage of its configuration.
 
     Args:
@@ -56,7 +56,7 @@ def segment_for_next_stages(trainer: Any, network: nn.Module, cases: Sequence[Un
             )
 
 
-def _save_segmentation(trainer: Any, logits: torch.Tensor, shape: Sequence[int], path: str) -> None:
+def _save_segmentation(trainer: TrainerLike, logits: torch.Tensor, shape: Sequence[int], path: str) -> None:
     configuration = trainer.configuration_manager
     # nnU-Net looks up these two only. The properties file of a labeled case is not read: it tells where its labels are.
     properties = {"spacing": configuration.spacing, "shape_after_cropping_and_before_resampling": logits.shape[1:]}

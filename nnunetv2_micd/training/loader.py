@@ -1,4 +1,4 @@
-"""Patches of unlabeled images: streamed from disk, augmented as nnU-Net augments, without any segmentation."""
+"""Loads patches of unlabeled images from disk, with nnU-Net's augmentation and without any segmentation."""
 
 import os
 import zlib
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
+from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils import random_states
 
 OUTSIDE = 1e-3
@@ -23,9 +24,12 @@ OUTSIDE = 1e-3
 
 
 class UnlabeledImages:
-    """Preprocessed images by identifier; opens neither labels nor properties, and keeps nothing open.
+    """Preprocessed images by identifier. It never opens labels or properties, and keeps no file open.
 
-    With ``previous_stage``, the folder of the cascade's first stage, it also opens the segmentations of that stage.
+    Attributes:
+        folders: Folder of each image by identifier.
+        identifiers: Identifiers of the images, as nnU-Net's loader reads them.
+        previous_stage: Folder of the first stage's segmentations in a cascade, or None.
     """
 
     def __init__(self, cases: Sequence[UnlabeledCase], previous_stage: str | None = None):
@@ -34,7 +38,7 @@ class UnlabeledImages:
         self.previous_stage = previous_stage
 
     def load_image(self, identifier: str) -> blosc2.NDArray:
-        """Open one image ``(channels, *spatial)``, decompressed piece by piece where it is sliced."""
+        """Open an image ``(channels, *spatial)``. Slicing it reads and decompresses only the chunks of the slice."""
         return _open(self.folders[identifier], identifier)
 
     def load_previous_stage(self, identifier: str) -> blosc2.NDArray | None:
@@ -43,7 +47,7 @@ class UnlabeledImages:
 
 
 def _open(folder: str, identifier: str) -> blosc2.NDArray:
-    # As in nnU-Net's own dataset: memory mapping does not work on Windows, and one thread per worker is enough.
+    # As in nnU-Net's dataset: memory mapping does not work on Windows, and a worker has one core.
     mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
     path = os.path.join(folder, identifier + ".b2nd")
     return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
@@ -52,21 +56,25 @@ def _open(folder: str, identifier: str) -> blosc2.NDArray:
 class UnlabeledDataLoader(nnUNetDataLoader):
     """nnU-Net's loader without labels: patches at random places, no foreground oversampling.
 
-    Args as in ``nnUNetDataLoader``, and ``masked_channels``: the channels normalized inside the nonzero mask only
-    (``use_mask_for_norm`` of the plans), which have to be zero outside it after augmentation too.
+    Args:
+        data: Images to load from.
+        *args: Arguments of ``nnUNetDataLoader``.
+        masked_channels: Channels that are normalized inside the nonzero mask only (``use_mask_for_norm`` of the plans).
+            Outside the mask they have to stay zero through the augmentation.
+        **kwargs: Keyword arguments of ``nnUNetDataLoader``.
     """
 
     _data: UnlabeledImages
 
     def __init__(self, data: UnlabeledImages, *args: Any, masked_channels: Sequence[int] = (), **kwargs: Any):
         super().__init__(data, *args, **kwargs)
-        self.has_ignore = False  # would look for annotated voxels
+        self.has_ignore = False  # with an ignore label nnU-Net would look for annotated voxels
         self.masked_channels = list(masked_channels)
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Return ``data``, a tensor ``(B, channels, *patch)``, and ``keys``, the identifiers."""
         keys = self.get_indices()
-        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
+        with torch.no_grad(), threadpool_limits(limits=1, user_api=None):  # as in nnU-Net: a worker has one core
             images = torch.stack([self._load_patch(key) for key in keys])
         return {"data": images, "keys": keys}
 
@@ -80,25 +88,29 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         sample = {"image": patch}
         previous = self._data.load_previous_stage(key)
         if self.masked_channels or previous is not None:
-            # The nonzero mask lies in the segmentation file, which an unlabeled case must not need.
-            # Where it was resampled, the zeros outside of it are not exact.
+            # nnU-Net stores the nonzero mask as -1 in the segmentation, which an unlabeled case does not have. So the
+            # mask is found in the image, where resampling leaves values outside the mask that are not exactly zero.
             outside = (patch[self.masked_channels].abs() < OUTSIDE).all(0, keepdim=True)
             sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
         if previous is not None:
-            seen = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
-            sample["segmentation"] = torch.cat((sample["segmentation"], seen[None]))
+            labels = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
+            sample["segmentation"] = torch.cat((sample["segmentation"], labels[None]))
         return self.transforms(**sample)["image"]
 
 
 class IsolatedAugmenter(SingleThreadedAugmenter):
-    """Loads in the main process with random states of its own.
+    """Loads in the main process with separate random states.
 
-    So the labeled batches of a training do not depend on whether, and how many, unlabeled patches are drawn.
+    So the labeled batches of a training are the same with and without unlabeled images.
+
+    Attributes:
+        states: Random states with which the next batch is drawn, see :func:`random_states.get_states`.
     """
 
     def __init__(self, data_loader: UnlabeledDataLoader):
         super().__init__(data_loader, None)
-        # A seeded training gets a seeded stream, an unseeded one a new stream each time, and nothing is drawn.
+        # The seed is computed from NumPy's state, without drawing from it: a seeded training has a seeded stream of
+        # unlabeled patches, any other training a new stream each time.
         seed = zlib.crc32(np.random.get_state(legacy=False)["state"]["key"].tobytes()) ^ 0x5EED
         with random_states.restored():
             random_states.seed_all(seed)
@@ -113,22 +125,19 @@ class IsolatedAugmenter(SingleThreadedAugmenter):
         return batch
 
 
-def loader_arguments(trainer: Any, images: UnlabeledImages, has_labels: bool) -> dict[str, Any]:
-    """Return the arguments of nnU-Net's loader with the batch and patch size and the augmentation of a trainer.
+def loader_arguments(trainer: TrainerLike, images: UnlabeledImages, has_labels: bool) -> dict[str, Any]:
+    """Return the arguments of nnU-Net's loader: batch size, patch size and augmentation of the labeled patches.
 
     Args:
-        trainer: A :class:`~nnunetv2_micd.training.trainer.SemiSupervisedTrainer`, initialized.
-        images: Images that the loader reads.
-        has_labels: Whether the images have pseudo-labels, which the transforms bring to the form of targets.
+        trainer: Initialized :class:`~nnunetv2_micd.training.trainer.SemiSupervisedTrainer`.
+        images: Images to load from.
+        has_labels: Set if the images have pseudo-labels. The augmentation then ends with nnU-Net's steps for targets,
+            such as the resolutions of deep supervision.
     """
     rotation, dummy_2d, initial_patch_size, mirror_axes = (
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
     manager, configuration = trainer.label_manager, trainer.configuration_manager
-    of_labels: dict[str, Any] = {}
-    if has_labels:
-        regions = manager.foreground_regions if manager.has_regions else None
-        of_labels = {"regions": regions, "ignore_label": manager.ignore_label}
     transforms = trainer.get_training_transforms(
         configuration.patch_size,
         rotation,
@@ -138,7 +147,8 @@ def loader_arguments(trainer: Any, images: UnlabeledImages, has_labels: bool) ->
         use_mask_for_norm=configuration.use_mask_for_norm,
         is_cascaded=trainer.is_cascaded,
         foreground_labels=manager.foreground_labels,
-        **of_labels,
+        regions=manager.foreground_regions if has_labels and manager.has_regions else None,
+        ignore_label=manager.ignore_label if has_labels else None,
     )
     return {
         "data": images,
@@ -150,7 +160,7 @@ def loader_arguments(trainer: Any, images: UnlabeledImages, has_labels: bool) ->
     }
 
 
-def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDataLoader:
+def build_unlabeled_loader(trainer: TrainerLike, images: UnlabeledImages) -> UnlabeledDataLoader:
     """Return a loader of patches without labels, see :func:`loader_arguments`."""
     masked = [channel for channel, use in enumerate(trainer.configuration_manager.use_mask_for_norm) if use]
     return UnlabeledDataLoader(**loader_arguments(trainer, images, has_labels=False), masked_channels=masked)
@@ -159,7 +169,16 @@ def build_unlabeled_loader(trainer: Any, images: UnlabeledImages) -> UnlabeledDa
 def start_unlabeled_loader(
     loader: UnlabeledDataLoader, num_processes: int, pin_memory: bool
 ) -> IsolatedAugmenter | NonDetMultiThreadedAugmenter:
-    """Start the workers as nnU-Net starts its own; with none, batches are made in the main process."""
+    """Start the workers of a loader in the way nnU-Net does.
+
+    Args:
+        loader: Loader of unlabeled patches.
+        num_processes: Number of workers; with 0 the batches are made in the main process.
+        pin_memory: Pin the batches in memory for a faster copy to the GPU.
+
+    Returns:
+        Iterator of the loader's batches.
+    """
     if num_processes == 0:
         return IsolatedAugmenter(loader)
     workers = NonDetMultiThreadedAugmenter(
@@ -170,5 +189,5 @@ def start_unlabeled_loader(
         pin_memory=pin_memory,
         wait_time=0.002,
     )
-    next(workers)  # starts them, so that a damaged file shows now
+    next(workers)  # the first batch starts the workers, so a damaged file is found now
     return workers

@@ -1,12 +1,12 @@
-"""nnU-Net's sliding window prediction, with a network that is being trained."""
-
-from typing import Any
+"""nnU-Net's sliding window prediction with a network that is still in training."""
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
+from nnunetv2_micd.training.protocols import TrainerLike
 
-def predictor_of(trainer: Any, network: nn.Module) -> nnUNetPredictor:
+
+def predictor_of(trainer: TrainerLike, network: nn.Module) -> nnUNetPredictor:
     """Return a predictor of preprocessed images, set up as in nnU-Net's final validation.
 
     Args:

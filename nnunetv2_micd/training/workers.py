@@ -12,23 +12,26 @@ def processes_of(loader: Any) -> list[BaseProcess]:
 
 
 def explain_death(processes: Mapping[str, Sequence[BaseProcess]], error: Exception) -> str | None:
-    """Return which process was killed, or None. A process that fails by itself prints its error before it ends.
+    """Return a message if a process was killed. A process that fails by itself has printed its error already.
 
     Args:
         processes: Processes by what they load, such as "labeled images"; empty if not all have been started.
         error: Error with which the training ended.
+
+    Returns:
+        What was killed and what to do, or None if no process was killed.
     """
     if not processes and "background workers are no longer alive" in str(error):  # as batchgenerators says it
         return (
             "A worker process died when the first images were loaded; unless it has printed an error above, the system "
             "has killed it, most often because main memory was full: use fewer of them by a smaller nnUNet_n_proc_DA."
         )
-    ended = [(loads, one.exitcode) for loads, ones in processes.items() for one in ones]
-    killed = [(loads, code) for loads, code in ended if code is not None and code < 0]
+    exit_codes = [(loads, worker.exitcode) for loads, workers in processes.items() for worker in workers]
+    killed = [(loads, code) for loads, code in exit_codes if code is not None and code < 0]
     if not killed:
         return None
-    # When one dies, batchgenerators terminates those that do not end at once: the first cause is another signal.
-    loads, code = min(killed, key=lambda one: one[1] == -signal.SIGTERM)
+    # After one death batchgenerators itself terminates the other workers: any other signal than SIGTERM is the cause.
+    loads, code = min(killed, key=lambda worker: worker[1] == -signal.SIGTERM)
     number = sum(map(len, processes.values()))
     unless = "unless a worker has printed an error above, " if code == -signal.SIGTERM else ""
     return (

@@ -1,7 +1,8 @@
-"""Training with several processes, one for each GPU; with one process nothing here does anything.
+"""Training with several processes, one per GPU. With a single process every function here leaves its input as it is.
 
-nnU-Net wraps its network in DistributedDataParallel, which averages gradients during a backward pass. A step here has
-several backward passes through several networks, so the gradients are averaged once, after the last of them.
+nnU-Net wraps its network in DistributedDataParallel, which averages the gradients during the backward pass. A step of a
+semi-supervised method has several backward passes through several networks, so the gradients are averaged once, after
+the last backward pass.
 """
 
 from collections.abc import Iterable
@@ -16,21 +17,29 @@ def several_processes() -> bool:
 
 
 def share_weights(networks: Iterable[nn.Module]) -> None:
-    """Give all processes the weights of the first."""
+    """Copy the weights and buffers of the first process to all others.
+
+    Args:
+        networks: Networks, changed in place.
+    """
     for network in networks if several_processes() else ():
         for tensor in network.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
 
 def average_gradients(networks: Iterable[nn.Module]) -> None:
-    """Replace the gradients of each network by their mean over the processes, in one exchange per network.
+    """Replace the gradients of each network by their mean over the processes.
 
     The same parameters must have a gradient in all processes.
+
+    Args:
+        networks: Networks after the backward passes of a step; their gradients are changed in place.
     """
     for network in networks if several_processes() else ():
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        if not gradients:  # a network that this step does not train
+        if not gradients:  # this step does not train the network
             continue
+        # One exchange for the whole network: many small ones would wait for the slowest process each time.
         together = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(together)
         together /= distributed.get_world_size()
@@ -40,16 +49,30 @@ def average_gradients(networks: Iterable[nn.Module]) -> None:
 
 
 def sum_over_processes(counts: Tensor) -> Tensor:
-    """Return the sum of the processes' tensors, which all have the same shape."""
+    """Return the sum of a tensor over the processes.
+
+    Args:
+        counts: Tensor of the same shape in all processes; changed in place.
+
+    Returns:
+        The sum, in every process.
+    """
     if several_processes():
         distributed.all_reduce(counts)
     return counts
 
 
 def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
-    """Return the mean of each figure over the processes."""
+    """Return the mean of each figure over the processes.
+
+    Args:
+        figures: Figures by name, with the same names in all processes.
+
+    Returns:
+        Means by name, in every process.
+    """
     if not several_processes():
         return figures
-    everywhere: list[dict[str, float]] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(everywhere, figures)
-    return {name: sum(of_one[name] for of_one in everywhere) / len(everywhere) for name in figures}
+    gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, figures)
+    return {name: sum(process[name] for process in gathered) / len(gathered) for name in figures}

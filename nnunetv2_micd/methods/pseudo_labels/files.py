@@ -18,6 +18,7 @@ from torch import Tensor
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.figures import write_csv
 from nnunetv2_micd.training.loader import UnlabeledImages, loader_arguments
+from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -50,7 +51,7 @@ class PseudoLabeledImages(UnlabeledImages):
         return self.load_image(identifier), label, self.load_previous_stage(identifier), properties
 
 
-def write_pseudo_label(trainer: Any, label: np.ndarray, record: Mapping[str, Any], path: str) -> None:
+def write_pseudo_label(trainer: TrainerLike, label: np.ndarray, record: Mapping[str, Any], path: str) -> None:
     """Write a pseudo-label as nnU-Net's preprocessing writes a label; killed in between, it counts as missing.
 
     Args:
@@ -97,7 +98,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def build_pseudo_labeled_loader(trainer: Any, images: PseudoLabeledImages) -> nnUNetDataLoader:
+def build_pseudo_labeled_loader(trainer: TrainerLike, images: PseudoLabeledImages) -> nnUNetDataLoader:
     """Return nnU-Net's own loader of training patches, on pseudo-labels."""
     return nnUNetDataLoader(
         **loader_arguments(trainer, images, has_labels=True),

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from nnunetv2_micd.methods.pseudo_labels.files import fingerprint, read_record, write_pseudo_label
 from nnunetv2_micd.training.loader import OUTSIDE, UnlabeledImages
 from nnunetv2_micd.training.predictors import predictor_of
+from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils.distributed import several_processes
 
 Weights = Mapping[str, Tensor]
@@ -55,7 +55,7 @@ def most_stable(stability: Mapping[str, float], share: float) -> list[str]:
 
 
 def label_images(
-    trainer: Any, network: nn.Module, earlier: Sequence[Weights], images: UnlabeledImages, folder: str
+    trainer: TrainerLike, network: nn.Module, earlier: Sequence[Weights], images: UnlabeledImages, folder: str
 ) -> dict[str, float]:
     """Write the pseudo-labels of all images, except those that the same network has written before.
 
@@ -88,7 +88,7 @@ def label_images(
 
 
 def _label_image(
-    trainer: Any,
+    trainer: TrainerLike,
     predictor: nnUNetPredictor,
     network: nn.Module,
     weights: Sequence[Weights],
@@ -117,7 +117,7 @@ def _label_image(
     return label, stability if (label > 0).any() else 0.0
 
 
-def _segment(trainer: Any, predictor: nnUNetPredictor, image: Tensor) -> np.ndarray:
+def _segment(trainer: TrainerLike, predictor: nnUNetPredictor, image: Tensor) -> np.ndarray:
     """Return the labels ``(*spatial)``, int16, of a preprocessed image ``(channels, *spatial)``."""
     logits = predictor.predict_sliding_window_return_logits(image)
     if trainer.label_manager.has_regions:
