@@ -12,11 +12,12 @@ import pytest
 import nnunetv2_micd.augmentation
 import nnunetv2_micd.losses
 from nnunetv2_micd.training import config, ema, monitor, schedules, step, students
+from nnunetv2_micd.utils import random_states
 
 PURE = (nnunetv2_micd.losses, nnunetv2_micd.augmentation)
 MODULES = [
     *PURE,
-    *(config, ema, monitor, schedules, step, students),  # of these the examples only
+    *(config, ema, monitor, schedules, step, students, random_states),  # of these the examples only
     *(
         importlib.import_module(module.name)
         for package in PURE

@@ -19,6 +19,7 @@ from nnunetv2_micd.training.loader import (
     UnlabeledImages,
     start_unlabeled_loader,
 )
+from nnunetv2_micd.training.workers import processes_of
 
 
 class Nothing(BasicTransform):
@@ -26,20 +27,22 @@ class Nothing(BasicTransform):
         return data_dict
 
 
+def find_images(dataset: TinyDataset, names: list[str]) -> UnlabeledImages:
+    return UnlabeledImages([UnlabeledCase(name, str(dataset.unlabeled_folder())) for name in names])
+
+
 def build(dataset: TinyDataset, cases: list[str] | None = None, **options: Any) -> UnlabeledDataLoader:
-    folder = str(dataset.unlabeled_folder())
-    images = UnlabeledImages([UnlabeledCase(name, folder) for name in cases or list_preprocessed(folder)])
+    names = cases or list_preprocessed(str(dataset.unlabeled_folder()))
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     options = {"transforms": Nothing(), **options}
-    return UnlabeledDataLoader(images, 3, PATCH_SIZE, PATCH_SIZE, trainer.label_manager, **options)
+    return UnlabeledDataLoader(find_images(dataset, names), 3, PATCH_SIZE, PATCH_SIZE, trainer.label_manager, **options)
 
 
 def test_patches_come_from_the_images(dataset: TinyDataset) -> None:
-    loader = build(dataset, ["image_0"])
-    batch = loader.generate_train_batch()
+    batch = build(dataset, ["image_0"]).generate_train_batch()
     assert batch["data"].shape == (3, 1, *PATCH_SIZE)
     assert list(batch["keys"]) == ["image_0"] * 3
-    whole = torch.from_numpy(loader._data.load_image("image_0")[:])[0]
+    whole = torch.from_numpy(find_images(dataset, ["image_0"]).load_image("image_0")[:])[0]
     windows = whole.unfold(0, 16, 1).unfold(1, 20, 1).unfold(2, 24, 1).reshape(-1, *PATCH_SIZE)
     assert all((windows == patch[0]).flatten(1).all(1).any() for patch in batch["data"])
 
@@ -96,7 +99,8 @@ def test_workers_are_shared_and_stopped(
     assert trainer.dataloader_train.num_processes == labeled
     assert getattr(trainer.dataloader_unlabeled, "num_processes", 0) == unlabeled
     assert next(trainer.dataloader_unlabeled)["data"].shape == (2, 1, *PATCH_SIZE)
-    processes = list(getattr(trainer.dataloader_unlabeled, "_processes", []))
+    processes = processes_of(trainer.dataloader_unlabeled)
+    assert len(processes) == unlabeled
     trainer.on_train_epoch_start()
     trainer.logger.log("mean_fg_dice", 0.0, 0)
     trainer.current_epoch = 1

@@ -36,7 +36,6 @@ from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
-from nnunetv2_micd.training.label_counts import count_labels
 
 METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
 
@@ -86,15 +85,6 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
         sum(consistency.unsupervised.values()), list(trainer.network.parameters()), allow_unused=True
     )
     assert any(gradient is not None and gradient.any() for gradient in gradients)
-
-
-def test_label_counts_are_those_of_regions_without_ignored_voxels(dataset: TinyDataset) -> None:
-    relabel(dataset, BOTH, annotated_slices=6)
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
-    trainer.on_train_start()
-    labels = [trainer.labeled_cases.load_case(case)[1][:] for case in trainer.labeled_cases.identifiers]
-    expected = [sum(np.isin(one, values).sum() for one in labels) for values in ([1, 2], [2])]
-    assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
 
 
 @pytest.mark.parametrize(
