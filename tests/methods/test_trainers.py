@@ -18,9 +18,13 @@ from nnunetv2_micd import TRAINER_FOLDER, Losses, SemiSupervisedTrainer
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.losses import hard_cross_entropy
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
+
+SLOW = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", exported.__all__)
@@ -120,7 +124,15 @@ def train_seeded(trainer_class: type, dataset: TinyDataset) -> dict[str, torch.T
     return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in (*OTHER_BATCHES, *ABLATIONS)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        # in the fast tests one method of each kind: one network, two equal ones, two different ones
+        pytest.param(method, marks=[] if method in (nnUNetTrainerUAMT, nnUNetTrainerCPS, nnUNetTrainerMICD) else SLOW)
+        for method in METHODS
+        if method not in (*OTHER_BATCHES, *ABLATIONS)
+    ],
+)
 def test_weight_zero_is_stock_nnunet(
     method: type, dataset: TinyDataset, stock_weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

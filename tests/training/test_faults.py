@@ -126,7 +126,7 @@ def test_the_final_checkpoint_is_little_larger_than_two_of_nnunet(dataset: TinyD
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("loads", ["labeled images", "validation images", "unlabeled images"])
-@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_worker_ends_the_training(
     loads: str, killed_by: int, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
