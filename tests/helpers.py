@@ -17,8 +17,10 @@ import torch
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -38,6 +40,7 @@ METHODS = [
     nnUNetTrainerBCP,
     nnUNetTrainerCPS,
     nnUNetTrainerDHC,
+    nnUNetTrainerFilterMatch,
     nnUNetTrainerMCF,
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerUAMT,
@@ -49,6 +52,8 @@ METHODS = [
     nnUNetTrainerMICD_noCMD,
     nnUNetTrainerMICD_SupervisedOnly,
     nnUNetTrainerMeanTeacher,
+    nnUNetTrainerEMA,
+    nnUNetTrainerBCP_LabeledOnly,
 ]
 ABLATIONS = [nnUNetTrainerMICD_noMCPC, nnUNetTrainerMICD_noCFC, nnUNetTrainerMICD_noCMD]
 """Variants of MICD that differ from it in a weight only."""
@@ -58,6 +63,7 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},
     nnUNetTrainerCPS: {"supervised_b", "cps_labeled", "cps_unlabeled", *BRANCHES},
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
+    nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
     nnUNetTrainerUAMT: {"consistency", "agreement", "foreground_teacher", "certain"},
@@ -69,6 +75,8 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerMICD_noCMD: {"supervised_b", "mcpc", "cfc", *BRANCHES},
     nnUNetTrainerMICD_SupervisedOnly: {"supervised_b"},
     nnUNetTrainerMeanTeacher: {"consistency", "agreement", "foreground_teacher"},
+    nnUNetTrainerEMA: set(),
+    nnUNetTrainerBCP_LabeledOnly: set(),
 }
 """What a method logs for each epoch, beside what all methods log."""
 

@@ -19,6 +19,7 @@ from nnunetv2_micd.augmentation.intensity import (
     add_noise,
     apply_strengths,
     gaussian_blur,
+    keep_outside,
     sample_strengths,
     strong_view,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "apply_strengths",
     "box_mask",
     "gaussian_blur",
+    "keep_outside",
     "sample_box",
     "sample_mask",
     "sample_starts",

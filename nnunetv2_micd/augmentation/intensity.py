@@ -101,10 +101,7 @@ def strong_view(
     drawn = sample_strengths(images.shape[0], images.shape[1], view, generator)
     seed = int(torch.randint(2**31, (), generator=generator))
     on_device = Strengths(*torch.stack(drawn).to(images.device))
-    strong = apply_strengths(images, on_device, seed)
-    for channel in masked_channels:
-        strong[:, channel] = strong[:, channel].masked_fill(images[:, channel] == 0, 0)
-    return strong
+    return keep_outside(images, apply_strengths(images, on_device, seed), masked_channels)
 
 
 def sample_strengths(batch_size: int, channels: int, view: StrongView, generator: torch.Generator) -> Strengths:
@@ -199,7 +196,29 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     return images
 
 
-def add_noise(images: Tensor, std: float, limit: float, generator: torch.Generator) -> Tensor:
+def keep_outside(images: Tensor, changed: Tensor, masked_channels: Sequence[int]) -> Tensor:
+    """Return changed images with zeros where the images have zeros in these channels, which lie outside of a mask.
+
+    Args:
+        images: Images before the change, ``(B, channels, *spatial)``.
+        changed: Images after it, same shape.
+        masked_channels: Channels that nnU-Net normalizes inside the nonzero mask only (its ``use_mask_for_norm``).
+
+    Examples:
+        >>> keep_outside(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[5.0, 6.0]]]), masked_channels=[0])
+        tensor([[[0., 6.]]])
+    """
+    if not masked_channels:
+        return changed
+    is_masked = torch.zeros(images.shape[1], dtype=torch.bool)
+    is_masked[list(masked_channels)] = True
+    is_masked = is_masked.to(images.device).view(-1, *[1] * (images.ndim - 2))
+    return changed.masked_fill(is_masked & (images == 0), 0)
+
+
+def add_noise(
+    images: Tensor, std: float, limit: float, generator: torch.Generator, masked_channels: Sequence[int] = ()
+) -> Tensor:
     """Add Gaussian noise, cut off at plus and minus ``limit``, as Mean Teacher does for medical images.
 
     Args:
@@ -207,6 +226,7 @@ def add_noise(images: Tensor, std: float, limit: float, generator: torch.Generat
         std: Standard deviation of the noise before the cut-off, in units of the intensities.
         limit: Largest absolute value of the noise.
         generator: Generator on the CPU.
+        masked_channels: Channels whose zero voxels lie outside of a mask and stay zero, see :func:`keep_outside`.
 
     Returns:
         Noisy images ``(B, channels, *spatial)``.
@@ -220,4 +240,4 @@ def add_noise(images: Tensor, std: float, limit: float, generator: torch.Generat
     seed = int(torch.randint(2**31, (), generator=generator))
     on_device = torch.Generator(images.device).manual_seed(seed)
     noise = torch.randn(images.shape, generator=on_device, device=images.device) * std
-    return images + noise.clamp(-limit, limit)
+    return keep_outside(images, images + noise.clamp(-limit, limit), masked_channels)

@@ -1,8 +1,10 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
-from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -23,14 +25,21 @@ from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_NoMirroring,
     nnUNetTrainerMICD_SupervisedOnly,
 )
-from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.pseudo_labels.trainer import (
+    nnUNetTrainerPseudoLabels,
+    nnUNetTrainerPseudoLabels_fullLength,
+)
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 
 __all__ = [
     "nnUNetTrainerBCP",
+    "nnUNetTrainerBCP_LabeledOnly",
     "nnUNetTrainerCPS",
+    "nnUNetTrainerCPS_VOC",
     "nnUNetTrainerDHC",
+    "nnUNetTrainerEMA",
+    "nnUNetTrainerFilterMatch",
     "nnUNetTrainerMCF",
     "nnUNetTrainerMICD",
     "nnUNetTrainerMICD_5epochs",
@@ -50,6 +59,7 @@ __all__ = [
     "nnUNetTrainerMICD_paper",
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerPseudoLabels",
+    "nnUNetTrainerPseudoLabels_fullLength",
     "nnUNetTrainerUAMT",
     "nnUNetTrainerUniMatch",
 ]

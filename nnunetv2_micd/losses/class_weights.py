@@ -25,6 +25,9 @@ class DistributionWeights(nn.Module):
     an absent class gets the maximum K, and its huge ratio lowers the weights of all other classes. Departures from DHC:
     the floor; and equal counts give K for every class, where DHC divides zero by zero.
 
+    Of classes, max n is the background's as a rule. Regions have no background among them, so the number of all voxels
+    takes its place: else the largest region would have the weight that is meant for the background.
+
     Attributes:
         weights: Weights of the classes, buffer ``(K,)``, between ``floor * K`` and K.
         floor: Smallest weight of a class before the factor K.
@@ -35,11 +38,15 @@ class DistributionWeights(nn.Module):
         >>> distribution.weights
         tensor([0.0000, 1.5000, 3.0000])
         >>> weights = distribution.update(torch.tensor([[0, 0, 1, 2]]))  # pseudo-labels of a batch
+        >>> DistributionWeights(torch.tensor([100, 10]), floor=0.0, num_voxels=1000).weights  # two regions
+        tensor([1., 2.])
     """
 
     weights: Tensor
 
-    def __init__(self, label_counts: Tensor, floor: float, momentum: float = 0.99) -> None:
+    def __init__(
+        self, label_counts: Tensor, floor: float, momentum: float = 0.99, num_voxels: Tensor | int | None = None
+    ) -> None:
         """Start from the labeled set.
 
         Args:
@@ -47,6 +54,7 @@ class DistributionWeights(nn.Module):
             floor: Smallest weight of a class before the factor K, in [0, 1]. DHC's formula has 0: the most frequent
                 class then has no weight, and with two classes the background is never learned.
             momentum: Share of the past in the moving average, per step.
+            num_voxels: Of regions, the number of all voxels, in a region or not.
 
         Raises:
             ValueError: ``label_counts`` is not a vector, or ``floor`` lies outside [0, 1].
@@ -58,7 +66,7 @@ class DistributionWeights(nn.Module):
             raise ValueError(f"The floor of the class weights must lie between 0 and 1, got {floor}.")
         self.floor = floor
         self.momentum = momentum
-        self.register_buffer("weights", self._from_counts(label_counts))
+        self.register_buffer("weights", self._from_counts(label_counts, num_voxels))
 
     @torch.no_grad()
     def update(self, pseudo: Tensor) -> Tensor:
@@ -71,12 +79,16 @@ class DistributionWeights(nn.Module):
             The new weights ``(K,)``.
         """
         counts = count_classes(pseudo, len(self.weights))
-        self.weights = self.weights.lerp(self._from_counts(counts), 1 - self.momentum)
+        num_voxels = None
+        if pseudo.dtype == torch.bool:
+            num_voxels = count_classes(torch.zeros_like(pseudo[:, 0], dtype=torch.uint8), 1)[0]
+        self.weights = self.weights.lerp(self._from_counts(counts, num_voxels), 1 - self.momentum)
         return self.weights
 
-    def _from_counts(self, counts: Tensor) -> Tensor:
+    def _from_counts(self, counts: Tensor, num_voxels: Tensor | int | None) -> Tensor:
         counts = counts.float() + EPSILON
-        rarity = (counts.max() / counts).log()
+        most = counts.max() if num_voxels is None else num_voxels + EPSILON
+        rarity = (most / counts).log()
         largest = rarity.max()
         relative = torch.where(largest > 0, rarity / largest, torch.ones_like(rarity))
         return relative.clamp_min(self.floor) * len(counts)

@@ -8,6 +8,7 @@ import cc3d
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor
 
 from nnunetv2_micd.augmentation.masks import sample_box
@@ -46,19 +47,21 @@ class BCPConfig(SemiSupervisedConfig):
             raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, but must be 1: images are mixed in pairs.")
 
 
-def mix(first: Tensor, second: Tensor, box: Tensor) -> Tensor:
+def mix(first: Tensor, second: Tensor, box: Tensor, other_box: Tensor | None = None) -> Tensor:
     """Paste in both directions: ``first`` with the box of ``second``, followed by ``second`` with the box of ``first``.
 
     Args:
         first: Images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
         second: Batch of the same shape.
         box: Mask ``(1, 1, *spatial)``, bool, True inside the box.
+        other_box: Mask for the second direction; the same by default.
 
     Returns:
         ``2 B`` samples.
     """
-    box = box if first.ndim == box.ndim else box[:, 0]
-    return torch.cat((torch.where(box, second, first), torch.where(box, first, second)))
+    boxes = box, box if other_box is None else other_box
+    box, other_box = boxes if first.ndim == box.ndim else (each[:, 0] for each in boxes)
+    return torch.cat((torch.where(box, second, first), torch.where(other_box, first, second)))
 
 
 def hide(labels: Tensor, hidden: Tensor, ignore_label: int) -> Tensor:
@@ -117,17 +120,19 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
     unlabeled ones. First comes a pre-training on labeled images that are mixed with each other. Where this departs from
     the authors' code:
 
-    - L_seg is nnU-Net's own loss with deep supervision, regions hidden by an ignore label; so voxels of a labeled image
-      that nobody annotated are hidden too. (With overlapping regions its cross entropy is a sum, not a mean, over
-      regions, as it is in nnU-Net with an ignore label.) Its Dice has one added in "copy_paste", to be an error.
+    - L_seg is nnU-Net's own loss with deep supervision, regions hidden by an ignore label. Its Dice has one added in
+      "copy_paste", to be an error. Voxels of a labeled image that nobody annotated count as unlabeled after the
+      pre-training.
     - Both mixed images of a pair are made of the same two images, so a batch of B and another of B make 2 B. The
       authors split batches in halves; nnU-Net's batches of two, or one per GPU, are too small for that.
-    - The pre-training pastes in both directions as well, so a step always takes the same memory.
+    - The pre-training pastes in both directions as well, so a step always takes the same memory. Each direction has a
+      box of its own, or in a batch of two, each mixed image would be there twice. A batch of one is not mixed.
     - The teacher averages from the first step on and is not set anew after the pre-training, whose best network on test
       data the authors take as a start; both networks and the optimizer continue with nnU-Net's learning rate.
+    - The teacher is deployed; the authors deploy the student. Stronger.
 
     Without unlabeled images (``ramp_peak`` 0) the pre-training does not end. Passes of a step, forward F and backward
-    on B images: 2 F + 2 backward, teacher 1 F.
+    on B images: 2 F + 2 backward, teacher 1 F, with an ignore label 2 F.
     """
 
     config: ClassVar[BCPConfig] = BCPConfig()
@@ -148,6 +153,11 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
             self.masked_loss = self._build_loss()
         finally:
             self.label_manager = manager
+        if manager.has_regions:
+            # nnU-Net's cross entropy of regions is a mean over them, but a sum in its loss with an ignore label.
+            loss: Any = self.masked_loss
+            loss = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+            loss.weight_ce /= manager.num_segmentation_heads
 
     @property
     def is_pretraining(self) -> bool:
@@ -158,27 +168,36 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         """Mix, and compare labeled voxels with the truth, unlabeled ones with the teacher."""
         images = labeled["data"]
         truth, ignored = self.hard_target(full_resolution(labeled["target"]))
-        nowhere = torch.zeros_like(images[:, 0], dtype=torch.bool)
-        ignored = nowhere if ignored is None else ignored
-        box = sample_box(images.shape[2:], self.config.box, self.generator, images.device)
+        ignored = torch.zeros_like(images[:, 0], dtype=torch.bool) if ignored is None else ignored
+        box = self._sample_box(images)
         if unlabeled is None or self.is_pretraining:
-            mixed, labels = mix(images, images.roll(1, 0), box), mix(truth, truth.roll(1, 0), box)
+            boxes = box, self._sample_box(images)
+            mixed, labels = (mix(each, each.roll(1, 0), *boxes) for each in (images, truth))
             self.last_mixed = mixed, labels
-            loss = self._loss(self.network(mixed), labels, mix(ignored, ignored.roll(1, 0), box))
-            yield Losses({"supervised": loss})
+            hidden = mix(ignored, ignored.roll(1, 0), *boxes)
+            yield Losses({"supervised": self._loss(self.network(mixed), labels, hidden)})
             return
         pseudo = self._pseudo_labels(unlabeled).to(truth.dtype)
+        if self.label_manager.has_ignore_label:
+            truth = torch.where(
+                ignored if truth.ndim == ignored.ndim else ignored[:, None],
+                self._pseudo_labels(images).to(truth.dtype),
+                truth,
+            )
         mixed, labels = mix(images, unlabeled, box), mix(truth, pseudo, box)
         self.last_mixed = mixed, labels
-        is_unlabeled = mix(nowhere, ~nowhere, box)
+        is_unlabeled = mix(ignored, torch.ones_like(ignored), box)
         output = self.network(mixed)
         wrong = differing(self.pseudo_label(full_resolution(output)), labels) & is_unlabeled
         self.metrics["agreement"] = 1 - wrong.sum() / is_unlabeled.sum()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
         yield Losses(
-            {"supervised": self._loss(output, labels, is_unlabeled | mix(ignored, nowhere, box))},
+            {"supervised": self._loss(output, labels, is_unlabeled)},
             {"copy_paste": self.config.unlabeled_weight * as_error(self._loss(output, labels, ~is_unlabeled))},
         )
+
+    def _sample_box(self, images: Tensor) -> Tensor:
+        return sample_box(images.shape[2:], self.config.box, self.generator, images.device)
 
     @torch.no_grad()
     def _pseudo_labels(self, unlabeled: Tensor) -> Tensor:

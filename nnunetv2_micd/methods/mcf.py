@@ -21,7 +21,7 @@ class MCFConfig(SemiSupervisedConfig):
     """Numbers of MCF, whose ramp-up takes the whole training as here; there is no teacher.
 
     Attributes:
-        review_weight: Weight of the review loss at the end of the training.
+        review_weight: Weight of the review loss, from the first step on.
         temperature: T, by which the logits of pseudo-labels are divided to sharpen them.
     """
 
@@ -40,11 +40,11 @@ class nnUNetTrainerMCF(TwoStudents):
 
     - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder, and L_s is
       nnU-Net's loss with deep supervision.
-    - The review is ramped up with b(t) as well, so that network A without unsupervised weight is nnU-Net's; at the end
-      it has the authors' constant weight of 0.5.
+    - Without unsupervised weight (``ramp_peak`` 0) there is no review either, so that network A is nnU-Net's.
     - The better network is the one with the higher mean Dice of all foreground classes or regions of the labeled batch;
       with several processes each decides for its own part.
-    - Network A is deployed; the authors average both networks.
+    - Network A is deployed. The authors average both networks, which is stronger; ``nnUNetv2_micd benchmark
+      --mean-of-both`` tests that as well.
 
     Passes of a step, per network: labeled 1 F + 1 backward, unlabeled 1 F + 1 backward (of the better one with a
     gradient of zero, since the host does not wait to learn which one that is).
@@ -57,21 +57,23 @@ class nnUNetTrainerMCF(TwoStudents):
         """nnU-Net's loss of both networks and their review on the labeled images; consistency on the unlabeled ones."""
         images, target = labeled["data"], labeled["target"]
         output_a, output_b = self.network(images), self.students["b"](images)
-        supervised = self.supervised_losses(output_a, output_b, target)
-        if unlabeled is None:
-            yield Losses(supervised)
+        losses = self.supervised_losses(output_a, output_b, target)
+        if not self.config.ramp_peak:
+            yield Losses(losses)
             return
         regions = self.label_manager.has_regions
         logits_a, logits_b = full_resolution(output_a), full_resolution(output_b)
         truth, ignored = self.hard_target(full_resolution(target))
+        review = difference_review(logits_a, logits_b, truth, ignored, regions)
+        losses["review"] = self.config.review_weight * review
         error_a, error_b = (soft_dice_error(logits, truth, ignored, regions) for logits in (logits_a, logits_b))
-        # Divided by the peak, because b(t) multiplies it.
-        weight = self.config.review_weight / self.config.ramp_peak
-        review = weight * difference_review(logits_a, logits_b, truth, ignored, regions)
         del output_a, output_b, logits_a, logits_b
-        yield Losses(supervised, {"review": review})
+        yield Losses(losses)
+        if unlabeled is None:
+            return
         a_is_better = error_a < error_b
-        logits_a, logits_b = (self.logits(self.students[name], unlabeled) for name in "ab")
+        further = self.consistency_images(labeled, unlabeled)
+        logits_a, logits_b = (self.logits(self.students[name], further) for name in "ab")
         self.observe(self.pseudo_label(logits_a), self.pseudo_label(logits_b))
         self.metrics["a_is_better"] = a_is_better.float()
         loss = competitive_consistency(logits_a, logits_b, a_is_better, self.config.temperature, regions)

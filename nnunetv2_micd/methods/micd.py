@@ -74,7 +74,12 @@ class StudentOutput(NamedTuple):
 
 
 class nnUNetTrainerMICD(TwoStudents):
-    """MICD: two different networks learn from the labels, from each other and from their own past, on masked images.
+    """MICD, as recommended: two different networks learn from the labels, from each other and from their own past, on
+    masked images.
+
+    The printed method is :class:`~nnunetv2_micd.methods.micd_paper.nnUNetTrainerMICD_paper`. Here eq. 3 has no class
+    weights and compares masked images only, CFC has a tenth of its weight, and all three terms see the unlabeled images
+    only. Each was chosen by measurement on hippocampus volumes, see ``docs/results``.
 
     Passes of a step, forward F and backward, on a labeled and an unlabeled batch of equal size (stock nnU-Net:
     one F and one backward on a labeled batch): per network supervised 1 F + 1 backward, masked 1 F + 1 backward,
@@ -95,7 +100,7 @@ class nnUNetTrainerMICD(TwoStudents):
     @property
     def uses_labeled_images(self) -> bool:
         """Whether eq. 3, 4 and 5 see the labeled images as well."""
-        return self.config.labeled_consistency or self.label_manager.has_ignore_label
+        return self.config.labeled_consistency or super().uses_labeled_images
 
     def run_student(self, name: str, images: Tensor, masked: Tensor) -> StudentOutput:
         """Run a student on the masked images."""
@@ -143,7 +148,7 @@ class nnUNetTrainerMICD(TwoStudents):
         yield from self.learn_labels(labeled)
         if unlabeled is None:
             return
-        images = torch.cat((labeled["data"], unlabeled)) if self.uses_labeled_images else unlabeled
+        images = self.consistency_images(labeled, unlabeled)
         masked = apply_mask(images, self.sample_mask(images, self.generator))
         teachers: list[Tensor] = []
         if self.config.cmd_weight:

@@ -19,7 +19,11 @@ from nnunetv2_micd.training.step import Losses
 
 @dataclass(frozen=True)
 class MICDPaperConfig(MICDConfig):
-    """Numbers of MICD as printed. The peak of the ramp-up, ``ramp_peak``, is not known from the paper.
+    """Numbers of MICD as printed.
+
+    What the paper leaves open, and what is taken here: the peak of the ramp-up ``ramp_peak`` (1), its length (all
+    steps), whether the class weights apply to L_sup as well, as in DHC (no), and the momentum and tau of the class
+    weights (DHC's).
 
     Attributes:
         mcpc_reading: Passes that eq. 3 compares, see :func:`nnunetv2_micd.losses.mcpc`.
@@ -41,7 +45,7 @@ class MICDPaperConfig(MICDConfig):
 
 
 class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
-    """MICD as printed: eq. 3 with class weights in the printed reading, all terms of weight one, on all images.
+    """MICD, as printed: eq. 3 with class weights in the printed reading, all terms of weight one, on all images.
 
     ``MCPC = W_diff CE(p_A(x), y^_B(x^m)) + W_dist CE(p_B(x), y^_A(x^m))``: the student on the clean image learns the
     other's labels of the masked one. `nnUNetTrainerMICD` departs from it by measurement, see `MICDConfig`.
@@ -63,8 +67,9 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
     def prepare_method(self) -> None:
         """Start W_dist from the label counts of the labeled training cases."""
         if self.config.mcpc_weight and self.config.distribution_weights and self.config.ramp_peak > 0:
-            counts = count_labels(self.labeled_cases, self.label_manager)
-            self.distribution = DistributionWeights(counts, self.config.dist_floor).to(self.device)
+            counts, num_voxels = count_labels(self.labeled_cases, self.label_manager)
+            weights = DistributionWeights(counts, self.config.dist_floor, num_voxels=num_voxels)
+            self.distribution = weights.to(self.device)
 
     def learn_labels(self, labeled: dict[str, Any]) -> Iterator[Losses]:
         """Eq. 6; the hard labels of the students are kept for eq. 3."""
@@ -96,13 +101,12 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
         return clean["a"], clean["b"]
 
     def cross_consistency(self, a: StudentOutput, b: StudentOutput, pseudo_a: Tensor, pseudo_b: Tensor) -> Tensor:
-        """Eq. 3 with its class weights. W_dist is used as it stands before it sees the labels of this step."""
+        """Eq. 3 with its class weights, both updated before they are used, as in DHC."""
         weight_a = weight_b = None
         if self.config.difficulty_weights and self.labeled_dice is not None:
             weight_a = self.difficulty.update(self.labeled_dice)
         if self.config.distribution_weights:
-            weight_b = self.distribution.weights
-            self.distribution.update(pseudo_b[-self.unlabeled_batch_size :])
+            weight_b = self.distribution.update(pseudo_b[-self.unlabeled_batch_size :])
         logits_a, logits_b = (output.masked if output.clean is None else output.clean for output in (a, b))
         return mcpc(logits_a, logits_b, pseudo_a, pseudo_b, weight_a, weight_b)
 

@@ -83,7 +83,7 @@ class nnUNetTrainerMICD_noCMD(nnUNetTrainerMICD):
 
 
 class nnUNetTrainerMICD_SupervisedOnly(nnUNetTrainerMICD):
-    """Ablation of MICD: both networks and teachers, weight zero for all that is unsupervised; needs no unlabeled image.
+    """Control: MICD with weight zero for all that is unsupervised; needs no unlabeled image.
 
     Network A is trained exactly as by nnUNetTrainer (in mixed precision up to the steps that an overflow in B skips).
     """

@@ -22,14 +22,17 @@ from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 class UAMTConfig(SemiSupervisedConfig):
     """Numbers of UA-MT, whose ramp-ups, of the weight and of the threshold, take the whole training as here.
 
+    ``ramp_peak`` is twice the published 0.1, because nnU-Net's supervised loss is twice the published one, see
+    :class:`~nnunetv2_micd.methods.mean_teacher.MeanTeacherConfig`.
+
     Attributes:
         noise_std, noise_limit: Standard deviation of the Gaussian noise on the teacher's input, in units of the
             normalized intensities, and the limit at which it is cut off on both sides.
         noisy_passes: T of the paper, the teacher's passes from which its uncertainty is estimated.
-        certain_below: Share of the largest entropy below which a voxel counts at the start; it rises to 1.
+        certain_below: Share of ln 2 below which the entropy of a voxel counts as certain at the start; it rises to 1.
     """
 
-    ramp_peak: float = 0.1
+    ramp_peak: float = 0.2
     noise_std: float = 0.1
     noise_limit: float = 0.2
     noisy_passes: Annotated[int, Between(1)] = 8
@@ -41,14 +44,18 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
 
     The numbers and what the paper leaves open follow the authors' training script
     ``code/train_LA_meanteacher_certainty_unlabel.py`` (https://github.com/yulequan/UA-MT, commit 88ed29ad): the
-    teacher's target is one more noisy pass, only unlabeled images take part (in their other script all), and squared
-    differences are averaged over classes. Departures:
+    teacher's target is one more noisy pass, only unlabeled images take part (in their other script all). With more than
+    two classes it follows the ports to them in SSL4MIS and DHC: entropy is compared with ln 2 for every number of
+    classes, so a voxel between two classes is never certain before the end of the ramp-up, and squared differences are
+    halved, not averaged over classes. Departures:
 
-    - nnU-Net has no dropout, so the teacher's passes differ by the noise of their images only.
-    - Entropy is compared with its largest value, ln K for K classes; the authors have two classes, so ln 2. A region
-      is a decision of its own: its entropy is binary, and each region has its own certain voxels.
-    - nnU-Net's supervised loss instead of cross entropy and Dice.
-    - The teacher is deployed, as for every method here; the authors deploy the student.
+    - nnU-Net has no dropout, so the teacher's passes differ by the noise of their images only. Its answers are more
+      alike, and more voxels count.
+    - A region is a decision of its own: its entropy is binary, each region has its own certain voxels, and the loss is
+      the mean over all of them.
+    - nnU-Net's supervised loss instead of half of cross entropy and Dice; the weight is doubled for that.
+    - The teacher is deployed, as for every method here; the authors deploy the student. Stronger.
+    - The decay of the teacher warms up as in :class:`~nnunetv2_micd.methods.mean_teacher.nnUNetTrainerMeanTeacher`.
 
     Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F + ``noisy_passes`` F.
     """
@@ -61,10 +68,11 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
         if unlabeled is None:
             return
         regions = self.label_manager.has_regions
-        student = self.logits(self.students["a"], unlabeled)
+        images = self.consistency_images(labeled, unlabeled)
+        student = self.logits(self.students["a"], images)
         with torch.no_grad():
-            teacher = self._noisy_logits(unlabeled, self.generator)
-            certain = self._certain(unlabeled, self.generator)
+            teacher = self._noisy_logits(images, self.generator)
+            certain = self._certain(images, self.generator)
         pseudo = self.pseudo_label(teacher)
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
@@ -72,8 +80,11 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
         yield Losses(unsupervised={"consistency": certain_consistency(student, teacher, certain, regions)})
 
     def _noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        noisy = add_noise(images, self.config.noise_std, self.config.noise_limit, generator)
-        return self.logits(self.teachers["a"], noisy)
+        return self.logits(self.teachers["a"], self._add_noise(images, generator))
+
+    def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        std, limit, masked = self.config.noise_std, self.config.noise_limit, self.masked_channels
+        return self.change_intensities(images, lambda image: add_noise(image, std, limit, generator, masked))
 
     def _certain(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return where the mean of the teacher's noisy answers has little entropy, see :func:`is_certain`."""
@@ -88,7 +99,7 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, noisy image, the labels of student and teacher, and where the teacher is uncertain."""
         generator = torch.Generator().manual_seed(self.current_epoch)
-        noisy = add_noise(unlabeled, self.config.noise_std, self.config.noise_limit, generator)
+        noisy = self._add_noise(unlabeled, generator)
         student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
         teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
         return {
@@ -101,11 +112,13 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
 
 
 def is_certain(mean_probabilities: Tensor, below: float, regions: bool = False) -> Tensor:
-    """Return where the predictive entropy ``u = -sum_c mu_c ln mu_c`` is less than a share of its largest value.
+    """Return where the predictive entropy ``u = -sum_c mu_c ln mu_c`` is less than a share of ln 2.
+
+    ln 2 is the entropy of a voxel on the border of two classes, whatever the number of classes.
 
     Args:
         mean_probabilities: mu, ``(B, K, *spatial)``, the mean over the passes.
-        below: Share of ln K for classes, of ln 2 for each region.
+        below: Share of ln 2.
         regions: Whether the classes are regions, which may overlap.
 
     Returns:
@@ -114,15 +127,16 @@ def is_certain(mean_probabilities: Tensor, below: float, regions: bool = False) 
     entropy = torch.special.entr(mean_probabilities)  # -p ln p, and 0 at 0
     if regions:
         return entropy + torch.special.entr(1 - mean_probabilities) < below * math.log(2)
-    return entropy.sum(1, keepdim=True) < below * math.log(mean_probabilities.shape[1])
+    return entropy.sum(1, keepdim=True) < below * math.log(2)
 
 
 def certain_consistency(
     student_logits: Tensor, teacher_logits: Tensor, certain: Tensor, regions: bool = False
 ) -> Tensor:
-    """Mean squared difference of the probabilities of student and teacher where the teacher is certain.
+    """Squared distance of the probabilities of student and teacher, halved, where the teacher is certain.
 
-    ``sum_v I(u_v < H) ||p'_v - p_v||^2 / sum_v I(u_v < H)``, the squared distance being the mean over classes.
+    ``sum_v I(u_v < H) ||p'_v - p_v||^2 / (2 sum_v I(u_v < H))``, as in the authors' code for any number of classes. A
+    region has two probabilities, p and 1 - p, so half of its distance is ``(p'_v - p_v)^2``; the mean is over regions.
 
     Args:
         student_logits: ``(B, K, *spatial)``; receives gradient.
@@ -135,4 +149,5 @@ def certain_consistency(
     """
     with torch.no_grad():
         target = probabilities(teacher_logits, regions)
-    return masked_mean((probabilities(student_logits, regions) - target) ** 2, certain)
+    distance = (probabilities(student_logits, regions) - target) ** 2
+    return masked_mean(distance if regions else distance.sum(1, keepdim=True) / 2, certain)

@@ -130,6 +130,9 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
     :func:`confident_dice_loss`. Where this departs from the authors' medical code:
 
     - The weak view is what nnU-Net's loader gives, with its intensity augmentation; the strong ones are made from it.
+      The authors' weak view is rotated and mirrored only, so their pseudo-labels are less noisy. Weaker.
+    - Brightness and noise of the strong views are in units of normalized intensities, made for z-scores. Images scaled
+      to 0 ... 1 (nnU-Net's ``RescaleTo01`` and ``RGBTo01``) are changed by half of their whole range.
     - CutMix pastes from the next image of the batch instead of a second unlabeled batch, whose loading and forward pass
       it saves; a batch of one image is not mixed.
     - The loss is computed at full resolution, where deep supervision is used too.
@@ -150,8 +153,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
         if unlabeled is None:
             return
-        student = self.students["a"]
-        weak, dropped = self.forward_with_scaled_features(student, unlabeled, self._sample_kept_channels(unlabeled))
+        student, images = self.students["a"], self.consistency_images(labeled, unlabeled)
+        weak, dropped = self.forward_with_scaled_features(student, images, self._sample_kept_channels(images))
         labels, confident = confident_labels(weak, self.label_manager.has_regions, self.config.threshold)
         self.metrics["confident"] = confident.float().mean()
         self.metrics["foreground"] = foreground_share(labels)
@@ -159,8 +162,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         yield Losses(unsupervised={"feature_dropout": loss})
         del weak, dropped
         for name in ("strong_1", "strong_2"):
-            box = self._sample_cutmix(unlabeled, self.generator)
-            strong = self.logits(student, paste(self._strong_view(unlabeled, self.generator), box))
+            box = self._sample_cutmix(images, self.generator)
+            strong = self.logits(student, paste(self._strong_view(images, self.generator), box))
             mixed = paste(labels, box)
             loss = confident_dice_loss(strong, mixed, paste(confident, box))
             self.metrics["agreement"] = 1 - differing(self.pseudo_label(strong), mixed).float().mean()
@@ -177,12 +180,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         return sample_cutmix(len(images), images.shape[2:], self.config, generator, images.device)
 
     def _strong_view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        # The channels of a cascade's first stage are labels, not intensities.
-        further = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
-        intensities = images[:, : images.shape[1] - further]
-        masked = [channel for channel, use in enumerate(self.configuration_manager.use_mask_for_norm) if use]
-        strong = strong_view(intensities, self.config.view, generator, masked)
-        return torch.cat((strong, images[:, images.shape[1] - further :]), dim=1) if further else strong
+        view, masked = self.config.view, self.masked_channels
+        return self.change_intensities(images, lambda image: strong_view(image, view, generator, masked))
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, its strong view with the box of another, the labels there, where they are confident, the student."""

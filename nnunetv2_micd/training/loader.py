@@ -18,6 +18,7 @@ from torch import Tensor
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils import random_states
+from nnunetv2_micd.utils.files import shorten
 
 OUTSIDE = 1e-3
 """Normalized intensity below which, in all channels, a voxel lies outside the nonzero mask; hardly any lies inside."""
@@ -36,6 +37,19 @@ class UnlabeledImages:
         self.folders = {case.identifier: case.folder for case in cases}
         self.identifiers = list(self.folders)
         self.previous_stage = previous_stage
+
+    def subset(self, identifiers: Sequence[str]) -> "UnlabeledImages":
+        """Return some of the images.
+
+        Raises:
+            ValueError: One of them is missing, as it may be when a training is continued.
+        """
+        if missing := sorted(set(identifiers).difference(self.folders)):
+            raise ValueError(
+                f"This training uses {len(missing)} unlabeled images that are missing now ({shorten(missing)}); put "
+                "them back, or train anew without --c"
+            )
+        return UnlabeledImages([UnlabeledCase(name, self.folders[name]) for name in identifiers], self.previous_stage)
 
     def load_image(self, identifier: str) -> blosc2.NDArray:
         """Open an image ``(channels, *spatial)``. Slicing it reads and decompresses only the chunks of the slice."""
@@ -162,8 +176,8 @@ def loader_arguments(trainer: TrainerLike, images: UnlabeledImages, has_labels: 
 
 def build_unlabeled_loader(trainer: TrainerLike, images: UnlabeledImages) -> UnlabeledDataLoader:
     """Return a loader of patches without labels, see :func:`loader_arguments`."""
-    masked = [channel for channel, use in enumerate(trainer.configuration_manager.use_mask_for_norm) if use]
-    return UnlabeledDataLoader(**loader_arguments(trainer, images, has_labels=False), masked_channels=masked)
+    arguments = loader_arguments(trainer, images, has_labels=False)
+    return UnlabeledDataLoader(**arguments, masked_channels=trainer.masked_channels)
 
 
 def start_unlabeled_loader(

@@ -73,7 +73,8 @@ class Monitor:
         record = dict(zip(named, values, strict=True))
         self._note_finite(iteration, not record.pop("not_finite"))
         unsupervised = unsupervised_weight * sum(record[name] for name in losses.unsupervised)
-        supervised = sum(as_error(record[name]) for name in losses.supervised)
+        # Those that are nnU-Net's own hold minus a Dice.
+        supervised = sum(as_error(record[name]) if "supervised" in name else record[name] for name in losses.supervised)
         share = unsupervised / max(unsupervised + supervised, 1e-8)
         return {"loss": record["supervised"], **record, "b": unsupervised_weight, "unsupervised_share": share}
 

@@ -1,6 +1,7 @@
 """Type of the trainer for the functions beside it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ class TrainerLike(Protocol):
     """Members of the trainer that functions beside it use: its settings, its augmentation and its log.
 
     mypy does not read nnU-Net's classes and would accept any member of a trainer; it accepts only these. All are
-    nnU-Net's, except ``unlabeled_batch_size``.
+    nnU-Net's, except ``unlabeled_batch_size``, ``masked_channels`` and ``autocast``.
     """
 
     device: torch.device
@@ -33,6 +34,13 @@ class TrainerLike(Protocol):
     @property
     def unlabeled_batch_size(self) -> int:
         """Number of unlabeled patches in a step."""
+
+    @property
+    def masked_channels(self) -> list[int]:
+        """The channels that are zero outside of the nonzero mask."""
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context of mixed precision."""
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
         self,

@@ -1,6 +1,6 @@
 """Base trainer: all integration with nnU-Net. A method only adds its losses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -180,6 +180,29 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return the truth at full resolution, and which voxels are ignored, see :func:`losses.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
+    @property
+    def uses_labeled_images(self) -> bool:
+        """Whether the consistency losses see the labeled images as well: with an ignore label, by which most of them
+        may be unlabeled too.
+        """
+        return bool(self.label_manager.has_ignore_label)
+
+    def consistency_images(self, labeled: dict[str, Any], unlabeled: Tensor) -> Tensor:
+        """Return the images of the consistency losses: the unlabeled ones, after the labeled ones where those count."""
+        return torch.cat((labeled["data"], unlabeled)) if self.uses_labeled_images else unlabeled
+
+    @property
+    def masked_channels(self) -> list[int]:
+        """The channels that are zero outside of the nonzero mask, ``use_mask_for_norm`` of the plans."""
+        return [channel for channel, use in enumerate(self.configuration_manager.use_mask_for_norm) if use]
+
+    def change_intensities(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return images with changed intensities; the one-hot labels of a cascade's first stage stay as they are."""
+        if not self.is_cascaded:
+            return change(images)
+        intensities, labels = images.tensor_split([-len(self.label_manager.foreground_labels)], dim=1)
+        return torch.cat((change(intensities), labels), dim=1)
+
     # ------------------------------------------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
@@ -249,15 +272,27 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
-        allowed = get_allowed_n_proc_DA()
-        for_unlabeled = allowed // 2 if self.loads_unlabeled else 0
-        with environment(nnUNet_n_proc_DA=str(allowed - for_unlabeled)):  # nnU-Net starts its loaders with so many
-            loaders = super().get_dataloaders()
+        with environment(nnUNet_n_proc_DA=str(get_allowed_n_proc_DA() - self._unlabeled_workers)):
+            loaders = super().get_dataloaders()  # nnU-Net starts its loaders with so many
         if self.loads_unlabeled:
-            self.dataloader_unlabeled = start_unlabeled_loader(
-                self.build_unlabeled_loader(), for_unlabeled, pin_memory=self.device.type == "cuda"
-            )
+            self._start_unlabeled_loader()
         return loaders
+
+    @property
+    def _unlabeled_workers(self) -> int:
+        return get_allowed_n_proc_DA() // 2 if self.loads_unlabeled else 0
+
+    def _start_unlabeled_loader(self) -> None:
+        self.dataloader_unlabeled = start_unlabeled_loader(
+            self.build_unlabeled_loader(), self._unlabeled_workers, pin_memory=self.device.type == "cuda"
+        )
+
+    def restart_unlabeled_loader(self) -> None:
+        """Build the loader of unlabeled patches anew, after a change of its images."""
+        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
+            self.dataloader_unlabeled._finish()
+        self._start_unlabeled_loader()
+        self._watch_workers()
 
     @property
     def loads_unlabeled(self) -> bool:

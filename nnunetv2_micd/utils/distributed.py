@@ -5,10 +5,13 @@ semi-supervised method has several backward passes through several networks, so 
 the last backward pass.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
 
 
 def several_processes() -> bool:
@@ -60,6 +63,24 @@ def sum_over_processes(counts: Tensor) -> Tensor:
     if several_processes():
         distributed.all_reduce(counts)
     return counts
+
+
+def share_of_process(items: Sequence[T]) -> Sequence[T]:
+    """Return the items that this process has to do, so that all processes together do each once."""
+    return items[distributed.get_rank() :: distributed.get_world_size()] if several_processes() else items
+
+
+def gather_over_processes(results: dict[str, float]) -> dict[str, float]:
+    """Return the results of all processes together.
+
+    Args:
+        results: Results by name, with other names in each process.
+    """
+    if not several_processes():
+        return results
+    gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, results)
+    return {name: value for process in gathered for name, value in process.items()}
 
 
 def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:

@@ -28,6 +28,16 @@ def test_distribution_weights_of_the_label_counts(counts: list[int], floor: floa
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
+def test_the_largest_of_three_regions_keeps_a_weight() -> None:
+    """All voxels together, most of which are in no region, are more."""
+    weights = DistributionWeights(torch.tensor([100, 10, 1]), floor=0.0, num_voxels=1000).weights
+    torch.testing.assert_close(weights, torch.tensor([1.0, 2.0, 3.0]))
+    module = DistributionWeights(torch.tensor([1, 2, 3]), floor=0.0, momentum=0.0, num_voxels=1000)
+    masks = torch.zeros(1, 3, 1000, dtype=torch.bool)
+    masks[0, 0, :100] = masks[0, 1, :10] = masks[0, 2, :1] = True
+    torch.testing.assert_close(module.update(masks), torch.tensor([1.0, 2.0, 3.0]))
+
+
 @pytest.mark.parametrize("spatial", [(4,), (2, 2), (1, 2, 2)])
 def test_distribution_weights_average_weights_not_counts(spatial: tuple[int, ...]) -> None:
     module = DistributionWeights(torch.tensor([100, 10, 1]), floor=0.0, momentum=0.9)

@@ -138,12 +138,12 @@ def test_gradient_of_each_loss_is_where_its_voxels_are(
     [(mixed, output)] = outputs
     assert torch.equal(mixed, mix(labeled["data"], unlabeled, box))
     is_unlabeled = torch.cat((box.expand(2, *box.shape[1:]), ~box.expand(2, *box.shape[1:])))
+    if ignores:  # of the labeled image
+        is_unlabeled[:2, :, :4] = True
+        is_unlabeled[2:, :, :4] = True
     for name, voxels in (("supervised", ~is_unlabeled), ("copy_paste", is_unlabeled)):
         gradient = torch.autograd.grad(named[name], output[0], retain_graph=True)[0]
-        expected = voxels.clone()
-        if ignores and name == "supervised":
-            expected[:, :, :4] = False
-        assert torch.equal((gradient != 0).any(1, keepdim=True), expected)
+        assert torch.equal((gradient != 0).any(1, keepdim=True), voxels)
 
 
 def test_values_by_hand(dataset: TinyDataset) -> None:
@@ -205,16 +205,27 @@ def test_pretraining_mixes_labeled_images_and_ends(dataset: TinyDataset) -> None
     state = trainer.generator.get_state()
     assert set(losses(trainer, labeled, unlabeled)) == {"supervised"}
     trainer.generator.set_state(state)
-    box = sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator)
+    boxes = [sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator) for _ in range(2)]
     mixed, labels = trainer.last_mixed
-    assert torch.equal(mixed, mix(labeled["data"], labeled["data"].flip(0), box))
+    assert torch.equal(mixed, mix(labeled["data"], labeled["data"].flip(0), *boxes))
     truth = labeled["target"][0][:, 0]
-    assert torch.equal(labels, mix(truth, truth.flip(0), box))
+    assert torch.equal(labels, mix(truth, truth.flip(0), *boxes))
+    assert len({tuple(image.flatten().tolist()) for image in mixed}) == 4  # none of them twice
     trainer.iteration = 1
     assert trainer.is_pretraining
     trainer.iteration = 2  # of four
     assert set(losses(trainer, labeled, unlabeled)) == {"supervised", "copy_paste"}
     assert set(losses(trainer, labeled, None)) == {"supervised"}
+
+
+def test_loss_of_regions_is_nnunets_where_nothing_is_hidden(dataset: TinyDataset) -> None:
+    relabel(dataset, REGIONS)
+    trainer = start(dataset)
+    target = next(trainer.dataloader_train)["target"]
+    output = [torch.randn_like(each.float()) for each in target]
+    nowhere = torch.zeros_like(target[0][:, 0], dtype=torch.bool)
+    masked = trainer.masked_loss(output, trainer._at_all_resolutions(hide(target[0].bool(), nowhere, 3)))
+    torch.testing.assert_close(masked, trainer.loss(output, target))
 
 
 def test_components_are_kept_where_a_class_has_several_parts(dataset: TinyDataset) -> None:

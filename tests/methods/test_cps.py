@@ -1,5 +1,6 @@
 """Cross pseudo supervision: its loss put together by hand, its second network, and that it trains."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from helpers import BOTH, TinyDataset, make_trainer, relabel
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.training.networks import forward_with_features
 
 
@@ -98,5 +99,9 @@ def test_the_deployed_network_is_the_student(dataset: TinyDataset) -> None:
             assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
 
 
-def test_weight_is_constant(dataset: TinyDataset) -> None:
-    assert make_trainer(nnUNetTrainerCPS, dataset).unsupervised_weight == 1.5
+def test_weights_of_the_medical_port_and_of_the_authors(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerCPS, dataset)
+    assert trainer.unsupervised_weight == pytest.approx(0.2 * math.exp(-5))
+    trainer.iteration = 4
+    assert trainer.unsupervised_weight == 0.2
+    assert make_trainer(nnUNetTrainerCPS_VOC, dataset).unsupervised_weight == 1.5

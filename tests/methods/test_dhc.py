@@ -63,7 +63,9 @@ def test_distribution_starts_from_the_labels(dataset: TinyDataset) -> None:
         [trainer.labeled_cases.load_case(c)[1][:].ravel() for c in trainer.labeled_cases.identifiers]
     )
     counts = torch.tensor([(labels == k).sum() for k in range(3)])
-    assert torch.equal(count_labels(trainer.labeled_cases, trainer.label_manager), counts)
+    counted, num_voxels = count_labels(trainer.labeled_cases, trainer.label_manager)
+    assert torch.equal(counted, counts)
+    assert num_voxels is None
     torch.testing.assert_close(trainer.distribution.weights, rarity(counts.float()))
     assert trainer.distribution.weights[0] == 0  # the background
 
@@ -73,7 +75,10 @@ def test_labels_of_regions_are_counted_without_ignored_voxels(dataset: TinyDatas
     trainer = start(dataset)
     labels = [trainer.labeled_cases.load_case(case)[1][:] for case in trainer.labeled_cases.identifiers]
     expected = [sum(np.isin(one, values).sum() for one in labels) for values in ([1, 2], [2])]
-    assert count_labels(trainer.labeled_cases, trainer.label_manager).tolist() == expected
+    counts, num_voxels = count_labels(trainer.labeled_cases, trainer.label_manager)
+    assert counts.tolist() == expected
+    assert num_voxels == sum((one <= 2).sum() for one in labels)
+    assert trainer.distribution.weights.min() > 0  # the largest region counts, too
     record = trainer.train_step(next(trainer.dataloader_train))
     assert all(np.isfinite(value) for value in record.values())
 
@@ -91,6 +96,45 @@ def test_loss_of_regions_weighs_regions(dataset: TinyDataset) -> None:
 
     expected = loss_of(a, b, trainer.difficulty.weights) + loss_of(b, a, trainer.distribution.weights)
     torch.testing.assert_close(losses["cps"], expected)
+
+
+def test_supervised_loss_is_weighed_as_the_unsupervised_one(dataset: TinyDataset) -> None:
+    """The authors' loss: weighted cross entropy, the mean of weight times one minus Dice over the foreground."""
+    trainer = start(dataset)
+    labeled, unlabeled = batches(trainer)
+    losses = next(trainer.compute_losses(labeled, unlabeled)).named
+    truth = labeled["target"][0][:, 0].long()
+    onehot = F.one_hot(truth, 3).movedim(-1, 1)
+    outputs = [trainer.students[name](labeled["data"])[0] for name in "ab"]  # the coarser one has no weight in nnU-Net
+    weights = trainer.difficulty.weights, trainer.distribution.weights
+    for name, output, weight in zip(("supervised", "supervised_b"), outputs, weights, strict=True):
+        p = output.softmax(1)
+        axes = (2, 3, 4)
+        dice = (2 * (p * onehot).sum(axes) + 1e-5) / (p.sum(axes) + onehot.sum(axes) + 1e-5)
+        expected = F.cross_entropy(output, truth, weight) + (weight * (1 - dice))[:, 1:].mean() - 1
+        torch.testing.assert_close(losses[name], expected)
+
+
+def test_supervised_loss_of_regions_is_weighed(dataset: TinyDataset) -> None:
+    relabel(dataset, REGIONS)
+    trainer = start(dataset)
+    labeled, unlabeled = batches(trainer)
+    losses = next(trainer.compute_losses(labeled, unlabeled)).named
+    truth, output = labeled["target"][0].float(), trainer.students["b"](labeled["data"])[0]
+    weight, p, axes = trainer.distribution.weights, output.sigmoid(), (2, 3, 4)
+    dice = (2 * (p * truth).sum(axes) + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
+    bce = F.binary_cross_entropy_with_logits(output, truth, reduction="none").mean((0, *axes))
+    torch.testing.assert_close(losses["supervised_b"], (weight * bce).mean() + (weight * (1 - dice)).mean() - 1)
+
+
+def test_patches_of_background_alone_are_finite(dataset: TinyDataset) -> None:
+    """Whose only class has no weight for B."""
+    trainer = start(dataset)
+    labeled, unlabeled = batches(trainer)
+    for target in labeled["target"]:
+        target[:] = 0
+    assert trainer.distribution.weights[0] == 0
+    assert all(loss.isfinite() for loss in next(trainer.compute_losses(labeled, unlabeled)).named.values())
 
 
 def test_gradients_are_those_of_the_whole_loss(dataset: TinyDataset) -> None:

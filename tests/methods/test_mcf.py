@@ -1,6 +1,7 @@
 """Mutual correction framework: its two losses and the competition by hand, and that it trains."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,7 @@ def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyD
     a_is_better = soft_dice_error(on_labels[0], truth) < soft_dice_error(on_labels[1], truth)
     assert trainer.metrics["a_is_better"] == a_is_better
     torch.testing.assert_close(losses["consistency"], competitive_consistency(*on_others, a_is_better, 0.1))
-    # at the peak of b, 0.1, the authors' weight of 0.5
-    torch.testing.assert_close(0.1 * losses["review"], 0.5 * difference_review(*on_labels, truth))
+    torch.testing.assert_close(losses["review"], 0.5 * difference_review(*on_labels, truth))
     for loss in (losses["review"], losses["consistency"]):
         trainer.optimizer.zero_grad()
         loss.backward()
@@ -128,6 +128,18 @@ def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyD
         assert learns[1 if a_is_better else 0].any()
         assert (loss is losses["review"]) == learns[0 if a_is_better else 1].any()
     assert all(p.grad is None for teacher in trainer.teachers.values() for p in teacher.parameters())
+
+
+def test_review_has_its_constant_weight_in_all_steps(dataset: TinyDataset) -> None:
+    """Also where the others are left out, and not at all without unsupervised weight."""
+    trainer = start(dataset)
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)["data"]
+    groups = list(trainer.compute_losses(labeled, unlabeled))
+    assert "review" in groups[0].supervised
+    assert list(groups[1].unsupervised) == ["consistency"]
+    assert [set(group.supervised) for group in trainer.compute_losses(labeled, None)] == [set(groups[0].supervised)]
+    trainer.config = replace(trainer.config, ramp_peak=0.0)
+    assert [set(group.named) for group in trainer.compute_losses(labeled, None)] == [{"supervised", "supervised_b"}]
 
 
 def test_regions_and_ignored_voxels(dataset: TinyDataset) -> None:

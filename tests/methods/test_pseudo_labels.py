@@ -74,9 +74,9 @@ def read_label(trainer: Any, case: str) -> np.ndarray:
     return UnlabeledImages([pseudo_label_files.UnlabeledCase(case, str(folder_of(trainer)))]).load_image(case)[:]
 
 
-def predict(trainer: Any, case: str, weights: Any, mirrored: bool) -> np.ndarray:
+def predict(trainer: Any, case: str, weights: Any) -> np.ndarray:
     """Segment a preprocessed image with nnU-Net's own predictor, from its folder."""
-    predictor = nnUNetPredictor(use_mirroring=mirrored, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     network = trainer.build_network_architecture(
         trainer.plans_manager,
         trainer.configuration_manager,
@@ -154,8 +154,8 @@ def test_phases_are_trainings_of_their_own(dataset: TinyDataset) -> None:
     trainer.run_training()
     assert [phase for phase, *_ in trainer.seen] == [0, 0, 0, 1, 1]
     assert trainer.iteration == 10
-    full_decay = [1e-3 * (1 - step / 3) ** 0.9 for step in range(3)]
-    assert trainer.logger.get_value("lrs", step=None) == pytest.approx([*full_decay, *full_decay[:2]])
+    first, second = ([1e-3 * (1 - step / length) ** 0.9 for step in range(length)] for length in (3, 2))
+    assert trainer.logger.get_value("lrs", step=None) == pytest.approx([*first, *second])
     optimizers = [optimizer for _, optimizer, *_ in trainer.seen]
     assert optimizers[0] is optimizers[2] is not optimizers[3] is optimizers[4] is trainer.optimizer
     assert isinstance(optimizers[3], torch.optim.AdamW)
@@ -184,6 +184,27 @@ def test_given_weights_are_those_of_all_phases(dataset: TinyDataset) -> None:
         assert all(torch.equal(tensor, given[name]) for name, tensor in network.state_dict().items())
 
 
+def test_full_length_trains_each_phase_in_full(dataset: TinyDataset) -> None:
+    trainer = prepare(dataset, epochs=2, full_length=True)
+    trainer.run_training()
+    assert ["pseudo_label" in row for row in trainer.monitor.history] == [False, False, True, True]
+    rates = trainer.logger.get_value("lrs", step=None)
+    assert rates == pytest.approx([0.01, 0.01 * 0.5**0.9] * 2)
+
+
+def test_more_epochs_lengthen_the_phase_and_its_schedule(dataset: TinyDataset) -> None:
+    """A training of 2 epochs, continued to 6: its second phase, from epoch 1 on, has 5 of them."""
+    trainer = prepare(dataset, epochs=2)
+    trainer.run_training()
+    longer = prepare(dataset, epochs=6)
+    longer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    longer.run_training()
+    decay = [0.01 * (1 - step / 5) ** 0.9 for step in range(1, 5)]
+    assert longer.logger.get_value("lrs", step=None) == pytest.approx([0.01, 0.01, *decay])
+    assert longer.phase == 1
+    assert all(np.isfinite(value) for row in longer.monitor.history for value in row.values())
+
+
 @pytest.mark.slow
 def test_two_rounds(dataset: TinyDataset) -> None:
     trainer = prepare(dataset, epochs=3, rounds=2, stable_share=0.5)
@@ -205,7 +226,7 @@ def test_two_rounds(dataset: TinyDataset) -> None:
 
 
 def test_too_few_epochs(dataset: TinyDataset) -> None:
-    for epochs, rounds in ((1, 1), (2, 2), (4, 2)):
+    for epochs, rounds in ((1, 1), (2, 2)):
         with pytest.raises(ValueError, match=f"{epochs} epochs cannot be divided into {rounds + 1} trainings"):
             prepare(dataset, epochs, rounds=rounds).initialize()
 
@@ -242,9 +263,10 @@ def test_labels_are_those_of_the_last_network(description: dict[str, Any] | None
     for case in ("image_0", "image_3"):
         label = read_label(trainer, case)
         assert label.shape == (1, *trainer.unlabeled_images.load_image(case).shape[1:])
-        assert np.array_equal(label[0], predict(trainer, case, networks[-1], mirrored=True))
-        first, second, last = (predict(trainer, case, weights, mirrored=False) for weights in networks)
-        assert stability[case] == pytest.approx((mean_iou(first, last) + mean_iou(second, last)) / 2, abs=1e-6)
+        # nnU-Net's sums of windows are in half precision, by which a voxel between two classes may differ.
+        assert (label[0] != predict(trainer, case, networks[-1])).mean() < 0.02
+        first, second, last = (predict(trainer, case, weights) for weights in networks)
+        assert stability[case] == pytest.approx((mean_iou(first, last) + mean_iou(second, last)) / 2, abs=0.02)
         places = pickle.loads((folder_of(trainer) / f"{case}.pkl").read_bytes())["class_locations"]
         regions = {1: (1,), 2: (2,)} if description is None else {(1, 2): (1, 2), 2: (2,)}
         if description is BOTH:
@@ -256,25 +278,29 @@ def test_labels_are_those_of_the_last_network(description: dict[str, Any] | None
 
 
 def test_unstable_labels_and_empty_ones_are_not_used(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def halves(image: torch.Tensor, *of_halves: int) -> np.ndarray:
-        label = np.zeros(image.shape[1:], np.int16)
-        label[:, : label.shape[1] // 2], label[:, label.shape[1] // 2 :] = of_halves
-        return label
-
-    # of each image: what two checkpoints, the last network and the last network over mirrored images see
+    # what both halves of each image are for two checkpoints and the last network
     seen = iter(
         [
-            *((0, 0), (1, 1), (1, 1), (1, 1)),  # image_0: one checkpoint agrees
-            *((1, 1), (1, 1), (1, 1), (0, 0)),  # image_1: no foreground in the pseudo-label
-            *((0, 0), (0, 0), (1, 0), (1, 0)),  # image_2: no checkpoint agrees
-            *((1, 0), (1, 1), (1, 0), (1, 2)),  # image_3: one agrees, one by half
+            {"image_0": (0, 0), "image_1": (1, 1), "image_2": (0, 0), "image_3": (1, 0)},
+            {"image_0": (1, 1), "image_1": (1, 1), "image_2": (0, 0), "image_3": (1, 2)},
+            {"image_0": (1, 1), "image_1": (0, 0), "image_2": (1, 0), "image_3": (1, 2)},
         ]
     )
-    monkeypatch.setattr(pseudo_labeling, "_segment", lambda _, __, image: halves(image, *next(seen)))
+
+    def segment(_: Any, __: Any, images: UnlabeledImages, cases: list[str]) -> dict[str, np.ndarray]:
+        labels, halves = {}, next(seen)
+        for case in cases:
+            label = np.zeros(images.load_image(case).shape[1:], np.int16)
+            label[:, : label.shape[1] // 2], label[:, label.shape[1] // 2 :] = halves[case]
+            labels[case] = label
+        return labels
+
+    monkeypatch.setattr(pseudo_labeling, "_segment", segment)
     trainer = in_the_second_phase(prepare(dataset, stable_share=0.8))
     table = (folder_of(trainer) / "stability.csv").read_text().splitlines()
-    assert [table[0], table[2]] == ["case,stability,used", "image_0,0.500000,True"]
-    assert table[1].startswith("image_3,0.7")
+    # image_0: one checkpoint agrees; image_3: one agrees, one in one of two classes; the others have no foreground
+    # in the label, or in no checkpoint
+    assert table[:3] == ["case,stability,used", "image_3,0.750000,True", "image_0,0.500000,True"]
     assert table[3:] == ["image_1,0.000000,False", "image_2,0.000000,False"]
     assert trainer.used == ["image_0", "image_3"]
     assert {key for _ in range(10) for key in next(trainer.dataloader_unlabeled)["keys"]} == {"image_0", "image_3"}
@@ -282,7 +308,10 @@ def test_unstable_labels_and_empty_ones_are_not_used(dataset: TinyDataset, monke
 
 
 def test_no_label_can_be_used(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pseudo_labeling, "_segment", lambda _, __, image: np.zeros(image.shape[1:], np.int16))
+    def segment(_: Any, __: Any, images: UnlabeledImages, cases: list[str]) -> dict[str, np.ndarray]:
+        return {case: np.zeros(images.load_image(case).shape[1:], np.int16) for case in cases}
+
+    monkeypatch.setattr(pseudo_labeling, "_segment", segment)
     trainer = prepare(dataset)
     trainer.run_training()
     assert trainer.phase == 1
@@ -439,7 +468,7 @@ def test_labels_of_another_training_are_written_anew(dataset: TinyDataset) -> No
         trainer.teachers["a"].decoder.seg_layers[-1].bias[1] += 0.5
     weights = copy_weights(trainer.teachers["a"])
     trainer.on_epoch_start()
-    assert np.array_equal(read_label(trainer, "image_0")[0], predict(trainer, "image_0", weights, mirrored=True))
+    assert (read_label(trainer, "image_0")[0] != predict(trainer, "image_0", weights)).mean() < 0.02
 
 
 def test_missing_labels_are_named_when_a_training_is_continued(dataset: TinyDataset) -> None:

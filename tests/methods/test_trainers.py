@@ -87,6 +87,7 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
         for name, teacher in trainer.teachers.items():
             assert all(map(torch.equal, teacher.parameters(), trainer.students[name].parameters()))
     assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
+    assert all(0 <= row["unsupervised_share"] <= 1 for row in trainer.monitor.history)
     if draws:
         assert (output / "semi_supervised.csv").read_text().count("\n") == 3
         assert (output / "semi_supervised.png").stat().st_size > 0

@@ -17,6 +17,7 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -49,6 +50,7 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerBCP: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerCPS: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
+    nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerPseudoLabels: {("student a", True): 2},
@@ -108,8 +110,8 @@ def test_passes_of_a_step_are_counted(
         counted[f"{'teacher' if kind.teacher else 'student'} {kind.network}", kind.gradient] += batches
         supervised += batches if kind.all_outputs else 0
     assert counted == expected
-    with_deep_supervision = {nnUNetTrainerBCP: 2, nnUNetTrainerPseudoLabels: 2}.get(method, len(trainer.students))
-    assert supervised == with_deep_supervision
+    with_deep_supervision = {nnUNetTrainerBCP: 2, nnUNetTrainerFilterMatch: 3, nnUNetTrainerPseudoLabels: 2}
+    assert supervised == with_deep_supervision.get(method, len(trainer.students))
     assert trainer.iteration == 4
 
 

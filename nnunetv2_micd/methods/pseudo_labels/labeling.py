@@ -6,18 +6,19 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from nnunetv2_micd.methods.pseudo_labels.files import fingerprint, read_record, write_pseudo_label
 from nnunetv2_micd.training.loader import OUTSIDE, UnlabeledImages
-from nnunetv2_micd.training.predictors import predictor_of
+from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.protocols import TrainerLike
-from nnunetv2_micd.utils.distributed import several_processes
+from nnunetv2_micd.utils.distributed import several_processes, share_of_process
 
 Weights = Mapping[str, Tensor]
+
+IMAGES_AT_A_TIME = 8
+"""Images whose labels are held in memory until all checkpoints have segmented them."""
 
 
 def copy_weights(network: nn.Module) -> Weights:
@@ -69,59 +70,55 @@ def label_images(
         folder: Folder of the pseudo-labels.
 
     Returns:
-        The stability of each image's label: the mean over the earlier networks of `mean_iou` with the last one, of
-        predictions that are not averaged over mirrored images; 0 where the label is nothing but background.
+        The stability of each image's label: the mean over the earlier networks of `mean_iou` with the last one; 0 where
+        the label is nothing but background.
     """
     os.makedirs(folder, exist_ok=True)
     paths = {case: os.path.join(folder, case) for case in images.identifiers}
     weights = [*earlier, copy_weights(network)]
     name = fingerprint(weights[-1])
-    predictor = predictor_of(trainer, network)
-    rank, number = (distributed.get_rank(), distributed.get_world_size()) if several_processes() else (0, 1)
-    for case in tqdm(list(paths)[rank::number], desc="pseudo-labels", disable=rank > 0):
-        if read_record(paths[case]).get("network") != name:
-            label, stability = _label_image(trainer, predictor, network, weights, images, case)
-            write_pseudo_label(trainer, label, {"network": name, "stability": stability}, paths[case])
-    if number > 1:
+    own = share_of_process(images.identifiers)
+    is_quiet = several_processes() and distributed.get_rank() > 0
+    missing = [case for case in own if read_record(paths[case]).get("network") != name]
+    with tqdm(desc="pseudo-labels", total=len(own), initial=len(own) - len(missing), disable=is_quiet) as bar:
+        for first in range(0, len(missing), IMAGES_AT_A_TIME):
+            group = missing[first : first + IMAGES_AT_A_TIME]
+            for case, (label, stability) in _label_group(trainer, network, weights, images, group).items():
+                write_pseudo_label(trainer, label, {"network": name, "stability": stability}, paths[case])
+                bar.update()
+    if several_processes():
         distributed.barrier()
     return {case: read_record(path)["stability"] for case, path in paths.items()}
 
 
-def _label_image(
-    trainer: TrainerLike,
-    predictor: nnUNetPredictor,
-    network: nn.Module,
-    weights: Sequence[Weights],
-    images: UnlabeledImages,
-    case: str,
-) -> tuple[np.ndarray, float]:
-    image = images.load_image(case)[:]
-    seen = images.load_previous_stage(case)
-    channels = [image]
-    if seen is not None:
-        channels.append(convert_labelmap_to_one_hot(seen[:], trainer.label_manager.foreground_labels, image.dtype))
-    together = torch.from_numpy(np.concatenate(channels))
-    predictor.use_mirroring = False
-    predictions = []
+def _label_group(
+    trainer: TrainerLike, network: nn.Module, weights: Sequence[Weights], images: UnlabeledImages, cases: Sequence[str]
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Return label and stability of some images; ends with the last of the weights in the network."""
+    predictions: list[dict[str, np.ndarray]] = []
     for each in weights:
         network.load_state_dict(each)
-        predictions.append(_segment(trainer, predictor, together))
+        predictions.append(_segment(trainer, network, images, cases))
     *earlier, last = predictions
-    stability = fmean(mean_iou(each, last) for each in earlier)
-    predictor.use_mirroring = True
-    label = _segment(trainer, predictor, together)
-    masked = np.flatnonzero(trainer.configuration_manager.use_mask_for_norm)
-    if len(masked):  # marked as in nnU-Net's own labels, for its augmentation
-        outside = (np.abs(image[masked]) < OUTSIDE).all(0)
-        label[outside & (label == 0)] = -1
-    return label, stability if (label > 0).any() else 0.0
+    labeled = {}
+    for case, label in last.items():
+        # There is no earlier network if a training is continued with so few epochs that its phase ends at once.
+        agreement = [mean_iou(each[case], label) for each in earlier] or [1.0]
+        stability = fmean(agreement) if (label > 0).any() else 0.0
+        if trainer.masked_channels:  # marked as in nnU-Net's own labels, for its augmentation
+            image = images.load_image(case)[:]
+            label[(np.abs(image[trainer.masked_channels]) < OUTSIDE).all(0) & (label == 0)] = -1
+        labeled[case] = label, stability
+    return labeled
 
 
-def _segment(trainer: TrainerLike, predictor: nnUNetPredictor, image: Tensor) -> np.ndarray:
-    """Return the labels ``(*spatial)``, int16, of a preprocessed image ``(channels, *spatial)``."""
-    logits = predictor.predict_sliding_window_return_logits(image)
-    if trainer.label_manager.has_regions:
-        labels = trainer.label_manager.convert_logits_to_segmentation(logits)
-    else:
-        labels = logits.argmax(0)  # as nnU-Net has it, but where the logits are
-    return labels.to(torch.int16).cpu().numpy()
+def _segment(
+    trainer: TrainerLike, network: nn.Module, images: UnlabeledImages, cases: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the labels ``(*spatial)``, int16, of preprocessed images."""
+    batch_size = trainer.configuration_manager.batch_size
+    regions, manager = trainer.label_manager.has_regions, trainer.label_manager
+    return {
+        case: (manager.convert_logits_to_segmentation(logits) if regions else logits.argmax(0)).to(torch.int16).numpy()
+        for case, logits in predict_in_batches(trainer, network, images, cases, batch_size)
+    }

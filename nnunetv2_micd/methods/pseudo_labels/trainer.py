@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
+from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
@@ -26,67 +27,75 @@ class PseudoLabelsConfig(SemiSupervisedConfig):
     as labels from the first step on that has any.
 
     Attributes:
-        rounds: Number of trainings with pseudo-labels. The epochs are divided equally among these trainings and the one
-            on labels before them. ST++ has two.
+        rounds: Number of trainings with pseudo-labels, after the one on labels. ST++ has two.
+        full_length: Whether each of these trainings has all the epochs, as in ST++; otherwise the epochs are divided
+            equally among them.
         stable_share: Share of the unlabeled images, those with the most stable labels, that the first round uses;
             further rounds use all.
         checkpoints: Number of checkpoints of a training that label each image, at equal distances, the last at its end;
             two or more, as stability compares them.
+        view: Strength of the strong view of pseudo-labeled images.
     """
 
     ema_decay: float = 0.0
     ramp_length: float = 0.0
     rounds: Annotated[int, Between(1)] = 1
+    full_length: bool = False
     stable_share: Annotated[float, Between(0, 1, exclude="low")] = 0.5
     checkpoints: Annotated[int, Between(2)] = 3
+    view: StrongView = field(default_factory=StrongView)
 
 
-class EachPhaseAnew:
-    """A learning-rate schedule that starts again with each phase.
+class StartsWithPhase:
+    """A learning-rate schedule that starts with a phase.
 
     Args:
-        schedule: Learning-rate schedule of nnU-Net, or of your own trainer, over the epochs of one phase.
-        length: Epochs of a phase.
+        schedule: Learning-rate schedule of nnU-Net, or of your own trainer, over the epochs of this phase.
+        start: Epoch in which the phase began.
     """
 
-    def __init__(self, schedule: Any, length: int):
+    def __init__(self, schedule: Any, start: int):
         self.schedule = schedule
-        self.length = length
+        self.start = start
 
     def step(self, epoch: int) -> None:
         """Set the learning rate for an epoch of the whole training."""
-        self.schedule.step(epoch % self.length)
+        self.schedule.step(epoch - self.start)
 
 
 class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     """Offline pseudo-labels: a network trained on the labels labels the other images, and a new one learns from both.
 
     A training has two phases of equal length. After the first, on labeled images only, the network segments the
-    unlabeled images as nnU-Net predicts. Checkpoints after one and two thirds of the phase segment them as well, and
-    the stability of a pseudo-label is the mean over both of their mean IoU with the last one. The second phase starts
-    from the initial weights, with a new optimizer and the whole learning-rate schedule, and learns from labels and from
-    the more stable half of the pseudo-labels: ``L_s(labeled) + b L_s(pseudo-labeled)``, both nnU-Net's loss with deep
-    supervision, on batches of the same size; b is 1. As in the authors' code, predictions are averaged over mirrored
-    images for the pseudo-label, not for its stability. All of this is in ``pseudo_labels`` in the results folder.
+    unlabeled images. Checkpoints after one and two thirds of the phase segment them as well, and the stability of a
+    pseudo-label is the mean over both of their mean IoU with the last one. The second phase starts from the initial
+    weights, with a new optimizer and the whole learning-rate schedule, and learns from labels and, in strong views of
+    the images, from the more stable half of the pseudo-labels: ``L_s(labeled) + b L_s(pseudo-labeled)``, both nnU-Net's
+    loss with deep supervision, on batches of the same size; b is 1. All of this is in ``pseudo_labels`` in the results
+    folder.
 
     Where this departs from the paper:
 
-    - A training has as many steps as with any other method, so a phase has half of them; the authors train each phase
-      in full.
+    - A training has as many steps as with any other method, so a phase has half of them. Weaker.
+      :class:`nnUNetTrainerPseudoLabels_fullLength` trains each phase in full, as the authors do.
     - One retraining. In ST++ a second follows, for which the network of the first labels the less stable half; with
       ``rounds=2`` it labels all images anew here, and all are used. The winners of FLARE22
       (https://doi.org/10.1007/978-3-031-23911-3_16) made their pseudo-labels anew several times as well.
     - The last network of a phase makes the pseudo-labels, not the one that was best on validation images.
-    - The augmentation is nnU-Net's, the same on both; the authors' stronger one on pseudo-labeled images is for photos.
+    - The strong view, after nnU-Net's augmentation, is that of UniMatch for medical images, by the same authors. It has
+      no CutOut, which hides the label as well.
+    - Pseudo-labels are predicted without mirroring, which takes an eighth of the time. The authors average over
+      mirrored images, which is slightly stronger.
     - Initial weights are the same in all phases, so that they may be given (``-pretrained_weights``).
     - The IoU leaves the background out. Images with nothing but background in their pseudo-label are not used (their
       stability counts as 0): an empty prediction proves nothing, and a network that sees nothing would be most stable.
 
-    With regions a pseudo-label is what nnU-Net exports: each voxel has one label, and by it belongs to regions. If no
+    With regions a pseudo-label is what nnU-Net exports: each voxel has one label, and by it belongs to regions. With an
+    ignore label, unannotated voxels of labeled images have no loss: they get no pseudo-label. If no
     pseudo-label can be used the training goes on with labels alone. ``checkpoint_best.pth`` may be of an earlier phase.
 
-    Passes of a step: first phase 1 F + 1 backward; second the same twice. Labeling an image takes as long as four
-    predictions, of which three are not mirrored.
+    Passes of a step: first phase 1 F + 1 backward; second the same twice. Labeling an image takes as long as three
+    predictions without mirroring.
     """
 
     config: ClassVar[PseudoLabelsConfig] = PseudoLabelsConfig()
@@ -104,8 +113,8 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     @property
     def phase_length(self) -> int:
-        """Epochs of a phase; the last may be shorter by some."""
-        return -(-self.num_epochs // self.phases)
+        """Epochs of the current phase: an equal part, rounded up, of those that are left when it begins."""
+        return max(1, -(-(self.num_epochs - self.phase_start) // (self.phases - self.phase)))
 
     def initialize(self) -> None:
         """Build nnU-Net's parts, with a learning-rate schedule of one phase.
@@ -113,12 +122,15 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         Raises:
             ValueError: there are too few epochs.
         """
-        if self.phase_length * (self.phases - 1) >= self.num_epochs:
+        if self.config.full_length:
+            self.num_epochs *= self.phases
+        if self.num_epochs < self.phases:
             raise ValueError(
                 f"{self.num_epochs} epochs cannot be divided into {self.phases} trainings; train for more epochs."
             )
         super().initialize()
         self.phase = 0
+        self.phase_start = 0  # its first epoch
         self.initial_weights: Weights = {}
         self.earlier: list[Weights] = []  # checkpoints of this phase
         self.used: list[str] = []  # images whose pseudo-labels this phase learns from
@@ -133,7 +145,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
             self.optimizer, schedule = self.configure_optimizers()
         finally:
             self.num_epochs = whole
-        self.lr_scheduler = EachPhaseAnew(schedule, self.phase_length)
+        self.lr_scheduler = StartsWithPhase(schedule, self.phase_start)
 
     def prepare_method(self) -> None:
         """Keep the initial weights for the next phases."""
@@ -143,7 +155,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     def on_epoch_start(self) -> None:
         """Start the next phase when it is time, in a training that is continued as well."""
         super().on_epoch_start()  # first, so that labeling is part of the time of the epoch
-        if self.current_epoch // self.phase_length > self.phase:
+        if self.current_epoch - self.phase_start >= self.phase_length:
             self._start_next_phase()
 
     def _start_next_phase(self) -> None:
@@ -160,6 +172,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
             stability = label_images(self, self.network, self.earlier, self.unlabeled_images, self.pseudo_label_folder)
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.phase += 1
+        self.phase_start = self.current_epoch
         self.used = most_stable(stability, self.config.stable_share if self.phase == 1 else 1.0)
         self._report(stability)
         for network in (self.students["a"], self.teachers["a"]):
@@ -181,12 +194,15 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     def method_state(self) -> dict[str, Any]:
         """Return the phase, the images it uses, and the weights that are still needed."""
-        return {name: getattr(self, name) for name in ("phase", "used", "initial_weights", "earlier")}
+        return {name: getattr(self, name) for name in ("phase", "phase_start", "used", "initial_weights", "earlier")}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Take back what `method_state` returned."""
         for name, value in state.items():
             setattr(self, name, value)
+        optimizer = self.optimizer.state_dict()  # of the checkpoint
+        self._start_schedule()
+        self.optimizer.load_state_dict(optimizer)
 
     @property
     def pseudo_label_folder(self) -> str:
@@ -219,10 +235,13 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         return build_pseudo_labeled_loader(self, images)
 
     def next_unlabeled(self) -> Tensor:
-        """Return the next pseudo-labeled patches, and keep their targets for the loss."""
+        """Return a strong view of the next pseudo-labeled patches, and keep their targets for the loss."""
         batch = next(self.dataloader_unlabeled)
         self.pseudo_target = self._to_device(batch["target"])
-        return self._to_device(batch["data"])
+        view, masked = self.config.view, self.masked_channels
+        return self.change_intensities(
+            self._to_device(batch["data"]), lambda image: strong_view(image, view, self.generator, masked)
+        )
 
     @property
     def unsupervised_weight(self) -> float:
@@ -232,10 +251,10 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     def train_step(self, batch: dict) -> dict:
         """Take a step, and keep the weights when it is time for a checkpoint."""
         record = super().train_step(batch)
-        steps = self.phase_length * self.num_iterations_per_epoch
+        start, steps = (epochs * self.num_iterations_per_epoch for epochs in (self.phase_start, self.phase_length))
         number = self.config.checkpoints
-        due = {max(1, steps * part // number) for part in range(1, number)}
-        if self.phase < self.phases - 1 and self.iteration - self.phase * steps in due:
+        due = {start + max(1, steps * part // number) for part in range(1, number)}
+        if self.phase < self.phases - 1 and self.iteration in due:
             self.earlier.append(copy_weights(self.teachers["a"]))
         return record
 
@@ -260,3 +279,9 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
             "network": label_map(network),
             "they differ": differing(network, pseudo),
         }
+
+
+class nnUNetTrainerPseudoLabels_fullLength(nnUNetTrainerPseudoLabels):
+    """Offline pseudo-labels with each training in full length, as ST++ trains: twice the epochs of other methods."""
+
+    config = replace(nnUNetTrainerPseudoLabels.config, full_length=True)

@@ -1,0 +1,40 @@
+"""Controls: what the methods do beside learning from unlabeled images, without any of these.
+
+If a control gains as much as a method, the unlabeled images are not the reason. A third control is
+:class:`~nnunetv2_micd.methods.micd_variants.nnUNetTrainerMICD_SupervisedOnly`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+
+
+class nnUNetTrainerEMA(SemiSupervisedTrainer):
+    """Control: nnU-Net, which predicts with the moving average of its weights; needs no unlabeled image.
+
+    The moving average is the one of MICD, BCP and Mean Teacher.
+
+    Passes of a step: 1 F + 1 backward.
+    """
+
+    config = SemiSupervisedConfig(ramp_peak=0.0)
+
+    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
+        """nnU-Net's loss on the labeled images."""
+        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
+
+
+class nnUNetTrainerBCP_LabeledOnly(nnUNetTrainerBCP):
+    """Control: BCP whose pre-training, labeled images mixed with each other, never ends; needs no unlabeled image.
+
+    Passes of a step: 2 F + 2 backward.
+    """
+
+    config = replace(nnUNetTrainerBCP.config, ramp_peak=0.0)
