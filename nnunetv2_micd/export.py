@@ -72,6 +72,17 @@ def export_model(
     return target
 
 
+def has_second_network(checkpoint_file: Path) -> bool:
+    """Return True if a checkpoint holds a second network, which is exported as ``"b"``."""
+    # Mapped, not read: of the weights only the names are needed.
+    return "b" in _teachers(torch.load(checkpoint_file, map_location="cpu", weights_only=False, mmap=True))
+
+
+def _teachers(checkpoint: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the weights of the teachers by name; none if a trainer of nnU-Net wrote the checkpoint."""
+    return checkpoint.get(KEY, {}).get("teachers", {})
+
+
 def _find_stock_trainer(name: str) -> Any:
     package = Path(nnunetv2.__path__[0])
     folder = package / "training" / "nnUNetTrainer"
@@ -110,7 +121,7 @@ def _export_json_files(model: ModelFolder, folder: Path, network: str, checkpoin
 def _are_twins(checkpoint_file: Path) -> bool:
     """Return True if the second network has the architecture of the plans, as the first."""
     checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=False)
-    weights = checkpoint.get(KEY, {}).get("teachers", {}).get("b", {})
+    weights = _teachers(checkpoint).get("b", {})
     return weights.keys() == checkpoint["network_weights"].keys()
 
 
@@ -154,7 +165,7 @@ def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer
 def _select_weights(checkpoint: dict[str, Any], network: str, checkpoint_file: Path) -> dict[str, torch.Tensor]:
     if network == "a":
         return checkpoint["network_weights"]
-    teachers = checkpoint.get(KEY, {}).get("teachers", {})
+    teachers = _teachers(checkpoint)
     if network not in teachers:
         raise ValueError(
             f"{checkpoint['trainer_name']}, which wrote {checkpoint_file}, has no second network; export its only one: "

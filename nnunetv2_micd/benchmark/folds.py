@@ -3,10 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from nnunetv2_micd.benchmark.records import ALL_LABELS
-from nnunetv2_micd.data.budgets import add_budget_splits, list_cases, make_entry
+from nnunetv2_micd.benchmark.records import ALL_LABELS, Run
+from nnunetv2_micd.data.budgets import list_cases, make_entry
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.splits import Entry, default_splits, write_splits
+from nnunetv2_micd.data.folders import preprocessed_folder
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, write_splits
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -34,6 +35,37 @@ def budget_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
     # All training cases of any other budget, so that the validation cases are the same.
     entry = make_entry(cases, "1", seed, val_fraction)
     return {"train": sorted(entry["train"] + entry["unlabeled"]), "val": entry["val"], "unlabeled": []}
+
+
+def tuning_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int, val_fraction: float) -> Entry:
+    """Divide the cases outside the reported validation cases again, with as many labeled ones as are reported.
+
+    Args:
+        dataset: The dataset.
+        cases: All preprocessed labeled cases, sorted.
+        budget: See `budget_entry`; ``"all"`` cannot be tuned.
+        seed: Seed that draws the labeled cases, also for a fold.
+        val_fraction: Share of the cases for validation, of those that are left for the tuning as well.
+
+    Raises:
+        ValueError: The budget is wrong, or too few cases are left.
+
+    Examples:
+        >>> tuning_entry(dataset, cases, "2", seed=0, val_fraction=0.2)  # doctest: +SKIP
+        {'train': ['case_1', 'case_3'], 'val': ['case_2'], 'unlabeled': ['case_4']}
+    """
+    if budget == ALL_LABELS:
+        raise ValueError(f"-n {ALL_LABELS} leaves no unlabeled images, so there is no weight to tune; leave it out")
+    reported = budget_entry(dataset, cases, budget, seed, val_fraction)
+    rest = sorted({*reported["train"], *reported["unlabeled"]} - {*reported["val"]})
+    num_labeled = len(reported["train"])
+    try:
+        return make_entry(rest, str(num_labeled), seed, val_fraction)
+    except ValueError:
+        raise ValueError(
+            f"-n {budget} labels {num_labeled} of the {len(rest)} cases outside the reported validation cases, which "
+            "leaves too few for the validation of a tuning; label fewer"
+        ) from None
 
 
 def _published_entry(dataset: Dataset, cases: Sequence[str], fold: int) -> Entry:
@@ -97,14 +129,24 @@ def check_different(entries: Mapping[tuple[str, int], Entry]) -> None:
             )
 
 
-def add_fold(dataset: Dataset, val_fraction: float, budget: str, seed: int, entry: Entry) -> int:
+def add_fold(dataset: Dataset, budget: str, seed: int, entry: Entry) -> int:
     """Add an entry to ``splits_final.json`` unless it is there already; return its number."""
-    if is_drawn(budget):
-        return add_budget_splits(dataset.name, budget, [seed], val_fraction)[0][0]
     splits = _load_splits(dataset, list_cases(dataset.name))
     # nnU-Net has one folder for a fold. Seeds that label the same cases get separate ones by an entry for each.
-    fold = {**entry, "seed": seed}
+    fold = entry if is_drawn(budget) else {**entry, "seed": seed}
     if fold not in splits:
         splits.append(fold)  # type: ignore[arg-type]
         write_splits(splits, dataset.splits_file)
     return splits.index(fold)  # type: ignore[arg-type]
+
+
+def read_entry(run: Run) -> Entry:
+    """Return the cases of a run's fold.
+
+    Raises:
+        ValueError: ``splits_final.json`` was changed since the run was planned.
+    """
+    splits = load_splits(preprocessed_folder(run.dataset) / SPLITS_FILE)
+    if run.fold >= len(splits) or splits[run.fold]["train"] != list(run.labeled):
+        raise ValueError(f"Fold {run.fold} of {SPLITS_FILE} no longer labels the cases of {run}; restore the file")
+    return splits[run.fold]

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_micd.benchmark.folds import add_fold, budget_entry, check_different, check_validation
-from nnunetv2_micd.benchmark.records import ALL_LABELS, Run, read_record
+from nnunetv2_micd.benchmark.folds import add_fold, budget_entry, check_different, check_validation, tuning_entry
+from nnunetv2_micd.benchmark.prediction import find_test_images, lacks_mean
+from nnunetv2_micd.benchmark.records import ALL_LABELS, PUBLISHED, Run, read_record
 from nnunetv2_micd.benchmark.test_set import check_test_set
 from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, Competitor, Length, check_lengths, find_competitor
+from nnunetv2_micd.benchmark.tuning import Setting, Tuning, divide, list_to_complete, parse_weights, read_tunings
 from nnunetv2_micd.data.budgets import list_cases
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged
@@ -39,6 +41,8 @@ class Grid:
         transductive: True to allow test images among the unlabeled training images.
         baseline: Trainer that learns from the labels alone. All others are compared with it.
         longer: Further trainings of the baseline, so many times as long, for a comparison at equal time.
+        mean_of_both: Whether trainers with two networks predict with their mean as well.
+        tuned: Whether to train each trainer also with the weight that a tuning has chosen, see `plan_tuning`.
 
     Examples:
         >>> grid = Grid("4", "3d_fullres", ["nnUNetTrainerMICD"], budgets=["6", "10%"], seeds=[0, 1, 2])
@@ -58,6 +62,8 @@ class Grid:
     transductive: bool = False
     baseline: str = STOCK
     longer: Sequence[int] = ()
+    mean_of_both: bool = False
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,46 @@ def plan_runs(grid: Grid) -> list[Run]:
     cells = _plan_cells(grid, dataset)
     for cell in cells:
         _check_leaks(grid, test_cases, cell)
-    folds = {
-        (cell.budget, cell.seed): add_fold(dataset, grid.val_fraction, cell.budget, cell.seed, cell.entry)
-        for cell in cells
-    }
-    runs = [_make_run(grid, dataset, cell, folds[cell.budget, cell.seed], test_cases) for cell in cells]
-    for run in runs:
-        _check_folder(run, test_cases, dataset.file_ending)
+    runs = _make_runs(grid, dataset, cells, test_cases)
+    if grid.mean_of_both:
+        for run in {run.fold: run for run in runs}.values():
+            find_test_images(run)  # stops here if raw images are missing
     return runs
+
+
+def plan_tuning(grid: Grid, weights: Sequence[str]) -> list[Run]:
+    """Return the runs that choose the unsupervised weight of each trainer of a grid, as `plan_runs` does.
+
+    Args:
+        grid: The grid. Its baseline, longer trainings and test set have no part in the tuning.
+        weights: Factors of the unsupervised weight, such as ``"1/3"``.
+
+    Raises:
+        ValueError: The grid, the weights or the data are wrong, or the folder of a run holds another run.
+        OSError: Data is missing.
+    """
+    results_root()
+    factors = parse_weights(weights)
+    dataset = _find_dataset(grid)
+    competitors = [
+        find_competitor(name, grid.length, dataset, grid.configuration) for name in dict.fromkeys(grid.trainers)
+    ]
+    for competitor in competitors:
+        if not competitor.needs_unlabeled:
+            raise ValueError(
+                f"{competitor.trainer} uses no unlabeled images, so it has no weight to tune; leave it out of -tr"
+            )
+    cases = _list_labeled_cases(grid, dataset)
+    entries = {key: tuning_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
+    check_different(entries)
+    cells = [
+        _Cell(budget, seed, entry, competitor.with_weight(weight), unlabeled)
+        for (budget, seed), entry in entries.items()
+        for competitor in competitors
+        for unlabeled in [_list_unlabeled(competitor, dataset, grid.configuration, entry)]
+        for weight in factors
+    ]
+    return _make_runs(replace(grid, test=None), dataset, cells, [], is_tuning=True)
 
 
 def _find_dataset(grid: Grid) -> Dataset:
@@ -117,29 +155,42 @@ def _preprocess(grid: Grid, dataset: Dataset) -> str:
     return f"nnUNetv2_preprocess -d {dataset.number} -c {grid.configuration} -plans_name {grid.plans}"
 
 
-def _make_run(grid: Grid, dataset: Dataset, cell: _Cell, fold: int, test_cases: Sequence[str]) -> Run:
+def _make_runs(
+    grid: Grid, dataset: Dataset, cells: Sequence[_Cell], test_cases: Sequence[str], is_tuning: bool = False
+) -> list[Run]:
+    """Add the folds of cells, and return the runs after a check of their folders."""
+    folds = {(cell.budget, cell.seed): add_fold(dataset, cell.budget, cell.seed, cell.entry) for cell in cells}
     images, labels = (str(Path(folder).resolve()) for folder in grid.test) if grid.test else (None, None)
-    return Run(
-        dataset=dataset.name,
-        configuration=grid.configuration,
-        plans=grid.plans,
-        trainer=cell.competitor.trainer,
-        trainer_class=cell.competitor.trainer_class,
-        fold=fold,
-        budget=cell.budget,
-        seed=cell.seed,
-        labeled=tuple(cell.entry["train"]),
-        num_unlabeled=len(cell.unlabeled),
-        epochs=cell.competitor.epochs,
-        iterations=cell.competitor.iterations,
-        test_images=images,
-        test_labels=labels,
-        transductive=not set(test_cases).isdisjoint(cell.unlabeled),
-        plans_hash=_hash(dataset.configuration(grid.configuration).configuration),
-    )
+    runs = [
+        Run(
+            dataset=dataset.name,
+            configuration=grid.configuration,
+            plans=grid.plans,
+            trainer=cell.competitor.trainer,
+            trainer_class=cell.competitor.trainer_class,
+            fold=folds[cell.budget, cell.seed],
+            budget=cell.budget,
+            seed=cell.seed,
+            labeled=tuple(cell.entry["train"]),
+            num_unlabeled=len(cell.unlabeled),
+            epochs=cell.competitor.epochs,
+            iterations=cell.competitor.iterations,
+            test_images=images,
+            test_labels=labels,
+            transductive=not set(test_cases).isdisjoint(cell.unlabeled),
+            plans_hash=_hash_plans(grid, dataset),
+            weight=cell.competitor.weight,
+            is_tuning=is_tuning,
+        )
+        for cell in cells
+    ]
+    for run in runs:
+        _check_folder(run, test_cases, dataset.file_ending)
+    return runs
 
 
-def _hash(configuration: dict[str, Any]) -> str:
+def _hash_plans(grid: Grid, dataset: Dataset) -> str:
+    configuration = dataset.configuration(grid.configuration).configuration
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,21 +198,90 @@ def _plan_cells(grid: Grid, dataset: Dataset) -> list[_Cell]:
     competitors = _find_competitors(grid, dataset)
     baseline = competitors[0]
     cases = _list_labeled_cases(grid, dataset)
-    # Seeds are outermost: if the benchmark is interrupted, the finished runs still compare all methods.
-    keys = [(budget, seed) for seed in dict.fromkeys(grid.seeds) for budget in dict.fromkeys(grid.budgets)]
-    for _, seed in keys:
-        if not 0 <= seed < 2**32:  # the seeds that NumPy takes
-            raise ValueError(f"A seed must lie between 0 and {2**32 - 1}, not {seed}")
-    entries = {(budget, seed): budget_entry(dataset, cases, budget, seed, grid.val_fraction) for budget, seed in keys}
+    entries = {key: budget_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)
     if grid.test is None:
         check_validation(entries)
+    tuned = _find_tuned(grid, dataset, cases, competitors) if grid.tuned else {}
     return [
-        _Cell(budget, seed, entry, competitor, _list_unlabeled(competitor, dataset, grid.configuration, entry))
+        _Cell(budget, seed, entry, setting, _list_unlabeled(competitor, dataset, grid.configuration, entry))
         for (budget, seed), entry in entries.items()
         for competitor in competitors
         if budget != ALL_LABELS or competitor == baseline  # with all labels there is nothing left to learn from
+        for setting in (competitor, *tuned.get((competitor.trainer, budget), ()))
     ]
+
+
+def _list_keys(grid: Grid) -> list[tuple[str, int]]:
+    """Return the pairs of a budget and a seed."""
+    for seed in grid.seeds:
+        if not 0 <= seed < 2**32:  # the seeds that NumPy takes
+            raise ValueError(f"A seed must lie between 0 and {2**32 - 1}, not {seed}")
+    # Seeds are outermost: if the benchmark is interrupted, the finished runs still compare all methods.
+    return [(budget, seed) for seed in dict.fromkeys(grid.seeds) for budget in dict.fromkeys(grid.budgets)]
+
+
+def _find_tuned(
+    grid: Grid, dataset: Dataset, cases: Sequence[str], competitors: Sequence[Competitor]
+) -> dict[tuple[str, str], list[Competitor]]:
+    """Return, by trainer and budget, the trainer with the weight that a tuning has chosen, unless that is its own."""
+    tunings = read_tunings(dataset.name, grid.configuration, grid.plans)
+    tuned: dict[tuple[str, str], list[Competitor]] = {}
+    missing = []
+    for competitor in competitors:
+        for budget in dict.fromkeys(grid.budgets):
+            if budget == ALL_LABELS or not competitor.needs_unlabeled:
+                continue
+            entry = tuning_entry(dataset, cases, budget, grid.seeds[0], grid.val_fraction)
+            setting = _setting(grid, dataset, competitor, budget, entry)
+            tuning = tunings.get(setting, Tuning(setting, ()))
+            if not tuning.is_complete:
+                missing.append(tuning)
+            elif tuning.chosen != PUBLISHED:
+                tuned[competitor.trainer, budget] = [competitor.with_weight(tuning.chosen)]
+    if missing:
+        setting, state = missing[0].setting, "been tuned only in part" if missing[0].records else "not been tuned"
+        raise ValueError(
+            f"{setting.trainer} has {state} with {setting.budget} labeled{_name_failed(missing)}; run this first: "
+            f"{_tune(grid, dataset, missing)}"
+        )
+    return tuned
+
+
+def _name_failed(tunings: Sequence[Tuning]) -> str:
+    """Return the folders of failed runs, which may fail again: without them, their weights are not part of a tuning."""
+    records = [record for tuning in tunings for record in tuning.records]
+    failed = [str(record.run.folder) for record in records if record.result.status == "failed"]
+    return f" ({len(failed)} runs failed; delete those that always do: {shorten(failed)})" if failed else ""
+
+
+def _setting(grid: Grid, dataset: Dataset, competitor: Competitor, budget: str, entry: Entry) -> Setting:
+    return Setting(
+        dataset=dataset.name,
+        configuration=grid.configuration,
+        plans=grid.plans,
+        plans_hash=_hash_plans(grid, dataset),
+        trainer=competitor.trainer,
+        budget=budget,
+        epochs=competitor.epochs,
+        iterations=competitor.iterations,
+        **divide(entry),
+    )
+
+
+def _tune(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
+    """Return the command that completes tunings."""
+    options: dict[str, Sequence[object]] = {
+        "-d": [dataset.number],
+        "-c": [grid.configuration],
+        **list_to_complete(tunings, grid.seeds),
+        "--val": [] if grid.val_fraction == Grid.val_fraction else [grid.val_fraction],
+        "--epochs": [] if grid.length.epochs is None else [grid.length.epochs],
+        "--iterations": [] if grid.length.iterations is None else [grid.length.iterations],
+        "-p": [] if grid.plans == Grid.plans else [grid.plans],
+    }
+    words = (word for option, values in options.items() if values for word in (option, *map(str, values)))
+    return " ".join(["nnUNetv2_micd tune", *words])
 
 
 def _find_competitors(grid: Grid, dataset: Dataset) -> list[Competitor]:
@@ -217,6 +337,12 @@ def _check_leaks(grid: Grid, test_cases: Sequence[str], cell: _Cell) -> None:
             f"Test images are among the unlabeled ones, too ({shorten(unlabeled)}); remove or rename them, or, if they "
             "are to be learned from, add --transductive"
         )
+    tuned = sorted(set(test_cases).intersection(cell.entry["unlabeled"]))
+    if tuned and grid.tuned:
+        raise ValueError(
+            f"Test images have taken part in the tuning with their labels ({shorten(tuned)}); leave out --tuned, or "
+            "remove or rename them"
+        )
 
 
 def _check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
@@ -234,7 +360,7 @@ def _check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
                 f"The run in {folder} was made with {name} {_cut(recorded[name])}, not {_cut(value)}; move the folder "
                 "elsewhere, or repeat the benchmark as it was"
             )
-    if record.result.status == "done" and test_cases:
+    if record.result.is_complete and test_cases:
         predictions = (folder / record.result.predictions).glob(f"*{ending}")
         predicted = {path.name.removesuffix(ending) for path in predictions}
         if predicted != set(test_cases):
@@ -250,7 +376,13 @@ def _cut(value: Any, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def is_done(run: Run) -> bool:
-    """Return True if a run has been trained and has predicted."""
+def is_done(run: Run, mean_of_both: bool = False) -> bool:
+    """Return True if a run has been trained and has predicted, if asked for also with the mean of both networks.
+
+    Raises:
+        FileNotFoundError: The checkpoint of a trained run, which tells whether it has two networks, is missing.
+    """
     record = read_record(run.folder)
-    return record is not None and record.result.status == "done"
+    if record is None or record.result.status != "done":
+        return False
+    return not (mean_of_both and lacks_mean(run, record.result))

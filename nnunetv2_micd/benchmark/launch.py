@@ -44,16 +44,14 @@ class StartedRun(Protocol):
 Starter = Callable[[Run, Sequence[StartedRun]], StartedRun]
 """Starts a run, given those that are running."""
 
-TrainerFolders = Mapping[str, Sequence[str]]
-"""For each trained class the folders in which nnU-Net has to search for it."""
+TaskMaker = Callable[[Run], Mapping[str, Any]]
+"""Returns the arguments of `run.execute` beside the run, as JSON can hold them."""
 
 
 class LocalProcess:
     """A run in a process of this machine, which ends when this process does."""
 
-    def __init__(
-        self, run: Run, device: str, trainer_folders: Sequence[str], variables: Mapping[str, str], gpu: str | None
-    ):
+    def __init__(self, run: Run, task: Mapping[str, Any], variables: Mapping[str, str], gpu: str | None):
         self.run, self.gpu, self.log = run, gpu, run.folder / LOG
         run.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
@@ -65,9 +63,8 @@ class LocalProcess:
                 env={**os.environ, **variables} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
                 start_new_session=True,  # a process group, so that its workers can be ended with it
             )
-        task = {"run": run.to_json(), "device": device, "trainer_folders": list(trainer_folders)}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(task).encode() + b"\n")
+        self._process.stdin.write(json.dumps({"run": run.to_json(), **task}).encode() + b"\n")
         self._process.stdin.flush()
 
     def poll(self) -> str | None:
@@ -92,9 +89,9 @@ class LocalProcess:
 class SubmittedJob:
     """A run that submitit has submitted."""
 
-    def __init__(self, run: Run, device: str, trainer_folders: Sequence[str], executor: Any):
+    def __init__(self, run: Run, task: Mapping[str, Any], executor: Any):
         self.run = run
-        self._job = executor.submit(execute, run, device, trainer_folders)
+        self._job = executor.submit(execute, run, **task)
         self.log = Path(self._job.paths.stderr)
 
     def poll(self) -> str | None:
@@ -109,7 +106,7 @@ class SubmittedJob:
         self._job.cancel()
 
 
-def process_starter(device: str, jobs: int, trainer_folders: TrainerFolders) -> Starter:
+def process_starter(device: str, jobs: int, make_task: TaskMaker) -> Starter:
     """Return what starts a run as a process, with a share of the cores and on the GPU with the fewest runs."""
     gpus = _list_gpus() if device == "cuda" else []
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -118,14 +115,14 @@ def process_starter(device: str, jobs: int, trainer_folders: TrainerFolders) -> 
     def start(run: Run, active: Sequence[StartedRun]) -> StartedRun:
         used = [process.gpu for process in active if isinstance(process, LocalProcess)]
         gpu = min(gpus, key=used.count) if gpus else None
-        return LocalProcess(run, device, trainer_folders[run.trainer_class], variables, gpu)
+        return LocalProcess(run, make_task(run), variables, gpu)
 
     return start
 
 
-def job_starter(device: str, executor: Any, trainer_folders: TrainerFolders) -> Starter:
+def job_starter(executor: Any, make_task: TaskMaker) -> Starter:
     """Return what submits a run to an executor of submitit."""
-    return lambda run, _: SubmittedJob(run, device, trainer_folders[run.trainer_class], executor)
+    return lambda run, _: SubmittedJob(run, make_task(run), executor)
 
 
 def _list_gpus() -> list[str]:

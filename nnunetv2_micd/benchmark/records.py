@@ -21,6 +21,9 @@ STATUSES = ("running", "done", "failed")
 ALL_LABELS = "all"
 """Budget of a run with all labels: the ceiling, for the baseline only."""
 
+PUBLISHED = "1"
+"""Weight of a run with the trainer's own unsupervised weight."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -31,7 +34,7 @@ class Run:
         configuration: Name of the configuration, such as ``3d_fullres``.
         plans: Name of the plans.
         trainer: Name of the trainer, as after ``-tr``.
-        trainer_class: Name of the trained class, a generated one if the length is not the trainer's own.
+        trainer_class: Name of the trained class, a generated one if the length or weight is not the trainer's own.
         fold: Number of the entry in ``splits_final.json``.
         budget: Number of labeled cases as the user wrote it, such as ``"10%"``.
         seed: Seed that draws the labeled cases and starts all random generators.
@@ -43,6 +46,8 @@ class Run:
         test_labels: Folder of their labels, or None.
         transductive: True if a test image is also an unlabeled training image.
         plans_hash: Hash of the configuration in the plans.
+        weight: Factor, such as ``"1/3"``, by which the trainer's unsupervised weight, ``ramp_peak``, is multiplied.
+        is_tuning: True if the run serves to choose a setting, on cases that are never reported.
 
     Examples:
         >>> run, result = read_record(Path("fold_5"))  # doctest: +SKIP
@@ -66,9 +71,12 @@ class Run:
     test_labels: str | None
     transductive: bool
     plans_hash: str
+    weight: str = PUBLISHED
+    is_tuning: bool = False
 
     def __str__(self) -> str:
-        return f"{self.trainer}, {self.budget} labeled, seed {self.seed}, {self.epochs} epochs"
+        weight = "" if self.weight == PUBLISHED else f" with {self.weight} times its unsupervised weight"
+        return f"{self.trainer}{weight}, {self.budget} labeled, seed {self.seed}, {self.epochs} epochs"
 
     @property
     def folder(self) -> Path:
@@ -112,6 +120,9 @@ class Result:
         prediction_seconds: Duration of the prediction of all test cases, None until the run is done.
         peak_memory_bytes: Largest main memory of the process, None until the run is done.
         peak_gpu_bytes: Largest GPU memory of PyTorch's tensors, None without a CUDA GPU.
+        mean_predictions: Folder of the test cases as the mean of both networks predicts them, relative to the folder of
+            the run; None if that was not asked for or there is one network.
+        mean_prediction_seconds: Duration of that prediction, by both networks together.
     """
 
     status: str
@@ -126,6 +137,8 @@ class Result:
     prediction_seconds: int | float | None = None
     peak_memory_bytes: int | None = None
     peak_gpu_bytes: int | None = None
+    mean_predictions: str | None = None
+    mean_prediction_seconds: int | float | None = None
 
     @classmethod
     def start(cls, run: Run, device: str) -> "Result":
@@ -139,7 +152,12 @@ class Result:
 
     def done(self, **measured: Any) -> "Result":
         """Return the state after the end, with the fields that were measured."""
-        return replace(self, status="done", **measured)
+        return replace(self, status="done", error=None, **measured)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run is trained and has predicted, even if the mean of both networks failed afterwards."""
+        return self.status == "done" or self.training_seconds is not None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Result":
@@ -194,13 +212,15 @@ def evaluated_folders(run: Run) -> tuple[str, str]:
 
 
 def _checked(kind: type, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass in the content of a record, which may hold more.
+    """Return the fields of a dataclass in the content of a record, which may hold more, or lack those with a default.
 
     Raises:
         ValueError: A field is missing or has the wrong type.
     """
     fields = {}
     for name, hint in get_type_hints(kind).items():
+        if name not in content and hasattr(kind, name):  # a default is an attribute of the class
+            continue
         # isinstance takes neither tuple[str, ...] nor dict[str, str], but unions such as str | None
         kinds = get_origin(hint) if get_origin(hint) in (tuple, dict) else hint
         value = content.get(name)

@@ -9,15 +9,12 @@ from typing import Any
 
 import filelock
 import torch
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 
+from nnunetv2_micd.benchmark.folds import read_entry
+from nnunetv2_micd.benchmark.prediction import MEAN_PREDICTIONS, find_test_images, lacks_mean, predict, predict_mean
 from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read_record, write_record
-from nnunetv2_micd.data.folders import preprocessed_folder
-from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.data.results import FINAL
-from nnunetv2_micd.data.splits import SPLITS_FILE, load_splits
 from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.files import environment
@@ -28,17 +25,15 @@ LOG = "benchmark.log"
 LOCK_SECONDS = 30
 """Time to wait for another process at the same run, which may just be ending after it was killed."""
 
-PREDICTION_PROCESSES = 3
-"""Number of processes for reading and for writing in ``nnUNetv2_predict``."""
 
-
-def execute(run: Run, device: str, trainer_folders: Sequence[str]) -> None:
+def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both: bool = False) -> None:
     """Do a run in this process, from its last checkpoint if there is one. Does nothing if the run is done.
 
     Args:
         run: The run.
         device: ``cpu``, ``cuda`` or ``mps``.
         trainer_folders: Folders in which nnU-Net searches for trainers during the run, and in no others.
+        mean_of_both: Whether a trainer with two networks predicts with their mean as well, if it has not yet.
 
     Raises:
         RuntimeError: Another process works on the run.
@@ -47,16 +42,30 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str]) -> None:
     # A broken file in the folder of another trainer, or of another benchmark, must not end this run.
     with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}):
         record = read_record(run.folder)
-        if record is not None and record.result.status == "done":  # a scheduler may start a job twice
-            return
-        result = Result.start(run, device)
-        write_record(run, result)
-        try:
-            measured = _train_and_predict(run, device)
-        except Exception as error:
-            write_record(run, result.failed(" ".join(f"{type(error).__name__}: {error}".split())))
-            raise
-        write_record(run, result.done(**measured))
+        if record is not None and record.result.is_complete:  # a scheduler may start a job twice
+            result = record.result.done()
+        else:
+            result = Result.start(run, device)
+            write_record(run, result)
+            with _errors_recorded(run, result):
+                result = result.done(**_train_and_predict(run, device))
+        write_record(run, result)  # before the mean, which may fail
+        if mean_of_both:
+            with _errors_recorded(run, result):
+                if lacks_mean(run, result):
+                    seconds = predict_mean(run, torch.device(device))
+                    result = result.done(mean_predictions=MEAN_PREDICTIONS, mean_prediction_seconds=seconds)
+            write_record(run, result)
+
+
+@contextmanager
+def _errors_recorded(run: Run, result: Result) -> Iterator[None]:
+    """Record an error in the block; what was measured before stays in the record."""
+    try:
+        yield
+    except Exception as error:
+        write_record(run, result.failed(" ".join(f"{type(error).__name__}: {error}".split())))
+        raise
 
 
 @contextmanager
@@ -82,9 +91,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     """Train, predict the test cases, and return the measured fields of the result."""
-    entry = load_splits(preprocessed_folder(run.dataset) / SPLITS_FILE)[run.fold]
-    if entry["train"] != list(run.labeled):
-        raise ValueError(f"Fold {run.fold} of {SPLITS_FILE} no longer labels the cases of this run; restore the file")
+    read_entry(run)  # stops here if the fold was changed
     if device == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does
     random_states.seed_all(run.seed)
@@ -97,7 +104,8 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
         prediction_seconds = time.time() - max(begin, epochs[-1][1])
     else:
         begin = time.time()
-        _predict(run, run.test_images, torch.device(device))
+        output = run.folder / evaluated_folders(run)[0]
+        predict(run.folder.parent, run.fold, find_test_images(run), output, torch.device(device))
         prediction_seconds = time.time() - begin
     return {
         "training_seconds": sum(end - start for start, end in epochs),
@@ -130,18 +138,3 @@ def _epoch_times(checkpoint: Path) -> list[tuple[float, float]]:
     """Return begin and end of each epoch in seconds, also of those before an interruption."""
     log = torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]
     return list(zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True))
-
-
-def _predict(run: Run, images_folder: str, device: torch.device) -> None:
-    """Predict the test images from the final checkpoint, as ``nnUNetv2_predict`` does."""
-    predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(run.folder.parent), (run.fold,), FINAL)
-    images = group_images(images_folder, predictor.dataset_json["file_ending"])
-    output = run.folder / evaluated_folders(run)[0]
-    num_processes = min(PREDICTION_PROCESSES, default_num_processes)
-    predictor.predict_from_files(
-        list(images.values()),
-        [str(output / case) for case in images],
-        num_processes_preprocessing=num_processes,
-        num_processes_segmentation_export=num_processes,
-    )

@@ -1,4 +1,4 @@
-"""Runs a benchmark: starts the runs of a grid that are not done yet, watches them, and says what came of them.
+"""Runs a benchmark or a tuning: starts the runs that are not done yet, watches them, and says what came of them.
 
 Everything is checked before anything starts, see :mod:`nnunetv2_micd.benchmark.grid`. Each run is a process or a job,
 see :mod:`nnunetv2_micd.benchmark.launch`. A benchmark that was killed continues when it is called again, because runs
@@ -9,15 +9,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from nnunetv2_micd.benchmark.grid import Grid, is_done, plan_runs
+from nnunetv2_micd.benchmark.folds import read_entry
+from nnunetv2_micd.benchmark.grid import Grid, is_done, plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.launch import StartedRun, Starter, job_starter, make_executor, process_starter
-from nnunetv2_micd.benchmark.records import Run, read_record, write_record
+from nnunetv2_micd.benchmark.records import PUBLISHED, Run, read_record, write_record
 from nnunetv2_micd.benchmark.trainers import write_trainers
+from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
 from nnunetv2_micd.data.folders import dataset_id
 from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders
 
@@ -55,22 +58,12 @@ def run_benchmark(
         >>> run_benchmark(grid, jobs=2)  # doctest: +SKIP
         []
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"The number of jobs must be at least 1, not {jobs}")
-    if options and executor is None:
-        raise ValueError(f"The options {', '.join(options)} are for an executor; add --executor slurm")
-    if device == "cuda" and executor != "slurm" and not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
-    submit = None if executor is None else make_executor(executor, options, device)
+    submit = _check_execution(device, jobs, executor, options)
     runs = plan_runs(grid)
+    if grid.tuned:
+        _print_untuned(runs)
     trainer_folders = write_trainers(runs)
-    waiting = [run for run in runs if not is_done(run)]
-    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before.", flush=True)
-    if submit is None:
-        num_jobs, start = jobs or 1, process_starter(device, jobs or 1, trainer_folders)
-    else:
-        num_jobs, start = jobs or len(runs), job_starter(device, submit, trainer_folders)
-    failed = _run_all(runs, waiting, num_jobs, start)
+    failed = _run_waiting(runs, device, jobs, submit, trainer_folders, grid.mean_of_both)
     if any(run.trainer_class != run.trainer for run in runs):
         add_trainer_folders(folder for folders in trainer_folders.values() for folder in folders)
         print("To predict with these trainings later, let nnU-Net find their trainers:")
@@ -81,6 +74,101 @@ def run_benchmark(
         f"-p {grid.plans}{baseline} -o OUTPUT_FOLDER"
     )
     return failed
+
+
+def run_tuning(
+    grid: Grid,
+    weights: Sequence[str] = DEFAULT_WEIGHTS,
+    device: str = "cuda",
+    jobs: int | None = None,
+    executor: str | None = None,
+    options: Sequence[str] = (),
+) -> list[Run]:
+    """Train each trainer of a grid with several unsupervised weights, and print and write which one to choose.
+
+    The cases that a benchmark reports have no part in these trainings. ``tuning__PLANS__CONFIGURATION.csv`` in the
+    folder of the dataset's results holds all complete tunings.
+
+    Args:
+        grid: Trainers, budgets and seeds; the baseline, longer trainings and test set of the grid are not used.
+        weights: Factors of the unsupervised weight of each trainer, such as ``"1/3"``; 1 is among them.
+        device: See `run_benchmark`, as for the following.
+        jobs: Number of runs side by side.
+        executor: ``slurm`` or ``local`` to submit the runs.
+        options: ``KEY=VALUE`` for submitit's executor.
+
+    Returns:
+        The runs that failed.
+
+    Raises:
+        ValueError: The arguments, the data or earlier runs are wrong.
+        OSError: Data is missing.
+
+    Examples:
+        >>> grid = Grid("4", "3d_fullres", ["nnUNetTrainerMICD"], budgets=["6"], seeds=[0, 1])
+        >>> run_tuning(grid, ["1/3", "1", "3"])  # doctest: +SKIP
+        []
+    """
+    submit = _check_execution(device, jobs, executor, options)
+    runs = plan_tuning(grid, weights)
+    failed = _run_waiting(runs, device, jobs, submit, write_trainers(runs))
+    settings = dict.fromkeys(Setting.of(run, read_entry(run)) for run in runs)
+    found = read_tunings(runs[0].dataset, grid.configuration, grid.plans)
+    tunings = {setting: tuning for setting, tuning in found.items() if tuning.is_complete}
+    complete = [tunings[setting] for setting in settings if setting in tunings]
+    if complete:
+        print("Mean Dice over the seeds for each factor of the unsupervised weight:")
+        print(format_tunings(complete))
+        print(f"Written: {write_tunings(list(tunings.values()))}")
+        print("Train the tuned settings beside the published ones with: nnUNetv2_micd benchmark ... --tuned")
+    if len(complete) < len(settings):
+        print(
+            f"{len(settings) - len(complete)} tunings are not complete: they need every weight with every seed, also "
+            "those of earlier tunings."
+        )
+    return failed
+
+
+def _print_untuned(runs: Sequence[Run]) -> None:
+    """Print for which trainers and budgets a tuning has chosen the published setting."""
+    tuned = {(run.trainer, run.budget) for run in runs if run.weight != PUBLISHED}
+    for trainer, budget in dict.fromkeys((run.trainer, run.budget) for run in runs if run.num_unlabeled):
+        if (trainer, budget) not in tuned:
+            print(f"{trainer}, {budget} labeled: the tuned setting is the published one.")
+
+
+def _check_execution(device: str, jobs: int | None, executor: str | None, options: Sequence[str]) -> Any:
+    """Check how to execute runs; return submitit's executor, or None for processes of this machine."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"The number of jobs must be at least 1, not {jobs}")
+    if options and executor is None:
+        raise ValueError(f"The options {', '.join(options)} are for an executor; add --executor slurm")
+    if device == "cuda" and executor != "slurm" and not torch.cuda.is_available():
+        raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
+    return None if executor is None else make_executor(executor, options, device)
+
+
+def _run_waiting(
+    runs: Sequence[Run],
+    device: str,
+    jobs: int | None,
+    submit: Any,
+    trainer_folders: Mapping[str, Sequence[str]],
+    mean_of_both: bool = False,
+) -> list[Run]:
+    """Do the runs that are not done, and return those that failed."""
+
+    def make_task(run: Run) -> dict[str, Any]:
+        folders = list(trainer_folders[run.trainer_class])
+        return {"device": device, "trainer_folders": folders, "mean_of_both": mean_of_both}
+
+    waiting = [run for run in runs if not is_done(run, mean_of_both)]
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before.", flush=True)
+    if submit is None:
+        num_jobs, start = jobs or 1, process_starter(device, jobs or 1, make_task)
+    else:
+        num_jobs, start = jobs or len(runs), job_starter(submit, make_task)
+    return _run_all(runs, waiting, num_jobs, start)
 
 
 def _run_all(runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Starter) -> list[Run]:
@@ -139,6 +227,8 @@ def _describe_end(started: StartedRun, ending: str) -> str:
 def count_epochs(run: Run, since: float) -> int:
     """Return the number of finished epochs of a run according to nnU-Net's log of its training.
 
+    Never more than the run says: a trainer may train more epochs than its constructor says.
+
     Args:
         run: The run.
         since: Time in seconds. Older logs do not count: an interrupted run continues from an earlier checkpoint or
@@ -155,4 +245,4 @@ def count_epochs(run: Run, since: float) -> int:
     if "Training done." in text:
         return run.epochs
     started_epochs = re.findall(r"Epoch (\d+) *$", text, re.MULTILINE)  # counted from 0
-    return int(started_epochs[-1]) if started_epochs else 0
+    return min(int(started_epochs[-1]), run.epochs) if started_epochs else 0

@@ -1,21 +1,24 @@
-"""Looks up the trainers of a benchmark and generates subclasses with a different training length.
+"""Looks up the trainers of a benchmark and generates subclasses with another training length or unsupervised weight.
 
-nnU-Net names a results folder after the class of its trainer, so a different length needs a different class. Each
+nnU-Net names a results folder after the class of its trainer, so another setting needs another class. Each
 generated class has a folder of its own in ``nnUNet_results/benchmark_trainers``. A run sees only the folder of its
 class, so nothing that other benchmarks write there can disturb it. The files stay, because prediction needs them.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2_micd import TRAINER_FOLDER
-from nnunetv2_micd.benchmark.records import Run
+from nnunetv2_micd.benchmark.records import PUBLISHED, Run
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.results import results_root
 from nnunetv2_micd.training.registry import find_trainer, training_length
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.files import atomic
+
+CONTROLS = ("nnUNetTrainerEMA", "nnUNetTrainerBCP_LabeledOnly", "nnUNetTrainerMICD_SupervisedOnly")
+"""Trainers that use no unlabeled images. Beside the baseline they show what a method gains without such images."""
 
 VALIDATION_SHARE = 5
 """nnU-Net takes one step of online validation for five steps of training."""
@@ -23,7 +26,9 @@ VALIDATION_SHARE = 5
 GENERATED_FOLDER = "benchmark_trainers"
 """Folder in ``nnUNet_results`` with a folder for each generated class."""
 
-_TEMPLATE = '''"""Made by nnUNetv2_micd benchmark: {base} with a different training length."""
+_TEMPLATE = '''"""Made by nnUNetv2_micd benchmark: {base} with another training length or unsupervised weight."""
+
+import dataclasses
 
 import torch
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -38,8 +43,10 @@ def __getattr__(name):
     if name != {name!r}:
         raise AttributeError(name)
 
-    class Generated(_find_base()):
-        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+    base = _find_base()
+
+    class Generated(base):
+        {config}def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
             super().__init__(plans, configuration, fold, dataset_json, device)
             {lines}
 
@@ -62,6 +69,8 @@ def _find_base():
             f"folders of nnUNet_extTrainer; add the folder of {{BASE}} to nnUNet_extTrainer"
         ) from None
 '''
+
+_CONFIG = "config = dataclasses.replace(base.config, ramp_peak=base.config.ramp_peak * {weight})"
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,11 @@ class Competitor:
 
     Attributes:
         trainer: Name of the trainer, as after ``-tr``.
-        trainer_class: Name of the trained class, a generated one if the length is not the trainer's own.
+        trainer_class: Name of the trained class, a generated one if the length or the weight is not the trainer's own.
         epochs: Number of epochs.
         iterations: Number of iterations in an epoch.
         needs_unlabeled: True if it uses unlabeled images.
+        weight: Factor of its unsupervised weight, such as ``"1/3"``.
     """
 
     trainer: str
@@ -122,6 +132,21 @@ class Competitor:
     epochs: int
     iterations: int
     needs_unlabeled: bool
+    weight: str = PUBLISHED
+
+    def with_weight(self, weight: str) -> "Competitor":
+        """Return this trainer with its own unsupervised weight multiplied by a factor."""
+        return replace(self, trainer_class=self.trainer_class + weight_suffix(weight), weight=weight)
+
+
+def weight_suffix(weight: str) -> str:
+    """Return the suffix that names a factor of the unsupervised weight in the name of a generated class.
+
+    Examples:
+        >>> weight_suffix("1/3"), weight_suffix("1")
+        ('_w1over3', '')
+    """
+    return "" if weight == PUBLISHED else f"_w{weight.replace('/', 'over')}"
 
 
 def find_competitor(name: str, length: Length, dataset: Dataset, configuration: str) -> Competitor:
@@ -180,6 +205,7 @@ def _write_class(run: Run, base_folder: str | None) -> Path:
         name=run.trainer_class,
         base=run.trainer,
         base_folder=base_folder if base_folder is None else str(Path(base_folder).resolve()),
+        config="" if run.weight == PUBLISHED else f"{_CONFIG.format(weight=run.weight)}\n\n        ",
         lines="\n            ".join(length.assignments),
     )
     folder = results_root() / GENERATED_FOLDER / run.trainer_class
@@ -192,7 +218,7 @@ def _write_class(run: Run, base_folder: str | None) -> Path:
 
 
 def _length_in_name(run: Run) -> Length:
-    """Return the length that the name of a run's class stands for: it may give epochs, iterations, or both."""
-    suffix = run.trainer_class.removeprefix(run.trainer)
-    lengths = (Length(run.epochs), Length(None, run.iterations), Length(run.epochs, run.iterations))
+    """Return the length that the name of a run's class stands for: it may give epochs, iterations, both or none."""
+    suffix = run.trainer_class.removeprefix(run.trainer).removesuffix(weight_suffix(run.weight))
+    lengths = (OWN_LENGTH, Length(run.epochs), Length(None, run.iterations), Length(run.epochs, run.iterations))
     return next(length for length in lengths if length.suffix == suffix)

@@ -18,7 +18,7 @@ def main() -> None:
     """Do the run in the first line of the standard input."""
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
-    execute(Run.from_json(task["run"]), task["device"], task["trainer_folders"])
+    execute(Run.from_json(task.pop("run")), **task)
 
 
 def _end_with(pipe: int) -> None:

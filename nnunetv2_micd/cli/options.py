@@ -1,6 +1,9 @@
 """Options that several commands share."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 DEFAULT_PLANS = "nnUNetPlans"
 DEFAULT_TRAINER = "nnUNetTrainerMICD"
@@ -39,3 +42,76 @@ def add_seeds(parser: argparse.ArgumentParser, text: str) -> None:
 def add_validation_share(parser: argparse.ArgumentParser) -> None:
     """Add ``--val``."""
     parser.add_argument("--val", metavar="FRACTION", type=float, default=0.2, help="share for validation; default: 0.2")
+
+
+def add_grid(parser: argparse.ArgumentParser, trainers: str, budgets: str) -> None:
+    """Add the options for a :class:`Grid`: dataset, trainers, budgets, seeds and length.
+
+    Args:
+        parser: Parser of the command.
+        trainers: Help text of ``-tr``.
+        budgets: Help text of ``-n``.
+    """
+    add_dataset(parser)
+    add_configuration(parser)
+    parser.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help=trainers)
+    parser.add_argument("-n", metavar="COUNT", nargs="+", required=True, help=budgets)
+    add_seeds(parser, "each draws other labeled cases")
+    add_validation_share(parser)
+    parser.add_argument("--epochs", metavar="E", type=int, help="another number of epochs than the trainers' own")
+    parser.add_argument("--iterations", metavar="I", type=int, help="another number of iterations per epoch")
+
+
+def grid_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a :class:`Grid` from the options of `add_grid` and `add_execution`."""
+    from nnunetv2_micd.benchmark import Length
+
+    return {
+        "dataset": arguments.d,
+        "configuration": arguments.c,
+        "trainers": arguments.tr,
+        "budgets": arguments.n,
+        "seeds": arguments.seeds,
+        "plans": arguments.p,
+        "val_fraction": arguments.val,
+        "length": Length(arguments.epochs, arguments.iterations),
+    }
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the runs of a grid take place."""
+    add_plans(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, help="runs side by side; default: 1, with an executor all of them"
+    )
+    parser.add_argument(
+        "--executor",
+        choices=["local", "slurm"],
+        help="submit the runs with submitit; default: processes of this machine",
+    )
+    parser.add_argument(
+        "--executor-options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="for submitit, such as slurm_partition=gpu timeout_min=1440",
+    )
+
+
+def execution_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `run_benchmark` and `run_tuning` from the options of `add_execution`."""
+    return {
+        "device": arguments.device,
+        "jobs": arguments.jobs,
+        "executor": arguments.executor,
+        "options": arguments.executor_options,
+    }
+
+
+def exit_if_failed(failed: Sequence[Any]) -> None:
+    """End the process with an error if runs failed."""
+    if failed:
+        sys.exit(
+            f"error: {len(failed)} runs failed; the others are done, and the same command repeats only what failed"
+        )

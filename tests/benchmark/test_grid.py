@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import TinyDataset, write_image
 
-from nnunetv2_micd.benchmark import Grid, Length
+from nnunetv2_micd.benchmark import CONTROLS, Grid, Length
 from nnunetv2_micd.benchmark.grid import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
 
@@ -53,6 +53,18 @@ def test_another_baseline_and_longer_trainings_of_it(dataset: TinyDataset, grid:
         (ablation, "all", f"{ablation}_e2_i2", 2),
     ]
     assert len({run.folder for run in runs}) == 5
+
+
+def test_a_control_uses_no_unlabeled_images(dataset: TinyDataset, grid: Grid) -> None:
+    control = "nnUNetTrainerMICD_SupervisedOnly"
+    assert control in CONTROLS
+    runs = plan_runs(replace(grid, trainers=["nnUNetTrainerMICD", control, control], budgets=["2", "all"]))
+    assert [(run.trainer, run.budget, run.num_unlabeled) for run in runs] == [
+        ("nnUNetTrainer", "2", 0),
+        ("nnUNetTrainerMICD", "2", 7),
+        (control, "2", 0),
+        ("nnUNetTrainer", "all", 0),
+    ]
 
 
 def test_labeled_cases_of_a_published_fold(dataset: TinyDataset, grid: Grid) -> None:

@@ -93,14 +93,14 @@ def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     class Recorded(launch.LocalProcess):
-        def __init__(self, run: Any, device: str, trainer_folders: Any, variables: Any, gpu: str | None):
+        def __init__(self, run: Any, task: Any, variables: Any, gpu: str | None):
             self.gpu = gpu
             started.append(gpu)
 
     monkeypatch.setattr(launch, "LocalProcess", Recorded)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    run: Any = SimpleNamespace(trainer_class="nnUNetTrainer")
-    start = launch.process_starter("cuda", 3, {"nnUNetTrainer": []})
+    run: Any = SimpleNamespace()
+    start = launch.process_starter("cuda", 3, lambda run: {})
     active = [start(run, [])]
     active.append(start(run, active))
     active.append(start(run, active))
@@ -155,6 +155,8 @@ def test_epochs_are_counted_in_the_last_log(dataset: TinyDataset, grid: Grid) ->
     log = run.folder / "training_log_2026_1_1_00_00_00.txt"
     log.write_text("2026-01-01: Epoch 0 \n2026-01-01: Epoch time: 3.0 s\n2026-01-01: Epoch 1 \n")
     assert scheduler.count_epochs(run, since=0) == 1
+    log.write_text(log.read_text() + "2026-01-01: Epoch 7 \n")
+    assert scheduler.count_epochs(run, since=0) == run.epochs == 2
     log.write_text(log.read_text() + "2026-01-01: Training done.\n")
     assert scheduler.count_epochs(run, since=0) == 2
     assert scheduler.count_epochs(run, since=time.time() + 1) == 0

@@ -8,11 +8,13 @@ import pytest
 from helpers import TinyDataset
 
 from nnunetv2_micd import TRAINER_FOLDER, __version__
+from nnunetv2_micd.benchmark import CONTROLS
 from nnunetv2_micd.cli import list_trainers
 from nnunetv2_micd.cli.main import COMMANDS, main
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
 Capture = pytest.CaptureFixture[str]
+TUNE = "tune -d 901 -c 2d -tr nnUNetTrainerMICD -n 2 -device cpu"
 
 
 def test_path_prints_the_folder_only() -> None:
@@ -96,6 +98,21 @@ def test_preprocess_passes_its_options_on(dataset: TinyDataset, monkeypatch: pyt
     assert calls == [(dataset.name, "Other", options)]
 
 
+@pytest.mark.parametrize(("option", "trainers"), [("", ["A"]), ("--controls", ["A", "B", "C"])])
+def test_controls_are_further_trainers(option: str, trainers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+    monkeypatch.setattr("nnunetv2_micd.benchmark.CONTROLS", ("B", "C"))
+    monkeypatch.setattr("nnunetv2_micd.benchmark.run_benchmark", lambda grid, **_: grids.append(grid))
+    main(["benchmark", *f"-d 4 -c 2d -n 6 -tr A {option}".split()])
+    assert [grid.trainers for grid in grids] == [trainers]
+
+
+def test_the_help_names_the_controls(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    assert set(CONTROLS) <= {word.strip(",;") for word in capsys.readouterr().out.split()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -104,6 +121,11 @@ def test_preprocess_passes_its_options_on(dataset: TinyDataset, monkeypatch: pyt
         ("preprocess -d 901 -np 0", "error: The number of processes must be at least 1, not 0"),
         ("doctor -c 2d", "error: The configuration 2d can only be checked together with a dataset"),
         ("export -d 901 -c 2d -f 0 -o new", "error: There is no such training in "),
+        (f"{TUNE} --weights 0", 'error: A weight must be a positive number such as "3" or "1/3", not "0"'),
+        (f"{TUNE} --weights abc", 'error: A weight must be a positive number such as "3" or "1/3", not "abc"'),
+        (f"{TUNE} --weights 1/3 3", "error: The weights to choose from must be 1, the published one, and others"),
+        (f"{TUNE} -tr nnUNetTrainer", "error: nnUNetTrainer uses no unlabeled images"),
+        (TUNE.replace("tune", "benchmark") + " --tuned", "error: nnUNetTrainerMICD has not been tuned with 2 labeled"),
     ],
 )
 def test_user_errors_are_one_line(dataset: TinyDataset, arguments: str, message: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers import TinyDataset
 
-COMMANDS = "path", "preprocess", "split", "list", "doctor", "export", "report", "benchmark", "profile"
+COMMANDS = "path", "preprocess", "split", "list", "doctor", "export", "report", "benchmark", "tune", "profile"
 SLOW = "torch", "blosc2", "sklearn", "scipy", "matplotlib", "pandas", "nnunetv2.utilities.plans_handling.plans_handler"
 
 
