@@ -6,10 +6,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_micd.benchmark.records import RECORD, read_record
+from nnunetv2_micd.benchmark.records import RECORD, Run, read_record
 from nnunetv2_micd.data.folders import dataset_id, find_dataset
 from nnunetv2_micd.data.results import results_root
-from nnunetv2_micd.report.runs import FinishedRun, list_cases
+from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, TUNED, FinishedRun, list_cases
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import shorten
 
@@ -26,7 +26,8 @@ def collect_runs(
     """Collect the finished runs of a dataset.
 
     The report names every baseline ``nnUNetTrainer``. If another trainer is the baseline, what its name has more, such
-    as ``_250epochs``, is also removed from the names of the methods.
+    as ``_250epochs``, is also removed from the names of the methods. Trainers with a tuned weight, and the mean of
+    both networks, have names of their own; those of controls end with `runs.CONTROL`. Runs that tune are no part of it.
 
     Args:
         dataset: Name or number of the dataset.
@@ -44,14 +45,21 @@ def collect_runs(
     """
     name, root = find_dataset(dataset), results_root()
     runs, left_out = [], []
-    for file in _choose(sorted((root / name).glob(f"*__*__*/fold_*/{RECORD}")), configuration, plans):
+    files = [file for file in sorted((root / name).glob(f"*__*__*/fold_*/{RECORD}")) if not _is_tuning(file.parent)]
+    for file in _choose(files, configuration, plans):
         try:
-            run = _load_run(file.parent, baseline)
+            found = _load_runs(file.parent, baseline)
         except (ValueError, OSError) as error:
             left_out.append(f"{file.parent.parent.name}/{file.parent.name} is left out: {error}")
             continue
-        if epochs in (None, run.settings.epochs) or (run.trainer == STOCK and run.settings.epochs > epochs):
-            runs.append(run)
+        for run in found:
+            try:
+                _check(run)
+            except (ValueError, OSError) as error:
+                left_out.append(f"{run.place} is left out: {error}")
+                continue
+            if epochs in (None, run.settings.epochs) or (run.trainer == STOCK and run.settings.epochs > epochs):
+                runs.append(run)
     if not runs:
         damage = f" ({left_out[0]})" if left_out else ""
         raise FileNotFoundError(
@@ -62,6 +70,15 @@ def collect_runs(
     check_comparable(runs)
     check_same_conditions([*runs, *longer])
     return runs, longer, left_out
+
+
+def _is_tuning(folder: Path) -> bool:
+    """Return True if a run only served to choose a setting, so that it belongs in no report."""
+    try:
+        record = read_record(folder)
+    except (ValueError, OSError):
+        return False  # named when it is loaded
+    return record is not None and record.run.is_tuning
 
 
 def _choose(files: list[Path], configuration: str | None, plans: str | None) -> list[Path]:
@@ -75,40 +92,44 @@ def _choose(files: list[Path], configuration: str | None, plans: str | None) -> 
     return files
 
 
-def _load_run(folder: Path, baseline: str) -> FinishedRun:
-    """Load a finished run.
+def _load_runs(folder: Path, baseline: str) -> list[FinishedRun]:
+    """Load a finished run, and as a second one what the mean of both networks predicted.
 
     Raises:
-        ValueError: The run is not finished, or its record or its predictions are damaged.
+        ValueError: The run is not finished, or its record is damaged.
         OSError: A file is missing.
     """
     record = read_record(folder)
     assert record is not None
     settings, result = record
-    if result.status == "failed":
+    if result.status == "failed" and not result.is_complete:
         raise ValueError(f"it failed: {result.error}")
-    if result.status != "done":
+    if not result.is_complete:
         raise ValueError(f"it is not finished (status {result.status!r}): still running, or interrupted; run it again")
-    for name in MEASURED:
-        if getattr(result, name) is None:
-            raise ValueError(f"{name} is missing in its {RECORD}; run it again")
     if settings.trainer == STOCK != baseline:
         raise ValueError(f"the baseline is {baseline}")
-    run = FinishedRun(settings, result, folder, trainer=_name_in_report(settings.trainer, baseline))
-    _check_cases(run)
-    return run
+    runs = [FinishedRun(settings, result, folder, trainer=_name_in_report(settings, baseline))]
+    if result.mean_predictions is not None and runs[0].trainer != STOCK:  # the baseline is one row, of one network
+        mean = replace(result, predictions=result.mean_predictions, prediction_seconds=result.mean_prediction_seconds)
+        runs.append(FinishedRun(settings, mean, folder, _name_in_report(settings, baseline, MEAN_OF_BOTH)))
+    return runs
 
 
-def _name_in_report(trainer: str, baseline: str) -> str:
-    if trainer == baseline:
+def _name_in_report(settings: Run, baseline: str, addition: str = "") -> str:
+    if settings.trainer == baseline:
         return STOCK
     # nnUNetTrainer_250epochs and nnUNetTrainerMICD_250epochs, but nnUNetTrainerNoMirroring and
     # nnUNetTrainerMICD_NoMirroring: the name of a method may have an underscore more.
-    return trainer.removesuffix(baseline.removeprefix(STOCK)).removesuffix("_")
+    name = settings.trainer.removesuffix(baseline.removeprefix(STOCK)).removesuffix("_")
+    weight = "" if settings.weight == "1" else f"{TUNED}weight x {settings.weight})"
+    return name + weight + addition + (CONTROL if settings.num_unlabeled == 0 else "")
 
 
-def _check_cases(run: FinishedRun) -> None:
-    """Raise a ``ValueError`` if there are no predictions, or predictions without labels or labels without them."""
+def _check(run: FinishedRun) -> None:
+    """Raise a ``ValueError`` if a measured value, all predictions, or predictions or labels of a case are missing."""
+    for name in MEASURED:
+        if getattr(run.result, name) is None:
+            raise ValueError(f"{name} is missing in its {RECORD}; run it again")
     if not run.cases:
         raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; run it again")
     without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]

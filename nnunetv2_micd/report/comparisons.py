@@ -1,12 +1,13 @@
-"""Paired comparisons of each method with the baseline: on the same labels, and at equal training time."""
+"""Paired comparisons of methods: with the baseline, at equal training time, with the best control, with the others."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes
-from nnunetv2_micd.report.runs import is_baseline
+from nnunetv2_micd.report.runs import is_baseline, is_control, is_method, is_tuned
 from nnunetv2_micd.report.scores import METRICS
 from nnunetv2_micd.report.statistics import PairedResult, compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
@@ -15,11 +16,11 @@ EQUAL_TIME = 0.95
 """A baseline counts as equally long if it took at least this fraction of the method's time, because times are noisy."""
 
 TIME_COLUMNS = ["budget", "trainer", "training_seconds", "baseline", "baseline_seconds", "dice", "baseline_dice"]
-TEST_COLUMNS = ["cases", "difference", "low", "high", "p"]
+TEST_COLUMNS = ["cases", "difference", "low", "high", "pseudomedian", "p"]
 
 
 def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare each method with the baseline on the same budget, for each metric.
+    """Compare each method and control with the baseline on the same budget, for each metric.
 
     Both are averaged over the seeds that both have. Holm's correction is over the comparisons of one metric.
 
@@ -29,19 +30,99 @@ def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each metric, budget and method, with the fields of `statistics.PairedResult` and ``p_holm``.
     """
+    opponents = {(budget, trainer): STOCK for budget, trainer in _list_trainers(scores) if trainer != STOCK}
+    return _compare_each(scores, opponents).drop(columns="opponent")
+
+
+def compare_with_control(scores: pd.DataFrame) -> pd.DataFrame:
+    """Compare each method with the best control on the same budget, as `compare_all` does with the baseline.
+
+    Args:
+        scores: Scores of all cases of all runs.
+
+    Returns:
+        Rows as those of `compare_all`, with the ``control``. Budgets without a control have no rows.
+    """
+    controls = find_best(scores, is_control)
+    opponents = {
+        (budget, trainer): controls[budget]
+        for budget, trainer in _list_trainers(scores)
+        if is_method(trainer) and budget in controls
+    }
+    return _compare_each(scores, opponents).rename(columns={"opponent": "control"})
+
+
+def find_best(scores: pd.DataFrame, is_candidate: Callable[[str], bool]) -> dict[str, str]:
+    """Return the trainer with the highest mean Dice for each budget.
+
+    The mean is over the seeds that all candidates have, or over those that each has if they have none in common.
+
+    Args:
+        scores: Scores of all cases of all runs.
+        is_candidate: Whether a trainer may be chosen, such as `runs.is_candidate`.
+
+    Returns:
+        Trainers by budget; a budget without a candidate is missing.
+    """
+    overall = mean_over_cases(scores)
+    candidates = overall[(overall["class"] == MEAN) & overall["trainer"].map(is_candidate).astype(bool)]
+    best = {}
+    for budget, runs in candidates.dropna(subset="dice").groupby("budget", sort=False):
+        dice = runs.pivot(index="seed", columns="trainer", values="dice")
+        common = dice.dropna()
+        best[str(budget)] = str((dice if common.empty else common).mean().idxmax())
+    return best
+
+
+def compare_best(scores: pd.DataFrame, best: Mapping[str, str]) -> pd.DataFrame:
+    """Compare the Dice of the best method of each budget with each other method and control, tuned ones left out.
+
+    Both are averaged over the seeds that both have. Holm's correction is over all rows.
+
+    Args:
+        scores: Scores of all cases of all runs.
+        best: The best method by budget, see `find_best`.
+
+    Returns:
+        A row for each budget and other trainer, with the fields of `statistics.PairedResult` for ``best`` minus
+        ``trainer``, and ``p_holm``.
+    """
     cases = mean_over_classes(scores)
-    rows: list[dict[str, Any]] = []
-    for metric in METRICS:
-        for (budget, trainer), method in cases.groupby(["budget", "trainer"], sort=False):
-            baseline = cases[(cases["budget"] == budget) & (cases["trainer"] == STOCK)]
-            seeds = set(method["seed"]) & set(baseline["seed"])
-            if trainer == STOCK or not seeds:
-                continue
-            result = _compare(method, baseline, metric, seeds)
-            rows.append({"metric": metric, "budget": budget, "trainer": trainer, "seeds": len(seeds), **asdict(result)})
-    table = pd.DataFrame(rows, columns=["metric", "budget", "trainer", "seeds", *TEST_COLUMNS])
+    rows = [
+        {"budget": budget, "best": best[budget], "trainer": trainer} | result
+        for budget, trainer in _list_trainers(scores)
+        if budget in best and trainer not in (STOCK, best[budget]) and not is_tuned(trainer)
+        if (result := _test(cases, "dice", budget, best[budget], trainer))
+    ]
+    table = pd.DataFrame(rows, columns=["budget", "best", "trainer", "seeds", *TEST_COLUMNS])
+    return table.assign(p_holm=correct_holm(table["p"].to_numpy()))
+
+
+def _list_trainers(scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return each budget and trainer once, in the order of the scores."""
+    return list(scores[["budget", "trainer"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _compare_each(scores: pd.DataFrame, opponents: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """Compare trainers with their opponents on the same budget, for each metric, with Holm's correction for each."""
+    cases = mean_over_classes(scores)
+    rows = [
+        {"metric": metric, "budget": budget, "trainer": trainer, "opponent": opponent} | result
+        for metric in METRICS
+        for (budget, trainer), opponent in opponents.items()
+        if (result := _test(cases, metric, budget, trainer, opponent))
+    ]
+    table = pd.DataFrame(rows, columns=["metric", "budget", "trainer", "opponent", "seeds", *TEST_COLUMNS])
     table["p_holm"] = table.groupby("metric")["p"].transform(lambda values: correct_holm(values.to_numpy()))
     return table
+
+
+def _test(cases: pd.DataFrame, metric: str, budget: str, trainer: str, opponent: str) -> dict[str, Any]:
+    """Return the number of common seeds and the comparison over them, or nothing if there is no common seed."""
+    in_budget = cases[cases["budget"] == budget]
+    method, other = (in_budget[in_budget["trainer"] == name] for name in (trainer, opponent))
+    seeds = set(method["seed"]) & set(other["seed"])
+    return {"seeds": len(seeds), **asdict(_compare(method, other, metric, seeds))} if seeds else {}
 
 
 def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

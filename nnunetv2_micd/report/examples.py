@@ -4,25 +4,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from scipy import ndimage
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.report.runs import FinishedRun, display_name
+from nnunetv2_micd.report.runs import FinishedRun, display_name, find_classes
 
 QUANTILES = (0.1, 0.5, 0.9)
 """Quantiles of the baseline's Dice over the cases. The cases at these are shown, to avoid cherry-picking."""
 MARGIN = 0.35
 """Margin around the truth as a share of its size."""
 MAX_COLUMNS = 7
-LABEL_COLORS = ("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b")
+LABEL_COLORS = (
+    *("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b"),
+    *("#bcbd22", "#1b2a8a", "#f7b6d2", "#006d5b", "#aec7e8", "#b22222", "#76ff03", "#c49c94"),
+)
+OPACITY = 0.55
+"""Opacity of a label over the image."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def draw_examples(examples: ExampleCases) -> Figure:
     """Draw for each case the image, the truth and the prediction of each method, in one row or several."""
     columns = min(MAX_COLUMNS, 2 + len(examples.runs))
     rows = math.ceil((2 + len(examples.runs)) / columns)  # for one case
-    figure = Figure(figsize=(1.8 * columns, 2.2 * rows * len(examples.dice)), layout="constrained")
+    figure = Figure(figsize=(1.8 * columns, 2.3 * rows * len(examples.dice) + 0.3), layout="constrained")
     axes = figure.subplots(rows * len(examples.dice), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
@@ -83,7 +90,9 @@ def draw_examples(examples: ExampleCases) -> Figure:
         panels = axes[rows * block : rows * (block + 1)].ravel()
         image, maps, aspect = _read_case(examples.runs, case)
         scores = [_percent(examples.dice.loc[case, run.trainer]) for run in examples.runs]
-        names = [f"{display_name(run.trainer)}\n{score}" for run, score in zip(examples.runs, scores, strict=True)]
+        names = [
+            f"{fill(display_name(run.trainer), 24)}\n{score}" for run, score in zip(examples.runs, scores, strict=True)
+        ]
         for number, (title, labels) in enumerate(zip([case, "truth", *names], [None, *maps], strict=True)):
             panels[number].imshow(image, cmap="gray", aspect=aspect)
             panels[number].set_title(title, fontsize=9)
@@ -91,7 +100,21 @@ def draw_examples(examples: ExampleCases) -> Figure:
                 _draw_labels(panels[number], labels, examples.runs[0], aspect)
             if number > 1:
                 _draw_outlines(panels[number], maps[0], examples.runs[0])
+    figure.legend(handles=_class_legend(examples.runs[0]), loc="outside upper center", ncols=columns)
     return figure
+
+
+def _class_legend(run: FinishedRun) -> list[Patch]:
+    """Return for each label the patch and name for a legend; a label that is in several regions has all their names."""
+    names: dict[int, list[str]] = {}
+    for name, labels in find_classes(run).items():
+        for label in labels:
+            names.setdefault(label, []).append(name)
+    return [Patch(color=_color_of(label), alpha=OPACITY, label=", ".join(names[label])) for label in sorted(names)]
+
+
+def _color_of(label: int) -> str:
+    return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
 
 
 def _percent(dice: float) -> str:
@@ -102,19 +125,19 @@ def _draw_labels(panel: Axes, labels: np.ndarray, run: FinishedRun, aspect: floa
     """Draw a label map over the image; the color of a label is the same in all panels."""
     ignore = run.ignore_label
     highest = max(run.plans_manager.get_label_manager(run.dataset_json).all_labels)
-    colors = [LABEL_COLORS[label % len(LABEL_COLORS)] for label in range(max(1, highest))]
+    colors = [_color_of(label) for label in range(1, max(2, highest + 1))]
     panel.imshow(
         np.ma.masked_where((labels == 0) | (labels == ignore), labels),
         cmap=ListedColormap(colors),
         vmin=1,
         vmax=max(2, highest),
-        alpha=0.55,
+        alpha=OPACITY,
         aspect=aspect,
         interpolation="nearest",
     )
     if ignore is not None:
         ignored = np.ma.masked_where(labels != ignore, labels)
-        panel.imshow(ignored, cmap=ListedColormap(["0.6"]), alpha=0.55, aspect=aspect, interpolation="nearest")
+        panel.imshow(ignored, cmap=ListedColormap(["0.6"]), alpha=OPACITY, aspect=aspect, interpolation="nearest")
 
 
 def _draw_outlines(panel: Axes, truth: np.ndarray, run: FinishedRun) -> None:

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from matplotlib import pyplot
 
+from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import mean_over_cases, mean_over_classes
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
-from nnunetv2_micd.report.plots import STYLE, draw_budgets, draw_cases, draw_times, draw_training
-from nnunetv2_micd.report.runs import FinishedRun, display_name
-from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.report.plots import STYLE, draw_budgets, draw_cases, draw_differences, draw_times, draw_training
+from nnunetv2_micd.report.runs import FinishedRun
 from nnunetv2_micd.utils.figures import default_style
 
 RESOLUTION = 150
@@ -36,13 +36,20 @@ class Picture:
     width: float
 
 
-def draw_all(runs: Sequence[FinishedRun], scores: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> list[Picture]:
+def draw_all(
+    runs: Sequence[FinishedRun],
+    scores: pd.DataFrame,
+    costs: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    folder: Path,
+) -> list[Picture]:
     """Draw every figure for which there is data.
 
     Args:
         runs: The runs in the order of the legends.
         scores: Scores of all cases of all runs, and of the longer runs of the baseline.
         costs: Costs of the same runs, see `aggregate.collect_costs`.
+        comparisons: Comparisons with the baseline, see `comparisons.compare_all`.
         folder: Folder for the PNGs; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +57,22 @@ def draw_all(runs: Sequence[FinishedRun], scores: pd.DataFrame, costs: pd.DataFr
     usual_scores = scores[scores["trainer"].isin(trainers)]
     by_case = mean_over_classes(usual_scores)
     examples = choose_examples(runs, by_case)
+    has_one_budget = len({run.settings.budget for run in runs} - {ALL_LABELS}) == 1
     with default_style(), matplotlib.rc_context(STYLE):
         figures = [
             (
-                "Dice over the number of labels",
+                "Difference to nnU-Net",
+                "differences.png",
+                "Mean difference of the Dice to nnU-Net with the same labels, in points, with its 95 % interval. A "
+                "filled marker is a significant difference (p with Holm's correction below 0.05). Controls, which used "
+                "no unlabeled images, are gray.",
+                draw_differences(comparisons, trainers),
+            ),
+            (
+                "Dice of each method" if has_one_budget else "Dice over the number of labels",
                 "dice_over_labels.png",
-                "Points are means over the seeds with their standard deviation, small dots the seeds. The dashed line "
-                f"is {display_name(STOCK)} trained on all labels, if there is such a run.",
+                "Points are means over the seeds with their standard deviation, small dots the seeds. nnU-Net is dark, "
+                "controls are gray. The dashed line is nnU-Net trained on all labels, if there is such a run.",
                 draw_budgets(mean_over_cases(usual_scores), trainers),
             ),
             (
@@ -69,8 +85,8 @@ def draw_all(runs: Sequence[FinishedRun], scores: pd.DataFrame, costs: pd.DataFr
             (
                 "Case by case against nnU-Net",
                 "cases.png",
-                "A point is a test case, its Dice the mean over classes and seeds. Above the line the method is better "
-                "than nnU-Net with the same labels.",
+                "A point is a test case, its Dice the mean over classes and the seeds that both have. Above the line "
+                "the method is better than nnU-Net with the same labels.",
                 draw_cases(by_case, trainers),
             ),
             (
@@ -78,7 +94,7 @@ def draw_all(runs: Sequence[FinishedRun], scores: pd.DataFrame, costs: pd.DataFr
                 "training.png",
                 "Online Dice on patches of the validation cases after each epoch, mean over the seeds (thin: the "
                 "seeds). nnU-Net estimates it while training; it is not the score in the tables.",
-                draw_training([(run, read_curve(run)) for run in runs], trainers),
+                draw_training([(run, read_curve(run)) for run in runs if not run.is_mean], trainers),
             ),
             (
                 "Examples",

@@ -18,6 +18,7 @@ CSS_PIXELS = 96
 def write_page(
     folder: Path,
     facts: Mapping[str, str],
+    claims: Sequence[str],
     notes: Sequence[str],
     tables: Sequence[Table],
     pictures: Sequence[Picture],
@@ -28,6 +29,7 @@ def write_page(
     Args:
         folder: Folder to write into.
         facts: What all runs have in common, as values by name.
+        claims: Paragraphs about what can be claimed.
         notes: Sentences about what was left out and what restricts the comparison.
         tables: Tables in their order; those without rows are left out.
         pictures: Pictures to include.
@@ -41,6 +43,7 @@ def write_page(
     page = environment.from_string(source).render(
         title=TITLE,
         facts=facts,
+        claims=claims,
         notes=notes,
         tables=tables,
         pictures=[
@@ -49,7 +52,9 @@ def write_page(
         ],
         rules=rules,
     )
-    (folder / "report.md").write_text(_markdown(folder, facts, notes, tables, pictures, rules), encoding="utf-8")
+    (folder / "report.md").write_text(
+        _markdown(folder, facts, claims, notes, tables, pictures, rules), encoding="utf-8"
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
 
@@ -62,12 +67,15 @@ def _encode(file: Path) -> str:
 def _markdown(
     folder: Path,
     facts: Mapping[str, str],
+    claims: Sequence[str],
     notes: Sequence[str],
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     rules: Sequence[str],
 ) -> str:
     parts = [f"# {TITLE}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    if claims:
+        parts += ["## What can be claimed", *claims]
     if notes:
         parts += ["## To be noted", "\n".join(f"- {note}" for note in notes)]
     parts += ["## Tables", *(table.to_markdown() for table in tables if table.rows), "## Figures"]

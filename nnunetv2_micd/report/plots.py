@@ -1,25 +1,33 @@
-"""The plots of the report: Dice over labels, over time and case by case, and the course of the trainings."""
+"""The plots of the report: Dice over labels, over time, case by case and against nnU-Net, and the trainings."""
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import cycle
+from textwrap import fill
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import MEAN
-from nnunetv2_micd.report.runs import FinishedRun, display_name, is_baseline
+from nnunetv2_micd.report.runs import FinishedRun, describe_budget, display_name, is_baseline, is_control, is_method
+from nnunetv2_micd.report.statistics import is_significant
 from nnunetv2_micd.training.registry import STOCK
 
 COLORS = (
     *("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf"),
-    *("#999900", "#b22222", "#f032e6", "#000075", "#7ccd00", "#00c5c5", "#ff8fa3", "#5f7a8a"),
+    *("#999900", "#b22222", "#f032e6", "#000075", "#7ccd00", "#00c5c5", "#ff8fa3"),
 )
-"""The first six are Okabe and Ito's, which color-blind readers can distinguish."""
-BASELINE_COLOR = "#404040"
-MARKERS = "osD^vPX*<>"
+"""Colors of methods. The first six are Okabe and Ito's, which color-blind readers can distinguish."""
+CONTROL_COLORS = ("#7a7a7a", "#b0b0b0")
+BASELINE_COLOR = "#1a1a1a"
+MARKERS = "osD^vPX*<>p"
+"""Eleven, as eleven and the number of colors have no common factor: so no color has the same marker twice for long."""
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -29,24 +37,38 @@ STYLE: dict[Any, Any] = {
 }
 """Settings of Matplotlib for all plots."""
 
-GROUP_WIDTH = 0.4
+GROUP_WIDTH = 0.6
 """Width of the group of points of a budget, when neighboring budgets are 1 apart."""
+LEGEND_WIDTH = 2.8
+ROW_HEIGHT = 0.32
+"""Height of the row of a method whose name is on an axis. Both are in inches."""
 
 
-def choose_colors(trainers: Sequence[str]) -> dict[str, Any]:
-    """Return a color for each trainer, no two alike, the same in all plots."""
-    methods = [trainer for trainer in trainers if trainer != STOCK]
-    colors = COLORS if len(methods) <= len(COLORS) else seaborn.color_palette("husl", len(methods))
-    return {STOCK: BASELINE_COLOR, **dict(zip(methods, colors, strict=False))}
+def choose_colors(trainers: Sequence[str]) -> dict[str, str]:
+    """Return a color for each trainer: dark for the baseline, gray for controls, the same in all plots.
+
+    Colors repeat if there are many methods, but never together with the marker of `choose_markers`.
+    """
+    return _deal(trainers, [BASELINE_COLOR], CONTROL_COLORS, COLORS)
 
 
 def choose_markers(trainers: Sequence[str]) -> dict[str, str]:
-    """Return a marker for each trainer, the same in all plots; after ten trainers they repeat."""
-    return {trainer: MARKERS[number % len(MARKERS)] for number, trainer in enumerate(trainers)}
+    """Return a marker for each trainer, the same in all plots."""
+    return _deal(trainers, MARKERS[:1], MARKERS, MARKERS)
+
+
+def _deal(
+    trainers: Sequence[str], of_baseline: Sequence[str], of_controls: Sequence[str], of_methods: Sequence[str]
+) -> dict[str, str]:
+    """Return an item for each trainer from those for its kind, in turn."""
+    dealt: dict[str, str] = {}
+    for is_kind, items in ((is_baseline, of_baseline), (is_control, of_controls), (is_method, of_methods)):
+        dealt |= dict(zip(filter(is_kind, trainers), cycle(items), strict=False))
+    return dealt
 
 
 def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
-    """Draw the mean Dice of each trainer over the budgets.
+    """Draw the mean Dice of each trainer over the budgets, or if there is one budget, side by side.
 
     Args:
         by_seed: Scores of each run, see `aggregate.mean_over_cases`.
@@ -59,37 +81,103 @@ def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | Non
     budgets = table[(table["budget"] != ALL_LABELS) & table["trainer"].isin(trainers)]
     if budgets.empty:
         return None
-    counts = budgets.groupby("budget", sort=False)["num_labeled"].first()
+    ceiling = table[(table["budget"] == ALL_LABELS) & (table["trainer"] == STOCK)]["percent"].mean()
+    draw = _draw_one_budget if budgets["budget"].nunique() == 1 else _draw_several_budgets
+    return draw(budgets, trainers, ceiling)
+
+
+def _draw_several_budgets(runs: pd.DataFrame, trainers: Sequence[str], ceiling: float) -> Figure:
+    counts = runs.groupby("budget", sort=False)["num_labeled"].first()
     places = {budget: place for place, budget in enumerate(counts.index)}
-    # Side by side, so that the intervals of one budget do not cover each other.
-    shifts = {trainer: GROUP_WIDTH * ((number + 0.5) / len(trainers) - 0.5) for number, trainer in enumerate(trainers)}
-    budgets = budgets.assign(place=budgets["budget"].map(places) + budgets["trainer"].map(shifts))
-    plot = _by_method(budgets, trainers) | {"x": "place", "y": "percent"}
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    size = max(4.5, 2.8 * len(counts)) + LEGEND_WIDTH, max(4.5, 0.4 * len(trainers))
+    figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
-    markers = dict(zip(plot["hue_order"], choose_markers(trainers).values(), strict=True))
-    bars: dict[str, Any] = {"errorbar": "sd", "err_style": "bars", "err_kws": {"capsize": 3}}
-    seaborn.lineplot(
-        **plot, ax=panel, style="method", markers=markers, dashes=False, markersize=7, markeredgewidth=0, **bars
-    )
-    seaborn.scatterplot(**plot, ax=panel, alpha=0.45, s=12, legend=False)
-    ceiling = table[(table["budget"] == ALL_LABELS) & (table["trainer"] == STOCK)]["percent"]
-    if not ceiling.empty:
-        panel.axhline(ceiling.mean(), linestyle="--", color=BASELINE_COLOR, label="nnU-Net, all labels")
+    for number, trainer in enumerate(trainers):
+        # Side by side, so that the intervals of one budget do not cover each other.
+        shift = GROUP_WIDTH * ((number + 0.5) / len(trainers) - 0.5)
+        seeds = runs[runs["trainer"] == trainer]
+        places_of_seeds = seeds["budget"].map(places) + shift
+        points = seeds.groupby(places_of_seeds)["percent"].agg(["mean", "std"]).fillna({"std": 0})
+        look = _choose_look(trainer, trainers)
+        panel.errorbar(points.index, points["mean"], points["std"], label=_wrap(trainer), **look)
+        panel.scatter(places_of_seeds, seeds["percent"], color=look["color"], alpha=0.45, s=8)
+    if not np.isnan(ceiling):
+        panel.axhline(ceiling, linestyle="--", color=BASELINE_COLOR, label="nnU-Net, all labels")
     panel.set_xticks(
         range(len(counts)), [name if name == str(count) else f"{name}\n({count})" for name, count in counts.items()]
     )
     panel.set(xlim=(-0.5, len(counts) - 0.5), xlabel="labeled cases", ylabel="Dice %, mean of the classes")
-    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside right center")
     return figure
 
 
-def _by_method(table: pd.DataFrame, trainers: Sequence[str]) -> dict[str, Any]:
-    """Return arguments for seaborn that give each method its name in the legend and its color."""
-    colors = {display_name(trainer): color for trainer, color in choose_colors(trainers).items() if trainer in trainers}
-    names = [display_name(trainer) for trainer in trainers]
-    table = table.assign(method=table["trainer"].map(display_name))
-    return {"data": table, "hue": "method", "hue_order": names, "palette": colors}
+def _draw_one_budget(runs: pd.DataFrame, trainers: Sequence[str], ceiling: float) -> Figure:
+    points = runs.groupby("trainer")["percent"].agg(["mean", "std"]).fillna({"std": 0}).sort_values("mean")
+    figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(points)), layout="constrained")
+    panel = figure.subplots()
+    for place, (trainer, (mean, sd)) in enumerate(points.iterrows()):
+        seeds = runs.loc[runs["trainer"] == trainer, "percent"]
+        look = _choose_look(trainer, trainers)
+        panel.errorbar(mean, place, xerr=sd, **look)
+        panel.scatter(seeds, [place] * len(seeds), color=look["color"], alpha=0.45, s=8)
+        if trainer == STOCK:
+            panel.axvline(mean, color=BASELINE_COLOR, zorder=0)
+    if not np.isnan(ceiling):
+        panel.axvline(ceiling, linestyle="--", color=BASELINE_COLOR, label="nnU-Net, all labels")
+        figure.legend(loc="outside upper right")
+    panel.set_yticks(range(len(points)), map(_wrap, points.index))
+    panel.set(xlabel=f"Dice %, mean of the classes, {describe_budget(runs['budget'].iloc[0])}")
+    return figure
+
+
+def _choose_look(trainer: str, trainers: Sequence[str]) -> dict[str, Any]:
+    """Return arguments for Matplotlib's error bars."""
+    look = {"color": choose_colors(trainers)[trainer], "marker": choose_markers(trainers)[trainer], "capsize": 3}
+    return look | ({"linewidth": 2.8, "elinewidth": 1.2, "zorder": 3} if trainer == STOCK else {"linewidth": 1.2})
+
+
+def _wrap(trainer: str, width: int = 30) -> str:
+    """Return the name of a trainer in lines that are not too long for a legend or an axis."""
+    return fill(display_name(trainer), width)
+
+
+def draw_differences(comparisons: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
+    """Draw the difference of each method's Dice to the baseline's with its interval, a panel for each budget.
+
+    Args:
+        comparisons: Comparisons with the baseline, see `comparisons.compare_all`.
+        trainers: Trainers in the order of the legends of other plots.
+
+    Returns:
+        The figure, or None if there is nothing to compare.
+    """
+    table = comparisons[comparisons["metric"] == "dice"].dropna(subset="difference")
+    if table.empty:
+        return None
+    budgets = list(table["budget"].unique())
+    columns = min(2, len(budgets))
+    rows = math.ceil(len(budgets) / columns)
+    height = 1.2 + ROW_HEIGHT * table["budget"].value_counts().max()
+    figure = Figure(figsize=(6 * columns, rows * height), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    for budget, panel in zip(budgets, panels, strict=False):
+        tests = table[table["budget"] == budget].sort_values("difference").reset_index(drop=True)
+        for place, row in tests.iterrows():
+            low, middle, high = (100 * row[name] for name in ("low", "difference", "high"))
+            look = _choose_look(row["trainer"], trainers)
+            filling = {} if is_significant(row) else {"markerfacecolor": "white"}
+            panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], **look, **filling)
+        panel.axvline(0, color=BASELINE_COLOR, zorder=0)
+        panel.set_yticks(range(len(tests)), map(_wrap, tests["trainer"]))
+        panel.tick_params("x", labelbottom=True)
+        panel.set_title(describe_budget(budget), fontsize=10)
+        panel.set(xlabel="Dice minus nnU-Net's, in points")
+    for panel in panels:  # those that are left
+        panel.remove()
+    style: dict[str, Any] = {"color": "0.4", "marker": "o", "linestyle": ""}
+    labels = {"significant": Line2D([], [], **style), "not significant": Line2D([], [], mfc="white", **style)}
+    figure.legend(list(labels.values()), list(labels), loc="outside upper right", ncols=2)
+    return figure
 
 
 def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
@@ -110,23 +198,24 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
     budgets = list(table[is_longer].index.unique("budget"))
     if not budgets:
         return None
-    colors, markers, handles = choose_colors(trainers), choose_markers(trainers), {}
-    figure = Figure(figsize=(4.6 * len(budgets), 3.8), layout="constrained")
+    handles = {}
+    size = 3.6 * len(budgets) + LEGEND_WIDTH, max(3.8, ROW_HEIGHT * len(trainers))
+    figure = Figure(figsize=size, layout="constrained")
     for panel, budget in zip(figure.subplots(1, len(budgets), squeeze=False).flat, budgets, strict=True):
         points = table.loc[budget].sort_values("minutes")
         for trainer in trainers:
             # The line of the baseline connects all its training lengths; a method has one point.
             is_on_line = [name == trainer or (trainer == STOCK and is_baseline(name)) for name in points.index]
             line = points[is_on_line]
-            style: dict[str, Any] = {"color": colors[trainer], "marker": markers[trainer], "capsize": 3}
-            handles[display_name(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **style)
-        panel.set_title(_budget_title(str(budget)), fontsize=10)
+            look = _choose_look(trainer, trainers)
+            handles[_wrap(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **look)
+        panel.set_title(describe_budget(str(budget)), fontsize=10)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set(xlabel="training time in minutes", ylabel="Dice %, mean of the classes")
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+    figure.legend(list(handles.values()), list(handles), loc="outside right center")
     return figure
 
 
@@ -140,10 +229,12 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
     Returns:
         The figure, or None if there is nothing to compare.
     """
-    means = by_case.groupby(["budget", "trainer", "case"], sort=False)["dice"].mean().mul(100).reset_index()
-    baseline = means[means["trainer"] == STOCK].drop(columns="trainer")
-    pairs = means.merge(baseline, on=["budget", "case"], suffixes=("_of_method", "_of_baseline"))
-    pairs = pairs[pairs["trainer"] != STOCK].dropna()
+    scores = by_case[["budget", "trainer", "seed", "case", "dice"]]
+    baseline = scores[scores["trainer"] == STOCK].drop(columns="trainer")
+    # The seeds that both have, as in the tests.
+    pairs = scores.merge(baseline, on=["budget", "seed", "case"], suffixes=("_of_method", "_of_baseline"))
+    pairs = pairs[pairs["trainer"] != STOCK].groupby(["budget", "trainer", "case"], sort=False)
+    pairs = pairs[["dice_of_method", "dice_of_baseline"]].mean().mul(100).dropna().reset_index()
     if pairs.empty:
         return None
     order = [
@@ -179,7 +270,8 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
         better, worse = (difference > 0).sum(), (difference < 0).sum()
         panel.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=1, zorder=0)
         panel.set(xlim=limits, ylim=limits, aspect="equal")
-        panel.set_title(f"{display_name(trainer)}, {_budget_title(budget)}\n{better} better, {worse} worse", fontsize=9)
+        title = f"{_wrap(trainer, 40)}\n{describe_budget(budget)}: {better} better, {worse} worse"
+        panel.set_title(title, fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.yaxis.set_major_locator(MaxNLocator(5))
     grid.set_axis_labels("Dice % of nnU-Net", "Dice % of the method")
@@ -208,34 +300,39 @@ def draw_training(curves: Iterable[tuple[FinishedRun, pd.Series | None]], traine
         return None
     table = pd.concat(rows, ignore_index=True)
     budgets = table["budget"].unique()
-    plot = _by_method(table, [trainer for trainer in trainers if trainer in set(table["trainer"])])
-    plot |= {"x": "epoch", "y": "percent"}
+    shown = [trainer for trainer in trainers if trainer in set(table["trainer"])]
+    colors, markers = choose_colors(trainers), choose_markers(trainers)
+    table["method"] = table["trainer"].map(_wrap)
+    plot: dict[str, Any] = {
+        "data": table,
+        "x": "epoch",
+        "y": "percent",
+        "hue": "method",
+        "hue_order": [_wrap(trainer) for trainer in shown],
+        "palette": {_wrap(trainer): colors[trainer] for trainer in shown},
+    }
     grid = seaborn.relplot(
         **plot,
         kind="line",
         errorbar=None,
-        marker="o" if table["epoch"].nunique() < 20 else None,  # a training of one epoch has no line
-        markeredgewidth=0,
+        style="method",
+        style_order=plot["hue_order"],
+        markers={_wrap(trainer): markers[trainer] for trainer in shown},
+        markevery=max(1, table["epoch"].nunique() // 10),
+        dashes=False,
+        markeredgewidth=0.5,
         col="budget",
         col_order=budgets,
         col_wrap=min(3, len(budgets)),
-        height=3.4,
+        height=max(3.4, ROW_HEIGHT * len(shown)),
         aspect=1.2,
         facet_kws={"sharex": False},
     )
     del plot["data"]  # each panel has its part
-    grid.map_dataframe(seaborn.lineplot, **plot, units="seed", estimator=None, alpha=0.3, linewidth=0.7, legend=False)
+    grid.map_dataframe(seaborn.lineplot, **plot, units="seed", estimator=None, alpha=0.2, linewidth=0.5, legend=False)
     for budget, panel in grid.axes_dict.items():
-        panel.set_title(_budget_title(budget), fontsize=10)
+        panel.set_title(describe_budget(budget), fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     grid.set_axis_labels("epoch", "online Dice %")
     grid.legend.set_title(None)
     return grid.figure
-
-
-def _budget_title(budget: str) -> str:
-    if budget.endswith("%"):
-        return f"{budget} of the cases labeled"
-    if budget.startswith("f"):
-        return f"labels of fold {budget[1:]}"
-    return "all labels" if budget == ALL_LABELS else "1 labeled case" if budget == "1" else f"{budget} labeled cases"

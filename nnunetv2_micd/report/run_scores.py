@@ -14,6 +14,8 @@ from nnunetv2_micd.report.scores import METRICS, check_tolerance, score_case
 from nnunetv2_micd.utils.files import atomic
 
 SCORES_FILE = "scores.csv"
+MEAN_SCORES_FILE = "scores_mean.csv"
+"""Scores of the predictions of the mean of both networks."""
 
 
 def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterable[Any]] = map) -> pd.DataFrame:
@@ -37,7 +39,7 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
         0  case_0 liver  0.93  0.81  5.10  1.20  scored        1.0
     """
     check_tolerance(tolerance)
-    path = run.folder / SCORES_FILE
+    path = run.folder / (MEAN_SCORES_FILE if run.is_mean else SCORES_FILE)
     cached = _read_cache(path, run, tolerance)
     if cached is not None:
         return cached

@@ -9,13 +9,24 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.benchmark.records import Result, Run
+from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run
 from nnunetv2_micd.training.registry import STOCK
+
+CONTROL = " (control)"
+"""End of the name of a control: a trainer other than the baseline that used no unlabeled images."""
+
+TUNED = ", tuned ("
+"""Part of the name of a method with a tuned weight."""
+
+MEAN_OF_BOTH = ", mean of both networks"
+"""Part of the name of a method that predicts with the mean of both networks."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that has trained and predicted.
+
+    Predictions of the mean of both networks make a second finished run of the same training.
 
     Attributes:
         settings: How the run was made.
@@ -35,6 +46,16 @@ class FinishedRun:
 
     def __str__(self) -> str:
         return f"{self.trainer}, {self.settings.budget} labeled, seed {self.settings.seed}"
+
+    @property
+    def is_mean(self) -> bool:
+        """True if the mean of both networks predicted."""
+        return self.result.predictions == self.result.mean_predictions
+
+    @property
+    def place(self) -> str:
+        """Where the run lies, for messages."""
+        return f"{self.folder.parent.name}/{self.folder.name}" + (MEAN_OF_BOTH if self.is_mean else "")
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
@@ -92,6 +113,26 @@ def is_baseline(trainer: str) -> bool:
     return trainer.partition(",")[0] == STOCK
 
 
+def is_control(trainer: str) -> bool:
+    """Return True for a trainer other than the baseline that used no unlabeled images."""
+    return trainer.endswith(CONTROL)
+
+
+def is_method(trainer: str) -> bool:
+    """Return True for a trainer that used unlabeled images: neither the baseline nor a control."""
+    return not is_baseline(trainer) and not is_control(trainer)
+
+
+def is_tuned(trainer: str) -> bool:
+    """Return True for a trainer whose weight was chosen with the labels of further cases."""
+    return TUNED in trainer
+
+
+def is_candidate(trainer: str) -> bool:
+    """Return True for a method that may be called the best: it has used no more labels than the others."""
+    return is_method(trainer) and not is_tuned(trainer)
+
+
 def display_name(trainer: str) -> str:
     """Return the name of a trainer in tables and figures.
 
@@ -100,6 +141,20 @@ def display_name(trainer: str) -> str:
         ('MICD', 'nnU-Net, 30 epochs')
     """
     return trainer.replace(STOCK, "nnU-Net", 1) if is_baseline(trainer) else trainer.removeprefix(STOCK)
+
+
+def describe_budget(budget: str) -> str:
+    """Return the labels of a budget in words.
+
+    Examples:
+        >>> describe_budget("6"), describe_budget("10%"), describe_budget("f0")
+        ('6 labeled cases', '10% of the cases labeled', 'labels of fold 0')
+    """
+    if budget.endswith("%"):
+        return f"{budget} of the cases labeled"
+    if budget.startswith("f"):
+        return f"labels of fold {budget[1:]}"
+    return "all labels" if budget == ALL_LABELS else "1 labeled case" if budget == "1" else f"{budget} labeled cases"
 
 
 def find_classes(run: FinishedRun) -> dict[str, tuple[int, ...]]:

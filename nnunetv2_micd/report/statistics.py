@@ -1,7 +1,8 @@
 """Paired comparisons of two methods on the same cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -9,6 +10,9 @@ from scipy import stats
 BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same scores always give the same interval."""
+
+LEVEL = 0.05
+"""A difference may be significant if its p with Holm's correction is below."""
 
 INTERVAL = (0.025, 0.975)
 """Quantiles at the ends of a 95 % interval."""
@@ -23,6 +27,7 @@ class PairedResult:
         difference: Mean of method minus baseline over the cases.
         low: Lower end of the 95 % bootstrap interval of the difference.
         high: Upper end of this interval.
+        pseudomedian: Median of the means of all pairs of differences (Hodges and Lehmann), which the test is about.
         p: p-value of the two-sided Wilcoxon signed-rank test.
     """
 
@@ -30,6 +35,7 @@ class PairedResult:
     difference: float
     low: float
     high: float
+    pseudomedian: float
     p: float
 
 
@@ -48,14 +54,28 @@ def compare_paired(differences: Sequence[float] | np.ndarray) -> PairedResult:
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
-        return PairedResult(len(values), float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan)
+        mean = float(values.mean()) if len(values) else np.nan
+        return PairedResult(len(values), mean, np.nan, np.nan, mean, np.nan)
     bootstrap = stats.bootstrap(
         (values,), np.mean, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=BOOTSTRAP_SEED
     )
     low, high = np.quantile(bootstrap.bootstrap_distribution, INTERVAL)
     # Wilcoxon's test needs ranks, and there are none if all differences are zero. Then nothing speaks for a difference.
     p = stats.wilcoxon(values).pvalue if values.any() else 1.0
-    return PairedResult(len(values), float(values.mean()), float(low), float(high), float(p))
+    first, second = np.triu_indices(len(values))
+    pseudomedian = np.median(values[first] + values[second]) / 2
+    return PairedResult(len(values), float(values.mean()), float(low), float(high), float(pseudomedian), float(p))
+
+
+def is_significant(test: Mapping[Any, Any]) -> bool:
+    """Return whether a difference is significant after Holm's correction, in the direction of its mean.
+
+    The test is about the ranks of the differences. A few large ones may turn their mean to the other side.
+
+    Args:
+        test: The fields of a `PairedResult` and ``p_holm``.
+    """
+    return bool(test["p_holm"] < LEVEL and test["difference"] * test["pseudomedian"] > 0)
 
 
 def correct_holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

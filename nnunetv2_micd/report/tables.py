@@ -42,7 +42,7 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names) -> list[Table]:
     """Return the tables of the report in their order.
 
     Args:
-        frames: The tables ``summary``, ``comparisons``, ``equal_time`` and ``costs`` with unrounded numbers.
+        frames: The tables that `writer.write_report` writes as CSV, with unrounded numbers.
         names: Name of a method by budget and trainer.
     """
     summary = frames["summary"]
@@ -56,6 +56,16 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names) -> list[Table]:
             "Against nnU-Net on the same labels",
             ["metric", "method", "labeled", "cases", *tests],
             [_comparison_row(row, names) for row in frames["comparisons"].to_dict("records")],
+        ),
+        Table(
+            "Against the best control",
+            ["metric", "method", "labeled", "control", "cases", *tests],
+            [_control_row(row, names) for row in frames["against_control"].to_dict("records")],
+        ),
+        Table(
+            "The best method against the others",
+            ["labeled", "best method", "other", "cases", *tests],
+            [_best_row(row, names) for row in frames["best_against_others"].to_dict("records")],
         ),
         Table(
             "Against nnU-Net trained at least as long",
@@ -94,6 +104,16 @@ def _mean_sd(mean: float, sd: float, factor: float) -> str:
 def _comparison_row(row: dict[Any, Any], names: Names) -> list[str]:
     name = names[row["budget"], row["trainer"]]
     return [TITLES[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
+
+
+def _control_row(row: dict[Any, Any], names: Names) -> list[str]:
+    metric, method, budget, *test = _comparison_row(row, names)
+    return [metric, method, budget, names[row["budget"], row["control"]], *test]
+
+
+def _best_row(row: dict[Any, Any], names: Names) -> list[str]:
+    best, other = (names[row["budget"], row[name]] for name in ("best", "trainer"))
+    return [row["budget"], best, other, str(row["cases"]), *_difference(row, is_percent=True)]
 
 
 def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:

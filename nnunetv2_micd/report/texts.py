@@ -1,18 +1,21 @@
 """The sentences of the report: facts about the runs, what restricts a comparison, and how the numbers are computed."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+from nnunetv2_micd.benchmark.records import PUBLISHED
 from nnunetv2_micd.report.comparisons import EQUAL_TIME
 from nnunetv2_micd.report.runs import FinishedRun, display_name
 from nnunetv2_micd.report.scores import RULE_FOR_EMPTY_MASKS
-from nnunetv2_micd.report.statistics import BOOTSTRAP_SAMPLES
-from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.report.statistics import BOOTSTRAP_SAMPLES, LEVEL
+from nnunetv2_micd.report.tables import Table
+from nnunetv2_micd.training.registry import STOCK, find_trainer
 
 
 def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
     """Return what a reader of the tables has to know about these runs."""
     caveats = []
-    transductive = sorted({run.trainer for run in runs if run.settings.transductive})
+    transductive = sorted({run.trainer for run in runs if run.settings.transductive and not run.is_mean})
     if transductive:
         names = ", ".join(map(display_name, transductive))
         caveats.append(f"Transductive: test images were among the unlabeled images of {names}, marked with †.")
@@ -22,10 +25,24 @@ def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
         versions = sorted({str(run.result.versions.get(package)) for run in runs})
         if len(versions) > 1:
             caveats.append(f"The runs were made with several versions of {package}: {', '.join(versions)}.")
-    caveats += _missing_seeds(runs)
+    caveats += [*_missing_seeds(runs), *_several_tunings(runs)]
     if not any(run.trainer == STOCK for run in runs):
         caveats.append("There are no runs of the baseline, so there is nothing to test the methods against.")
     return caveats
+
+
+def _several_tunings(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a sentence for each method that has rows with several tuned weights."""
+    weights: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        if run.settings.weight != PUBLISHED:
+            weights.setdefault((run.settings.budget, run.settings.trainer), set()).add(run.settings.weight)
+    return [
+        f"{trainer} with {budget} labeled was tuned more than once, with the weights {' and '.join(sorted(each))}: "
+        "move the runs of the earlier choice away."
+        for (budget, trainer), each in weights.items()
+        if len(each) > 1
+    ]
 
 
 def _missing_seeds(runs: Sequence[FinishedRun]) -> list[str]:
@@ -55,11 +72,21 @@ def describe(runs: Sequence[FinishedRun], tolerance: float, baseline: str) -> di
         "Configuration and plans": f"{settings.configuration}, {settings.plans}",
         "Training": f"{settings.epochs} epochs of {settings.iterations} iterations, final checkpoint",
         "Test cases": f"{len(runs[0].cases)}, from {settings.test_images or 'the validation cases of the folds'}",
-        "Runs": str(len(runs)),
+        "Runs": str(len({run.folder for run in runs})),
         "Surface Dice tolerance": f"{tolerance:g} mm",
         "Machines": "; ".join(sorted({run.result.machine for run in runs})),
         "Versions": ", ".join(sorted(versions)),
     }
+
+
+def describe_methods(runs: Sequence[FinishedRun]) -> Table:
+    """Return what each trainer is, by the first paragraph of its docstring; trainers that are gone have no row."""
+    rows = []
+    for name in dict.fromkeys(run.settings.trainer for run in runs):
+        with suppress(ValueError):
+            paragraph = (find_trainer(name).trainer_class.__doc__ or "").partition("\n\n")[0]
+            rows.append([name, " ".join(paragraph.split())])
+    return Table("The trainers", ["trainer", "what it is"], [row for row in rows if row[1]])
 
 
 def list_rules(tolerance: float) -> list[str]:
@@ -81,8 +108,24 @@ def list_rules(tolerance: float) -> list[str]:
         "metric. The interval is the 95 % percentile bootstrap of the mean difference to the baseline with the same "
         f"labels ({BOOTSTRAP_SAMPLES} draws of cases). It reflects variation between test cases; variation between "
         "labeled sets is shown by the standard deviation.",
+        "A control is another trainer that used no unlabeled images, such as nnU-Net with averaged weights. What a "
+        "method gains over nnU-Net but not over a control need not come from the unlabeled images. Against the best "
+        "control: each method is tested as against nnU-Net, but against the control with the highest mean Dice with "
+        "the same labels, over the seeds that all these controls have. As that control is chosen on the test cases, "
+        "it is the harder opponent.",
+        "The best method is the one with the highest mean Dice with the same labels, over the seeds that all methods "
+        "have; nnU-Net, the controls and tuned methods are not candidates. Its Dice is tested as above against that of "
+        "each other method and control, with Holm's correction over the rows of that table. As the best method is "
+        "chosen on the test cases, its lead is flattered: only a significant difference tells two methods apart.",
+        "What can be claimed: these sentences are made from the tables and are about the Dice. Significant means that "
+        f"p with Holm's correction is below {LEVEL:g}, and that the mean difference lies on the side of most of the "
+        "ranks, on which the test is based (the pseudomedian of Hodges and Lehmann).",
         "At equal time: if the baseline was also trained longer, each method is tested against the shortest of these "
         f"trainings that took at least {EQUAL_TIME:.0%} of the method's time, or the longest if all took less. Holm's "
         "correction is over the rows of that table.",
         "Training and prediction time are means over the seeds; memory is the largest of all seeds.",
+        "Rows named mean of both networks are the same trainings as the rows without these words, predicted with the "
+        "mean of both networks; all others are predicted with one network. Rows named tuned (weight x 3) have three "
+        "times the published weight of the unlabeled images; all others have the published weight. That weight was "
+        "chosen with the labels of further cases, so these rows have used more labels than the others.",
     ]

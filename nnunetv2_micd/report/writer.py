@@ -13,15 +13,22 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_micd.report.aggregate import collect_costs, summarize
+from nnunetv2_micd.report.claims import list_claims
 from nnunetv2_micd.report.collect import collect_runs
-from nnunetv2_micd.report.comparisons import compare_all, compare_at_equal_time
+from nnunetv2_micd.report.comparisons import (
+    compare_all,
+    compare_at_equal_time,
+    compare_best,
+    compare_with_control,
+    find_best,
+)
 from nnunetv2_micd.report.figures import draw_all
 from nnunetv2_micd.report.page import write_page
 from nnunetv2_micd.report.run_scores import load_scores
-from nnunetv2_micd.report.runs import FinishedRun, display_name
+from nnunetv2_micd.report.runs import FinishedRun, display_name, is_candidate, is_control
 from nnunetv2_micd.report.scores import check_tolerance
 from nnunetv2_micd.report.tables import format_tables
-from nnunetv2_micd.report.texts import describe, find_caveats, list_rules
+from nnunetv2_micd.report.texts import describe, describe_methods, find_caveats, list_rules
 from nnunetv2_micd.training.registry import STOCK
 
 
@@ -67,12 +74,15 @@ def write_report(
     notes += failures + find_caveats(scored)
     usual_scores = scores[scores["trainer"].isin({run.trainer for run in usual_runs})]
     costs = collect_costs(scored)
+    best = find_best(usual_scores, is_candidate)
     frames = {
         "cases": scores,
         "costs": costs,
         "equal_time": compare_at_equal_time(scores, costs),
         "summary": summarize(usual_scores),
         "comparisons": compare_all(usual_scores),
+        "against_control": compare_with_control(usual_scores),
+        "best_against_others": compare_best(usual_scores, best),
     }
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +91,10 @@ def write_report(
     page = write_page(
         folder,
         facts=describe(usual_runs, tolerance, baseline),
+        claims=list_claims(frames, best),
         notes=notes,
-        tables=format_tables(frames, _names_of(scored)),
-        pictures=draw_all(usual_runs, scores, costs, folder / "figures"),
+        tables=[*format_tables(frames, _names_of(scored)), describe_methods(usual_runs)],
+        pictures=draw_all(usual_runs, scores, costs, frames["comparisons"], folder / "figures"),
         rules=list_rules(tolerance),
     )
     return page, notes
@@ -99,7 +110,7 @@ def _score_all(
             try:
                 table = load_scores(run, tolerance, apply)
             except (ValueError, OSError) as error:
-                failures.append(f"{run.folder.parent.name}/{run.folder.name} is left out: {error}")
+                failures.append(f"{run.place} is left out: {error}")
                 continue
             settings = run.settings
             keys = {
@@ -127,11 +138,12 @@ def _pool_map(num_processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def _in_order(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Return the runs in the order of all tables and figures: by budget, the baseline before the methods."""
+    """Return the runs in the order of all tables and figures: by budget, first the baseline, then the controls."""
 
     def key(run: FinishedRun) -> tuple[Any, ...]:
-        settings = run.settings
-        return len(settings.labeled), settings.budget, run.trainer != STOCK, run.trainer.lower(), settings.seed
+        settings, trainer = run.settings, run.trainer
+        kind = trainer != STOCK, not is_control(trainer)
+        return len(settings.labeled), settings.budget, *kind, trainer.lower(), settings.seed
 
     return sorted(runs, key=key)
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from helpers import write_image
 from matplotlib import pyplot
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from scipy import ndimage, stats
 
 from nnunetv2_micd.cli.main import main
@@ -24,8 +25,9 @@ from nnunetv2_micd.report import run_scores, write_report
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
 from nnunetv2_micd.report.collect import collect_runs
 from nnunetv2_micd.report.comparisons import compare_all
+from nnunetv2_micd.report.examples import LABEL_COLORS, choose_examples, draw_examples
 from nnunetv2_micd.report.figures import read_curve
-from nnunetv2_micd.report.plots import choose_colors
+from nnunetv2_micd.report.plots import choose_colors, choose_markers, draw_budgets, draw_cases, draw_differences
 from nnunetv2_micd.report.run_scores import load_scores
 from nnunetv2_micd.report.runs import FinishedRun, find_classes
 from nnunetv2_micd.report.statistics import compare_paired, correct_holm
@@ -241,16 +243,26 @@ def test_costs(reported: Tree) -> None:
 
 def test_the_page_needs_no_other_file(reported: Tree) -> None:
     page = (reported.root / "report" / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == page.count("src=") == 4
+    assert page.count('src="data:image/png;base64,') == page.count("src=") == 5
     assert not re.search(r"https?://|<link|<script|url\(", page)
-    for text in ("Holm", "missed", "MeanTeacher", "MICD", "nnU-Net", "10%", "1 mm", "diagonal", "validation"):
-        assert text in page.replace("online Dice on patches of the validation", "validation"), text
+    for text in (
+        "claimed",
+        "The method with the highest Dice",
+        "Holm",
+        "missed",
+        "MeanTeacher",
+        "MICD",
+        "10%",
+        "1 mm",
+        "diagonal",
+    ):
+        assert text in page, text
 
 
 def test_the_markdown_names_the_figures_that_lie_beside_it(reported: Tree) -> None:
     text = (reported.root / "report" / "report.md").read_text()
     files = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(files) == 4
+    assert len(files) == 5
     assert all((reported.root / "report" / file).read_bytes().startswith(b"\x89PNG") for file in files)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
@@ -414,6 +426,93 @@ def test_a_baseline_of_another_name(tree: Tree) -> None:
     assert "the baseline is nnUNetTrainer_250epochs" in notes[0]
 
 
+def add_copy(tree: Tree, trained_class: str, fold: int, **fields: Any) -> Path:
+    """Add a run that is like the MICD of a fold but for these fields of its record."""
+    source = tree.folder("nnUNetTrainerMICD", fold)
+    folder = shutil.copytree(source, tree.folder(trained_class, fold))
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(source.parent / name, folder.parent)
+    tree.change(folder, **fields)
+    return folder
+
+
+def test_runs_that_tune_are_in_no_report(tree: Tree) -> None:
+    for folder in (tree.folder("nnUNetTrainerMICD", 5), tree.add_run("nnUNetTrainer", "2", 0, ("a", "b"), 20, "2d")):
+        tree.change(folder, is_tuning=True, status="running")
+    runs, _, notes = collect_runs(902)
+    assert notes == []
+    assert len(runs) == 12
+    for record in (tree.root / "results" / NAME).glob("*/fold_*/benchmark.json"):
+        tree.change(record.parent, is_tuning=True)
+    with pytest.raises(FileNotFoundError, match=r"no finished runs of Dataset902_Report in [^(]*; make some"):
+        collect_runs(902)
+
+
+def test_a_tuned_weight_has_rows_beside_the_published_one(tree: Tree) -> None:
+    for fold in (5, 6):
+        add_copy(tree, "nnUNetTrainerMICD_w3", fold, trainer="nnUNetTrainerMICD", weight="3")
+    page, notes = tree.report()
+    assert notes == []
+    table = pd.read_csv(tree.root / "report" / "comparisons.csv")
+    both = table[(table["budget"] == "2") & table["trainer"].str.contains("MICD")]
+    assert set(both["trainer"]) == {"nnUNetTrainerMICD", "nnUNetTrainerMICD, tuned (weight x 3)"}
+    assert both.groupby("metric")["difference"].nunique().eq(1).all()
+    assert ">MICD, tuned (weight x 3)</td>" in page.read_text()
+
+
+def add_mean(tree: Tree, folder: Path, seconds: float | None = 8.5) -> None:
+    """Add predictions of the mean of both networks, which are perfect."""
+    for case in tree.cases:
+        (folder / "mean").mkdir(exist_ok=True)
+        shutil.copy(tree.truth / f"{case}.nii.gz", folder / "mean")
+    tree.change(folder, mean_predictions="mean", mean_prediction_seconds=seconds)
+
+
+def test_the_mean_of_both_networks_is_a_row(tree: Tree) -> None:
+    folder, name = tree.folder("nnUNetTrainerMICD", 5), "nnUNetTrainerMICD, mean of both networks"
+    add_mean(tree, folder)
+    before = write_table(tree)
+    assert before.loc[("2", name, MEAN), "dice_mean"] == 1 > before.loc[("2", "nnUNetTrainerMICD", MEAN), "dice_mean"]
+    assert (folder / "scores_mean.csv").is_file()
+    pd.testing.assert_frame_equal(write_table(tree), before)  # from both caches
+    costs = pd.read_csv(tree.root / "report" / "costs.csv").set_index(["budget", "trainer"])
+    assert costs.loc[("2", name), ["training_seconds_mean", "prediction_seconds_mean"]].tolist() == [300, 8.5]
+    assert costs.loc[("2", "nnUNetTrainerMICD"), "prediction_seconds_mean"] == 4
+    comparisons = pd.read_csv(tree.root / "report" / "comparisons.csv").set_index(["metric", "trainer"])
+    assert comparisons.loc[("dice", name), "seeds"] == 1
+    assert "- Runs: 13\n" in (tree.root / "report" / "report.md").read_text()
+
+
+def test_damaged_predictions_of_both_networks_leave_out_only_their_row(tree: Tree) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    add_mean(tree, folder)
+    (folder / "mean" / "case_0.nii.gz").unlink()
+    runs, _, notes = collect_runs(902)
+    assert len(runs) == 13
+    assert re.search(r"fold_5, mean of both networks is left out: there are no predictions of case_0", notes[0])
+    add_mean(tree, folder, seconds=None)
+    assert "prediction_seconds is missing" in collect_runs(902)[2][0]
+
+
+def test_a_control_comes_after_the_baseline_and_is_marked(tree: Tree) -> None:
+    for fold in (5, 6):
+        add_copy(tree, "nnUNetTrainerZ", fold, trainer="nnUNetTrainerZ", num_unlabeled=0)
+    page, _ = tree.report()
+    table = pd.read_csv(tree.root / "report" / "summary.csv")
+    order = ["nnUNetTrainer", "nnUNetTrainerZ (control)", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD"]
+    assert list(dict.fromkeys(table.loc[table["budget"] == "2", "trainer"])) == order
+    assert ">Z (control)</td>" in page.read_text()
+    against = pd.read_csv(tree.root / "report" / "against_control.csv", dtype={"budget": str})
+    assert set(zip(against["budget"], against["trainer"], against["control"], strict=True)) == {
+        ("2", "nnUNetTrainerMICD", "nnUNetTrainerZ (control)"),
+        ("2", "nnUNetTrainerMeanTeacher", "nnUNetTrainerZ (control)"),
+    }
+    others = pd.read_csv(tree.root / "report" / "best_against_others.csv")
+    assert len(others) == 3  # two with two labeled cases, one with four
+    for title in ("Against the best control", "The best method against the others"):
+        assert f"<h2>{title}</h2>" in page.read_text()
+
+
 def damage_json(tree: Tree, folder: Path) -> None:
     (folder / "benchmark.json").write_text('{"status": "do')
 
@@ -443,11 +542,11 @@ def damage_folder(tree: Tree, folder: Path) -> None:
 
 
 def fail(tree: Tree, folder: Path) -> None:
-    tree.change(folder, status="failed", error="CUDA out of memory")
+    tree.change(folder, status="failed", error="CUDA out of memory", training_seconds=None)
 
 
 def interrupt(tree: Tree, folder: Path) -> None:
-    tree.change(folder, status="running")
+    tree.change(folder, status="running", training_seconds=None)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +610,7 @@ def test_caveats_are_named(tree: Tree) -> None:
         "The runs come from several machines or devices: their times and memory are not comparable.",
         "The runs were made with several versions of torch: 2.8, 2.9.",
     ]
-    assert "<td>MICD †</td>" in page.read_text()
+    assert ">MICD †</td>" in page.read_text()
     runs = [run for run in collect_runs(902)[0] if run.trainer != "nnUNetTrainer"]
     assert "nothing to test the methods against" in find_caveats(runs)[-1]
 
@@ -608,11 +707,94 @@ def test_longer_baselines_alone_are_no_report(tree: Tree) -> None:
     assert not (tree.root / "report").exists()
 
 
-def test_many_methods_have_different_colors() -> None:
-    for number in (3, 16, 17, 30):
-        colors = choose_colors(["nnUNetTrainer", *(f"method_{place}" for place in range(number))])
-        assert len({to_hex(color) for color in colors.values()}) == number + 1
+def test_no_two_methods_look_alike() -> None:
+    trainers = ["nnUNetTrainer", *(f"{place} (control)" for place in range(9)), *map(str, range(40))]
+    colors, markers = choose_colors(trainers), choose_markers(trainers)
+    assert len({(colors[trainer], markers[trainer]) for trainer in trainers}) == len(trainers) == 50
+    for one, other in pairwise(trainers):
+        assert colors[one] != colors[other]
+    for trainer in trainers[:10]:
+        red, green, blue = to_rgb(colors[trainer])
+        assert red == green == blue, trainer
+    assert choose_colors(trainers[:20]) == {trainer: colors[trainer] for trainer in trainers[:20]}
+
+
+def make_many(budgets: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
+    """Return scores of nnU-Net, a control and two methods on these budgets, the second method better in all cases."""
+    trainers = [
+        "nnUNetTrainer",
+        "nnUNetTrainerEMA (control)",
+        "nnUNetTrainerA",
+        "nnUNetTrainerB, mean of both networks",
+    ]
+    noise = np.random.default_rng(0).normal(0, 0.01, (len(trainers), 20))
+    scores = make_scores(
+        {
+            (trainer, 0, str(case), "a"): 0.7 + 0.1 * (number == 3) + noise[number, case]
+            for number, trainer in enumerate(trainers)
+            for case in range(20)
+        }
+    )
+    return pd.concat([scores.assign(budget=budget) for budget in budgets], ignore_index=True), trainers
+
+
+def test_differences_to_nnunet_are_drawn_with_their_intervals() -> None:
+    scores, trainers = make_many(("2", "5", "9"))
+    comparisons = compare_all(scores)
+    figure = draw_differences(comparisons, trainers)
+    assert figure is not None
+    assert [panel.get_title() for panel in figure.axes] == [f"{number} labeled cases" for number in (2, 5, 9)]
+    panel = figure.axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()][-1] == "B, mean of both networks"
+    row = comparisons[comparisons["trainer"] == trainers[-1]].iloc[0]
+    line, _, (bar,) = panel.containers[-1]
+    assert line.get_xdata() == pytest.approx([100 * row["difference"]])
+    assert bar.get_segments()[0][:, 0] == pytest.approx([100 * row["low"], 100 * row["high"]])
+    fillings = [container[0].get_markerfacecolor() for container in panel.containers]
+    assert [filling == "white" for filling in fillings] == [True, True, False]
+    assert draw_differences(comparisons.iloc[:0], trainers) is None
+
+
+def test_with_one_budget_the_methods_are_named_on_the_axis() -> None:
+    scores, trainers = make_many(("2",))
+    figure = draw_budgets(mean_over_cases(scores), trainers)
+    assert figure is not None
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert set(names) == {"nnU-Net", "EMA (control)", "A", "B, mean of both networks"}
+    assert names[-1] == "B, mean of both networks"
+
+
+def test_with_several_budgets_nnunet_is_a_thick_line() -> None:
+    scores, trainers = make_many(("2", "5"))
+    figure = draw_budgets(mean_over_cases(scores), trainers)
+    assert figure is not None
+    widths = [container[0].get_linewidth() for container in figure.axes[0].containers]
+    assert widths[0] > 2 * max(widths[1:])
+
+
+def test_the_examples_name_the_classes(reported: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, reported.root)
+    runs = collect_runs(902)[0]
+    scores = pd.read_csv(reported.root / "report" / "cases.csv")
+    examples = choose_examples(runs, mean_over_classes(scores))
+    assert examples is not None
+    (legend,) = draw_examples(examples).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["outer", "inner"]
+    colors = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
+    assert colors == list(LABEL_COLORS[:2])
 
 
 def test_no_figure_stays_in_memory(reported: Tree) -> None:
     assert pyplot.get_fignums() == []
+
+
+def test_cases_are_drawn_over_the_seeds_that_both_have() -> None:
+    """nnU-Net is much better with the second seed, which the method does not have."""
+    rows = [("nnUNetTrainer", 0, 0.5), ("nnUNetTrainer", 1, 0.9), ("nnUNetTrainerMICD", 0, 0.6)]
+    by_case = pd.DataFrame(
+        [{"budget": "2", "trainer": name, "seed": seed, "case": "a", "dice": dice} for name, seed, dice in rows]
+    )
+    figure = draw_cases(by_case, ["nnUNetTrainer", "nnUNetTrainerMICD"])
+    assert figure is not None
+    assert "1 better, 0 worse" in figure.axes[0].get_title()
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets(), [[50, 60]])

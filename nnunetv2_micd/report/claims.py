@@ -1,0 +1,163 @@
+"""What the numbers of a report allow to say, in sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nnunetv2_micd.report.aggregate import MEAN
+from nnunetv2_micd.report.comparisons import EQUAL_TIME
+from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, describe_budget, display_name, is_candidate
+from nnunetv2_micd.report.statistics import LEVEL, is_significant
+from nnunetv2_micd.training.registry import STOCK
+
+MORE_TIME = 1.1
+"""Multiple of the method's time from which a training of the baseline is no longer of equal time."""
+
+ENOUGH_SEEDS = 3
+"""Each seed has other labeled cases. With fewer, a method may only suit those that were drawn."""
+
+Row = Mapping[Any, Any]
+
+
+def list_claims(frames: Mapping[str, pd.DataFrame], best: Mapping[str, str]) -> list[str]:
+    """Return what can be claimed about the best method of each budget, and what cannot.
+
+    Args:
+        frames: The tables that `writer.write_report` writes as CSV: ``summary``, ``comparisons``, ``costs``,
+            ``equal_time``, ``against_control`` and ``best_against_others``.
+        best: The best method by budget, see `comparisons.find_best`.
+
+    Returns:
+        A paragraph for each budget.
+    """
+    return [
+        f"{describe_budget(budget).capitalize()}: " + " ".join(_claims_about(frames, budget, trainer))
+        for budget, trainer in best.items()
+    ]
+
+
+def _claims_about(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
+    tests = _rows(frames["comparisons"], metric="dice", budget=budget, trainer=trainer)
+    return [
+        *_against_baseline(frames, budget, trainer),
+        *_costs_and_equal_time(frames, budget, trainer),
+        *([_against_control(frames["against_control"], budget, trainer)] if any(map(_is_better, tests)) else []),
+        *_against_others(frames, budget, trainer),
+        *_about_other_labels(tests, budget),
+    ]
+
+
+def _against_baseline(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
+    summary = _rows(frames["summary"], budget=budget, trainer=trainer, **{"class": MEAN})
+    highest = f"The method with the highest Dice is {display_name(trainer)}: {100 * summary[0]['dice_mean']:.1f} %."
+    tests = _rows(frames["comparisons"], metric="dice", budget=budget)
+    test = next((row for row in tests if row["trainer"] == trainer), None)
+    if test is None:
+        return [highest, "There is no run of nnU-Net with the same labels to compare it with."]
+    better = [row["trainer"] for row in tests if is_candidate(row["trainer"]) and _is_better(row)]
+    sentences = [highest, f"It is {_judge(test)} nnU-Net with the same labels: {_describe(test)}."]
+    number = int((frames["comparisons"]["metric"] == "dice").sum())
+    if number * 2.0 ** (1 - test["cases"]) >= LEVEL:  # the smallest p of Wilcoxon's test, corrected
+        sentences.append(f"With {test['cases']} test cases and {number} comparisons no difference can be significant.")
+    if not better:
+        return ["No method is significantly better than nnU-Net with the same labels.", *sentences]
+    return sentences if trainer in better else [*sentences, f"Significantly better than nnU-Net: {_enumerate(better)}."]
+
+
+def _costs_and_equal_time(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
+    method, baseline = (_rows(frames["costs"], budget=budget, trainer=name) for name in (trainer, STOCK))
+    if not baseline:
+        return []
+    training = method[0]["training_seconds_mean"] / baseline[0]["training_seconds_mean"]
+    addition = ", and it predicts with two networks" if MEAN_OF_BOTH in trainer else ""
+    costs = f"Its training takes {training:.1f} times as long as nnU-Net's{addition}."
+    tests = _rows(frames["equal_time"], budget=budget, trainer=trainer)
+    if tests:
+        return [costs, _at_equal_time(tests[0])]
+    if EQUAL_TIME * training <= 1:
+        return [costs]
+    return [costs, "Nothing is known at equal time: nnU-Net was not trained longer with these labels."]
+
+
+def _at_equal_time(test: Row) -> str:
+    share = test["baseline_seconds"] / test["training_seconds"]
+    start = "At equal time"
+    if share < EQUAL_TIME:
+        start = f"Against nnU-Net's longest training, {share:.0%} of its time,"
+    elif share > MORE_TIME:
+        start = f"Against nnU-Net trained {share:.1f} times as long as it,"
+    return f"{start} it is {_judge(test)} nnU-Net: {_describe(test)}."
+
+
+def _against_control(against_control: pd.DataFrame, budget: str, trainer: str) -> str:
+    tests = _rows(against_control, metric="dice", budget=budget, trainer=trainer)
+    if not tests:
+        return "No control was run with these labels, so it is not known whether the unlabeled images are the cause."
+    test = tests[0]
+    control = display_name(test["control"]).removesuffix(CONTROL)
+    result = f"It is {_judge(test)} the best control, {control}: {_describe(test)}"
+    return result + ("." if _is_better(test) else ", so it is not shown that the unlabeled images are the cause.")
+
+
+def _against_others(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
+    rows = [row for row in _rows(frames["best_against_others"], budget=budget) if is_candidate(row["trainer"])]
+    others = {row["trainer"] for row in _rows(frames["summary"], budget=budget) if is_candidate(row["trainer"])}
+    missing = sorted(others - {row["trainer"] for row in rows} - {trainer})
+    worse = [row["trainer"] for row in rows if _is_better(row)]
+    ties = [row["trainer"] for row in rows if not _is_better(row)]
+    sentences = []
+    if worse:
+        sentences.append(
+            f"Significantly worse than it{'' if ties or missing else ' are all other methods'}: {_enumerate(worse)}."
+        )
+    if ties:
+        sentences.append(f"It is not significantly better than {_enumerate(ties)}, so it cannot be called the best.")
+    if missing:
+        sentences.append(f"It could not be compared with {_enumerate(missing)}: they have no seed in common.")
+    return sentences
+
+
+def _about_other_labels(tests: Sequence[Row], budget: str) -> list[str]:
+    if budget.startswith("f"):
+        return ["The labeled cases are those of one fold: nothing is known about others."]
+    if not tests or (seeds := tests[0]["seeds"]) >= ENOUGH_SEEDS:
+        return []
+    return [f"With {'1 seed' if seeds == 1 else f'{seeds} seeds'}, nothing is known about other labeled cases."]
+
+
+def _rows(frame: pd.DataFrame, **values: str) -> list[Row]:
+    """Return the rows with these values in their columns."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return list(frame.to_dict("records"))
+
+
+def _is_better(test: Row) -> bool:
+    return bool(test["difference"] > 0 and is_significant(test))
+
+
+def _judge(test: Row) -> str:
+    if _is_better(test):
+        return "significantly better than"
+    if is_significant(test):
+        return "significantly worse than"
+    if test["p_holm"] < LEVEL:
+        return "neither better nor worse, as its mean and most of the cases disagree, than"
+    return "not significantly different from"
+
+
+def _describe(test: Row) -> str:
+    difference, low, high = (f"{100 * test[name]:+.1f}" for name in ("difference", "low", "high"))
+    if pd.isna(test["difference"]):
+        return "no case is scored for both"
+    if pd.isna(test["p_holm"]):
+        return f"{difference} points, too few cases for a test"
+    return f"{difference} points (95 % interval {low} to {high}, p = {test['p_holm']:.2g} with Holm's correction)"
+
+
+def _enumerate(trainers: Sequence[str]) -> str:
+    names = [display_name(trainer) for trainer in trainers]
+    if any("," in name for name in names):
+        return "; ".join(names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
