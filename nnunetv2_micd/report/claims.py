@@ -153,7 +153,9 @@ def _describe(test: Row) -> str:
         return "no case is scored for both"
     if pd.isna(test["p_holm"]):
         return f"{difference} points, too few cases for a test"
-    return f"{difference} points (95 % interval {low} to {high}, p = {test['p_holm']:.2g} with Holm's correction)"
+    p = test["p_holm"]
+    digits = 2 if (p < LEVEL) == (float(f"{p:.2g}") < LEVEL) else 3  # not rounded to the other side
+    return f"{difference} points (95 % interval {low} to {high}, p = {p:.{digits}g} with Holm's correction)"
 
 
 def _enumerate(trainers: Sequence[str]) -> str:

@@ -55,7 +55,8 @@ def compare_with_control(scores: pd.DataFrame) -> pd.DataFrame:
 def find_best(scores: pd.DataFrame, is_candidate: Callable[[str], bool]) -> dict[str, str]:
     """Return the trainer with the highest mean Dice for each budget.
 
-    The mean is over the seeds that all candidates have, or over those that each has if they have none in common.
+    Candidates with fewer seeds than others are not chosen: few seeds would decide about all. The mean is over the seeds
+    that the rest have in common, or over those that each has if there is none.
 
     Args:
         scores: Scores of all cases of all runs.
@@ -69,6 +70,8 @@ def find_best(scores: pd.DataFrame, is_candidate: Callable[[str], bool]) -> dict
     best = {}
     for budget, runs in candidates.dropna(subset="dice").groupby("budget", sort=False):
         dice = runs.pivot(index="seed", columns="trainer", values="dice")
+        seeds = dice.notna().sum()
+        dice = dice.loc[:, seeds == seeds.max()]
         common = dice.dropna()
         best[str(budget)] = str((dice if common.empty else common).mean().idxmax())
     return best

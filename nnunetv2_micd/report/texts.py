@@ -111,12 +111,13 @@ def list_rules(tolerance: float) -> list[str]:
         "A control is another trainer that used no unlabeled images, such as nnU-Net with averaged weights. What a "
         "method gains over nnU-Net but not over a control need not come from the unlabeled images. Against the best "
         "control: each method is tested as against nnU-Net, but against the control with the highest mean Dice with "
-        "the same labels, over the seeds that all these controls have. As that control is chosen on the test cases, "
-        "it is the harder opponent.",
-        "The best method is the one with the highest mean Dice with the same labels, over the seeds that all methods "
-        "have; nnU-Net, the controls and tuned methods are not candidates. Its Dice is tested as above against that of "
-        "each other method and control, with Holm's correction over the rows of that table. As the best method is "
-        "chosen on the test cases, its lead is flattered: only a significant difference tells two methods apart.",
+        "the same labels, over the seeds that the controls with the most seeds have. As that control is chosen on the "
+        "test cases, it is the harder opponent.",
+        "The best method is the one with the highest mean Dice with the same labels, over the seeds that the methods "
+        "with the most seeds have; nnU-Net, the controls and tuned methods are not candidates. Its Dice is tested as "
+        "above against that of each other method and control, with Holm's correction over the rows of that table. As "
+        "the best method is chosen on the test cases, its lead is flattered: only a significant difference tells two "
+        "methods apart.",
         "What can be claimed: these sentences are made from the tables and are about the Dice. Significant means that "
         f"p with Holm's correction is below {LEVEL:g}, and that the mean difference lies on the side of most of the "
         "ranks, on which the test is based (the pseudomedian of Hodges and Lehmann).",

@@ -28,6 +28,9 @@ def test_the_best_is_chosen_on_common_seeds() -> None:
     assert find_best(scores, is_method) == {"2": "A"}
     assert find_best(scores, is_control) == {"2": "C (control)"}
     assert find_best(scores[scores["trainer"] == STOCK], is_method) == {}
+    # one good seed of X does not make it the best, nor the other seeds of the others worthless
+    partial = make_scores({("A", 0): 0.5, ("A", 1): 0.8, ("B", 0): 0.55, ("B", 1): 0.7, ("X", 0): 0.9})
+    assert find_best(partial, is_method) == {"2": "A"}
     disjoint = make_scores({("A", 0): 0.6, ("B", 1): 0.7})
     assert find_best(disjoint, is_method) == {"2": "B"}
 
