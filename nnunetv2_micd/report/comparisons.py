@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes
-from nnunetv2_micd.report.runs import is_baseline, is_control, is_method, is_tuned
+from nnunetv2_micd.report.runs import is_baseline, is_control, is_mean_of_both, is_method, is_tuned
 from nnunetv2_micd.report.scores import METRICS
 from nnunetv2_micd.report.statistics import PairedResult, compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
@@ -37,17 +37,20 @@ def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
 def compare_with_control(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare each method with the best control on the same budget, as `compare_all` does with the baseline.
 
+    A control that predicts with the mean of both networks is an opponent of methods that do so too.
+
     Args:
         scores: Scores of all cases of all runs.
 
     Returns:
         Rows as those of `compare_all`, with the ``control``. Budgets without a control have no rows.
     """
-    controls = find_best(scores, is_control)
+    of_one = find_best(scores, lambda trainer: is_control(trainer) and not is_mean_of_both(trainer))
+    of_any = find_best(scores, is_control)
     opponents = {
         (budget, trainer): controls[budget]
         for budget, trainer in _list_trainers(scores)
-        if is_method(trainer) and budget in controls
+        if is_method(trainer) and budget in (controls := of_any if is_mean_of_both(trainer) else of_one)
     }
     return _compare_each(scores, opponents).rename(columns={"opponent": "control"})
 

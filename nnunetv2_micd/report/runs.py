@@ -123,6 +123,11 @@ def is_method(trainer: str) -> bool:
     return not is_baseline(trainer) and not is_control(trainer)
 
 
+def is_mean_of_both(trainer: str) -> bool:
+    """Return True for a row that is predicted with the mean of both networks."""
+    return MEAN_OF_BOTH in trainer
+
+
 def is_tuned(trainer: str) -> bool:
     """Return True for a trainer whose weight was chosen with the labels of further cases."""
     return TUNED in trainer

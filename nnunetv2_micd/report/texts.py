@@ -112,7 +112,8 @@ def list_rules(tolerance: float) -> list[str]:
         "method gains over nnU-Net but not over a control need not come from the unlabeled images. Against the best "
         "control: each method is tested as against nnU-Net, but against the control with the highest mean Dice with "
         "the same labels, over the seeds that the controls with the most seeds have. As that control is chosen on the "
-        "test cases, it is the harder opponent.",
+        "test cases, it is the harder opponent. A control that predicts with the mean of both networks is an opponent "
+        "of methods that do so too.",
         "The best method is the one with the highest mean Dice with the same labels, over the seeds that the methods "
         "with the most seeds have; nnU-Net, the controls and tuned methods are not candidates. Its Dice is tested as "
         "above against that of each other method and control, with Holm's correction over the rows of that table. As "

@@ -35,6 +35,14 @@ def test_the_best_is_chosen_on_common_seeds() -> None:
     assert find_best(disjoint, is_method) == {"2": "B"}
 
 
+def test_the_mean_of_both_networks_of_a_control_is_for_methods_that_predict_so() -> None:
+    both = ", mean of both networks"
+    means = {"C (control)": 0.6, f"C{both} (control)": 0.8, "A": 0.7, f"A{both}": 0.9, STOCK: 0.5}
+    table = compare_with_control(make_scores({(name, 0): mean for name, mean in means.items()}))
+    opponents = table[table["metric"] == "dice"].set_index("trainer")["control"]
+    assert opponents.to_dict() == {"A": "C (control)", f"A{both}": f"C{both} (control)"}
+
+
 def test_methods_are_tested_against_the_best_control_of_their_budget() -> None:
     few = make_scores(
         {(STOCK, 0): 0.5, ("X (control)", 0): 0.6, ("Y (control)", 0): 0.55, ("A", 0): 0.7, ("B", 0): 0.6}
