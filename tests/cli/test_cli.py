@@ -42,7 +42,7 @@ def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == exported.__all__
     assert all(line.endswith(".") and len(line.split()) > 2 for line in lines)
-    start = lines[exported.__all__.index("nnUNetTrainerMICD")].index("MICD: two different networks")
+    start = lines[exported.__all__.index("nnUNetTrainerMICD")].index("MICD, as recommended: two different networks")
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
 
 
