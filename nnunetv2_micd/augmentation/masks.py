@@ -14,13 +14,13 @@ def sample_mask(
     batch_size: int,
     spatial: Sequence[int],
     ratio: float,
-    block_size: int,
+    block_size: int | Sequence[int],
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw the blocks of each image that are hidden: one mask per sample, the same for all channels.
 
-    The image is divided into a grid of cubes, the last cube of an axis being cut off at the border. Exactly
+    The image is divided into a grid of blocks, the last block of an axis being cut off at the border. Exactly
     ``round(ratio * blocks)`` of them are hidden. Source: MICD, https://arxiv.org/abs/2503.14013, equation 2, and MIC,
     Hoyer et al., CVPR 2023.
 
@@ -28,7 +28,7 @@ def sample_mask(
         batch_size: Number of samples B.
         spatial: Size of the two or three spatial axes in voxels.
         ratio: Share of the blocks that are hidden, in [0, 1).
-        block_size: Edge of a block in voxels.
+        block_size: Edge of a block in voxels, for all axes or for each.
         generator: Generator on the CPU.
         device: Device of the returned mask.
 
@@ -45,15 +45,16 @@ def sample_mask(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"The mask ratio must be at least 0 and less than 1, got {ratio}.")
-    if block_size < 1:
+    edges = [block_size] * len(spatial) if isinstance(block_size, int) else block_size
+    if min(edges) < 1:
         raise ValueError(f"The block size of the mask must be at least 1 voxel, got {block_size}.")
-    grid = [math.ceil(size / block_size) for size in spatial]
+    grid = [math.ceil(size / edge) for size, edge in zip(spatial, edges, strict=True)]
     blocks = math.prod(grid)
     # Every row of ranks is a permutation, so the number of hidden blocks is exact.
     ranks = torch.rand(batch_size, blocks, generator=generator).argsort(dim=1)
     mask = (ranks < round(ratio * blocks)).view(batch_size, 1, *grid).to(device)
-    for axis, size in enumerate(spatial, start=2):
-        mask = mask.repeat_interleave(block_size, dim=axis).narrow(axis, 0, size)
+    for axis, (size, edge) in enumerate(zip(spatial, edges, strict=True), start=2):
+        mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, 0, size)
     return mask
 
 

@@ -169,40 +169,64 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         images = labeled["data"]
         truth, ignored = self.hard_target(full_resolution(labeled["target"]))
         ignored = torch.zeros_like(images[:, 0], dtype=torch.bool) if ignored is None else ignored
-        box = self._sample_box(images)
+        box = self.sample_region(images)
         if unlabeled is None or self.is_pretraining:
-            boxes = box, self._sample_box(images)
+            boxes = box, self.sample_region(images)
             mixed, labels = (mix(each, each.roll(1, 0), *boxes) for each in (images, truth))
             self.last_mixed = mixed, labels
             hidden = mix(ignored, ignored.roll(1, 0), *boxes)
             yield Losses({"supervised": self._loss(self.network(mixed), labels, hidden)})
             return
-        pseudo = self._pseudo_labels(unlabeled).to(truth.dtype)
-        if self.label_manager.has_ignore_label:
-            truth = torch.where(
-                ignored if truth.ndim == ignored.ndim else ignored[:, None],
-                self._pseudo_labels(images).to(truth.dtype),
-                truth,
-            )
+        with torch.no_grad():
+            pseudo = self.pseudo_labels(self.run_teacher(unlabeled)).to(truth.dtype)
+            if self.label_manager.has_ignore_label:
+                teacher = self.pseudo_labels(self.logits(self.teachers["a"], images)).to(truth.dtype)
+                truth = torch.where(ignored if truth.ndim == ignored.ndim else ignored[:, None], teacher, truth)
         mixed, labels = mix(images, unlabeled, box), mix(truth, pseudo, box)
         self.last_mixed = mixed, labels
         is_unlabeled = mix(ignored, torch.ones_like(ignored), box)
-        output = self.network(mixed)
+        output = self.run_student(mixed)
         wrong = differing(self.pseudo_label(full_resolution(output)), labels) & is_unlabeled
         self.metrics["agreement"] = 1 - wrong.sum() / is_unlabeled.sum()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
         yield Losses(
             {"supervised": self._loss(output, labels, is_unlabeled)},
-            {"copy_paste": self.config.unlabeled_weight * as_error(self._loss(output, labels, ~is_unlabeled))},
+            {
+                "copy_paste": self.config.unlabeled_weight * as_error(self._loss(output, labels, ~is_unlabeled)),
+                **self.further_losses(labels, is_unlabeled, pseudo),
+            },
         )
 
-    def _sample_box(self, images: Tensor) -> Tensor:
+    # ---------------------------------------------------------------------------------- what a method on top changes
+
+    def sample_region(self, images: Tensor) -> Tensor:
+        """Draw which voxels come from the other image: a mask ``(1 or B, 1, *spatial)``, bool."""
         return sample_box(images.shape[2:], self.config.box, self.generator, images.device)
 
-    @torch.no_grad()
-    def _pseudo_labels(self, unlabeled: Tensor) -> Tensor:
-        labels = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
+    def run_teacher(self, unlabeled: Tensor) -> Tensor:
+        """Return the teacher's logits of unlabeled images; a method may keep further outputs of this pass."""
+        return self.logits(self.teachers["a"], unlabeled)
+
+    def run_student(self, mixed: Tensor) -> Output:
+        """Return the student's outputs of mixed images; a method may keep further outputs of this pass."""
+        return self.network(mixed)
+
+    def pseudo_labels(self, logits: Tensor) -> Tensor:
+        """Return refined hard labels of the teacher's logits."""
+        labels = self.pseudo_label(logits)
         return largest_components(labels) if self.config.largest_component else labels
+
+    def further_losses(self, labels: Tensor, is_unlabeled: Tensor, pseudo: Tensor) -> dict[str, Tensor]:
+        """Return unsupervised losses beside "copy_paste".
+
+        Args:
+            labels: Hard labels of the mixed images, ``2 B``, see :func:`mix`.
+            is_unlabeled: ``(2 B, *spatial)``, bool: voxels of them that have a pseudo-label.
+            pseudo: Pseudo-labels of the unlabeled images, ``B``.
+        """
+        return {}
+
+    # ------------------------------------------------------------------------------------------------------- parts
 
     def _loss(self, output: Output, labels: Tensor, hidden: Tensor) -> Tensor:
         """Half of the sum over both directions, as in the paper, whose loss is half of Dice and cross entropy."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.intensity import Range, StrongView, strong_view
+from nnunetv2_micd.augmentation.intensity import Range, StrongView
 from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
@@ -180,8 +180,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         return sample_cutmix(len(images), images.shape[2:], self.config, generator, images.device)
 
     def _strong_view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        view, masked = self.config.view, self.masked_channels
-        return self.change_intensities(images, lambda image: strong_view(image, view, generator, masked))
+        return self.strong_view(images, self.config.view, generator)
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, its strong view with the box of another, the labels there, where they are confident, the student."""

@@ -31,6 +31,13 @@ def make_batch(trainer: Any) -> dict[str, Any]:
     return {"data": data, "target": targets if trainer.enable_deep_supervision else targets[0]}
 
 
+def make_unlabeled_batch(batch: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return a batch of another size as the loader of unlabeled patches gives it, with all patches of one image."""
+    axes = batch["data"].ndim - 2
+    origin = {"keys": ["image"] * size, "positions": torch.full((size, axes), 0.5)}
+    return {**resize_batch(batch, size), **origin}
+
+
 def resize_batch(batch: dict[str, Any], size: int) -> dict[str, Any]:
     """Return a batch of another size that repeats or leaves out patches."""
     indices = torch.arange(size) % len(batch["data"])

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_micd.profiling.batches import make_batch, resize_batch
+from nnunetv2_micd.profiling.batches import make_batch, make_unlabeled_batch
 from nnunetv2_micd.profiling.passes import Pass, count_passes
 from nnunetv2_micd.profiling.stopwatch import Stopwatch
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -95,7 +95,7 @@ def prepare(trainer: Any) -> dict[str, Any]:
         trainer.dataloader_train = repeat(batch)
     if isinstance(trainer, SemiSupervisedTrainer):
         if trainer.dataloader_unlabeled is None and trainer.config.ramp_peak > 0:
-            trainer.dataloader_unlabeled = repeat(resize_batch(batch, trainer.unlabeled_batch_size))
+            trainer.dataloader_unlabeled = repeat(make_unlabeled_batch(batch, trainer.unlabeled_batch_size))
         trainer.iteration = int(LATE * trainer.num_epochs * trainer.num_iterations_per_epoch)
     for name, network in _networks(trainer).items():
         network.train(name.startswith("student"))

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
@@ -67,6 +67,19 @@ def _open(folder: str, identifier: str) -> blosc2.NDArray:
     return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
 
 
+class Origin(NamedTuple):
+    """Where the patches of a batch come from.
+
+    Attributes:
+        keys: Identifier of the image of each patch.
+        positions: Centre of each patch as a share of its image ``(B, axes)``, float32: 0 at the first voxel, 1 past the
+            last. A patch in 2D has three axes as well, the first of which tells the slice. Mirroring does not count.
+    """
+
+    keys: list[str]
+    positions: Tensor
+
+
 class UnlabeledDataLoader(nnUNetDataLoader):
     """nnU-Net's loader without labels: patches at random places, no foreground oversampling.
 
@@ -86,13 +99,13 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         self.masked_channels = list(masked_channels)
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return ``data``, a tensor ``(B, channels, *patch)``, and ``keys``, the identifiers."""
+        """Return ``data``, a tensor ``(B, channels, *patch)``, and ``keys`` and ``positions``, see :class:`Origin`."""
         keys = self.get_indices()
         with torch.no_grad(), threadpool_limits(limits=1, user_api=None):  # as in nnU-Net: a worker has one core
-            images = torch.stack([self._load_patch(key) for key in keys])
-        return {"data": images, "keys": keys}
+            images, positions = zip(*(self._load_patch(key) for key in keys), strict=True)
+            return {"data": torch.stack(images), "keys": keys, "positions": torch.stack(positions)}
 
-    def _load_patch(self, key: str) -> Tensor:
+    def _load_patch(self, key: str) -> tuple[Tensor, Tensor]:
         image = self._data.load_image(key)
         lower, upper = self.get_bbox(image.shape[1:], force_fg=False, class_locations=None)
         box = [list(bounds) for bounds in zip(lower, upper, strict=True)]
@@ -109,7 +122,8 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         if previous is not None:
             labels = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
             sample["segmentation"] = torch.cat((sample["segmentation"], labels[None]))
-        return self.transforms(**sample)["image"]
+        centre = (torch.tensor(lower) + torch.tensor(upper)) / 2 / torch.tensor(image.shape[1:])
+        return self.transforms(**sample)["image"], centre.clamp(0, 1)
 
 
 class IsolatedAugmenter(SingleThreadedAugmenter):

@@ -1,4 +1,4 @@
-"""The second network, built from the plans of the first, and a forward pass that returns decoder features."""
+"""The second network, built from the plans of the first, and forward passes that return features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -103,6 +103,37 @@ def forward_with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, l
     return _decode(network, encoder(images))
 
 
+def forward_with_outputs(network: nn.Module, images: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor]]:
+    """Run a U-Net of the plans as its own ``forward`` does, and keep the features of all its levels.
+
+    Args:
+        network: a PlainConvUNet or ResidualEncoderUNet.
+        images: ``(B, channels, *spatial)``.
+
+    Returns:
+        What ``network(images)`` returns, and the features ``(B, C_k, *spatial_k)``: of the bottleneck, which is the
+        last stage of the encoder, then of the decoder stages, deepest first. The last ones are those that
+        :func:`output_layer` turns into logits.
+    """
+    encoder: Any = network.encoder
+    decoder: Any = network.decoder
+    encoded = encoder(images)
+    logits, features = _decode(network, encoded)
+    if not decoder.deep_supervision:
+        return logits, [encoded[-1], *features]
+    coarser = [layer(stage) for layer, stage in zip(decoder.seg_layers[:-1], features[:-1], strict=True)]
+    return [logits, *reversed(coarser)], [encoded[-1], *features]
+
+
+def output_layer(network: nn.Module) -> nn.Module:
+    """Return the convolution with a kernel of one that makes the logits at full resolution.
+
+    Its weight is ``(K, C, 1, 1[, 1])``, with C channels of the last decoder stage.
+    """
+    decoder: Any = network.decoder
+    return decoder.seg_layers[-1]
+
+
 def forward_with_scaled_features(network: nn.Module, images: Tensor, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Run a U-Net of the plans once as it is and once with scaled encoder features; the encoder runs only once.
 
@@ -137,6 +168,6 @@ def _decode(network: nn.Module, encoded: Sequence[Tensor]) -> tuple[Tensor, list
     return decoder.seg_layers[-1](x), features
 
 
-def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+def full_resolution(output: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the finest of a network's deep-supervision outputs or targets, or the only one without it."""
     return output if isinstance(output, Tensor) else output[0]

@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.labeled import check_labeled_cases
 from nnunetv2_micd.data.splits import load_split_unlabeled
@@ -26,13 +27,14 @@ from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_nex
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,
+    Origin,
     UnlabeledImages,
     build_unlabeled_loader,
     start_unlabeled_loader,
 )
 from nnunetv2_micd.training.messages import next_commands, previous_stage_command
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
-from nnunetv2_micd.training.networks import check_architecture, forward_with_features
+from nnunetv2_micd.training.networks import check_architecture, forward_with_features, forward_with_outputs
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import Students, compiled, prepare_for_several_processes
@@ -64,7 +66,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             ``--c``.
         labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
         unlabeled_images: Preprocessed unlabeled images, once the loaders are built; None if none are used.
+        unlabeled_origin: Image and place of each unlabeled patch of the step, see :class:`loader.Origin`.
         forward_with_features: :func:`networks.forward_with_features`, compiled where nnU-Net compiles.
+        forward_with_outputs: :func:`networks.forward_with_outputs`, likewise.
 
     Examples:
         A method that asks for agreement with the teacher's hard labels::
@@ -103,6 +107,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None
         self.forward_with_features = forward_with_features
+        self.forward_with_outputs = forward_with_outputs
+        self.unlabeled_origin = Origin([], torch.zeros(0, 0))
         self.unlabeled_images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
         self._workers: dict[str, list[BaseProcess]] = {}
@@ -203,6 +209,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         intensities, labels = images.tensor_split([-len(self.label_manager.foreground_labels)], dim=1)
         return torch.cat((change(intensities), labels), dim=1)
 
+    def strong_view(self, images: Tensor, view: StrongView, generator: torch.Generator) -> Tensor:
+        """Return a view of images with other intensities, see :func:`augmentation.strong_view`."""
+        masked = self.masked_channels
+        return self.change_intensities(images, lambda image: strong_view(image, view, generator, masked))
+
     # ------------------------------------------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
@@ -229,6 +240,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self._do_i_compile():
             self.networks.compile()
         self.forward_with_features = compiled(forward_with_features, self._do_i_compile())
+        self.forward_with_outputs = compiled(forward_with_outputs, self._do_i_compile())
 
     @contextmanager
     def _as_one_process(self) -> Iterator[None]:
@@ -310,8 +322,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return build_unlabeled_loader(self, self.unlabeled_images)
 
     def next_unlabeled(self) -> Tensor:
-        """Return the next unlabeled patches ``(B, channels, *patch)``, on the device."""
-        return self._to_device(next(self.dataloader_unlabeled)["data"])
+        """Return the next unlabeled patches ``(B, channels, *patch)``, on the device; remember where they lie."""
+        batch = next(self.dataloader_unlabeled)
+        self.unlabeled_origin = Origin(batch["keys"], batch["positions"])
+        return self._to_device(batch["data"])
 
     def run_training(self) -> None:
         """Train as nnU-Net does, and name the cause when a worker process was killed.

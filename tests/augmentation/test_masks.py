@@ -26,6 +26,14 @@ def test_exact_share_of_whole_blocks(spatial: tuple[int, ...], ratio: float, blo
     assert torch.equal(mask, corners[(..., *voxels)])  # constant inside each block
 
 
+def test_blocks_may_have_another_edge_along_each_axis() -> None:
+    mask = sample_mask(2, (5, 6), 0.5, (2, 3), torch.Generator())[:, 0]
+    for sample in mask:
+        blocks = [sample[i : i + 2, j : j + 3] for i in (0, 2, 4) for j in (0, 3)]
+        assert all(block.all() or not block.any() for block in blocks)
+        assert sum(bool(block.all()) for block in blocks) == 3
+
+
 def test_generator_decides_and_samples_differ() -> None:
     assert torch.equal(draw(seed=1), draw(seed=1))
     assert not torch.equal(draw(seed=1), draw(seed=2))

@@ -231,9 +231,10 @@ def test_loss_of_regions_is_nnunets_where_nothing_is_hidden(dataset: TinyDataset
 def test_components_are_kept_where_a_class_has_several_parts(dataset: TinyDataset) -> None:
     trainer = start(dataset)
     unlabeled = batch(trainer)[1]
-    largest = trainer._pseudo_labels(unlabeled)
+    logits = trainer.run_teacher(unlabeled)
+    largest = trainer.pseudo_labels(logits)
     trainer.config = replace(trainer.config, largest_component=False)
-    everything = trainer._pseudo_labels(unlabeled)
+    everything = trainer.pseudo_labels(logits)
     assert torch.equal(largest, largest_components(everything))
 
 

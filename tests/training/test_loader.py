@@ -47,6 +47,26 @@ def test_patches_come_from_the_images(dataset: TinyDataset) -> None:
     assert all((windows == patch[0]).flatten(1).all(1).any() for patch in batch["data"])
 
 
+def test_positions_are_the_centres_of_the_patches(dataset: TinyDataset) -> None:
+    batch = build(dataset, ["image_0"]).generate_train_batch()
+    whole = torch.from_numpy(find_images(dataset, ["image_0"]).load_image("image_0")[:])[0]
+    windows = whole.unfold(0, 16, 1).unfold(1, 20, 1).unfold(2, 24, 1)
+    for patch, position in zip(batch["data"][:, 0], batch["positions"], strict=True):
+        start = (windows == patch).flatten(3).all(3).nonzero()[0]
+        assert torch.allclose(position, (start + torch.tensor(PATCH_SIZE) / 2) / torch.tensor(whole.shape))
+
+
+def test_the_first_position_of_a_2d_patch_is_its_slice(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, "2d")
+    trainer.on_train_start()
+    assert trainer.next_unlabeled().ndim == 4
+    keys, positions = trainer.unlabeled_origin
+    assert positions.shape == (len(keys), 3)
+    for key, position in zip(keys, positions, strict=True):
+        slices = trainer.unlabeled_images.load_image(key).shape[1]
+        assert float(position[0] * slices - 0.5) == pytest.approx(round(float(position[0] * slices - 0.5)), abs=1e-4)
+
+
 def test_images_smaller_than_the_patch_are_padded(dataset: TinyDataset) -> None:
     patch = build(dataset, ["image_3"]).generate_train_batch()["data"]
     assert patch.shape == (3, 1, *PATCH_SIZE)

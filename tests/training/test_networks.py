@@ -12,8 +12,10 @@ from nnunetv2_micd.training.networks import (
     PLAIN,
     RESIDUAL,
     forward_with_features,
+    forward_with_outputs,
     forward_with_scaled_features,
     full_resolution,
+    output_layer,
     peer_architecture,
 )
 
@@ -79,6 +81,21 @@ def test_forward_with_features_is_the_forward_pass(class_name: str, deep_supervi
     logits, features = forward_with_features(network, images)
     assert torch.equal(logits, full_resolution(network(images)))
     assert [tuple(f.shape[2:]) for f in features] == [(2, 4), (4, 8), (8, 16), (16, 32), (32, 64)]
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+@pytest.mark.parametrize("class_name", [PLAIN, RESIDUAL])
+def test_forward_with_outputs_is_the_forward_pass(class_name: str, deep_supervision: bool) -> None:
+    network = build(class_name, architecture(2, **PLANS[class_name]), deep_supervision=deep_supervision)
+    images = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        outputs, (bottleneck, *features) = forward_with_outputs(network, images)
+        expected = network(images)
+        assert torch.equal(bottleneck, network.encoder(images)[-1])
+        assert all(map(torch.equal, features, forward_with_features(network, images)[1]))
+        assert torch.equal(output_layer(network)(features[-1]), full_resolution(outputs))
+    assert isinstance(outputs, list) == deep_supervision
+    assert all(map(torch.equal, outputs, expected)) if deep_supervision else torch.equal(outputs, expected)
 
 
 def test_unknown_architecture_names_what_is_supported() -> None:

@@ -9,7 +9,7 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
+from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
@@ -238,10 +238,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         """Return a strong view of the next pseudo-labeled patches, and keep their targets for the loss."""
         batch = next(self.dataloader_unlabeled)
         self.pseudo_target = self._to_device(batch["target"])
-        view, masked = self.config.view, self.masked_channels
-        return self.change_intensities(
-            self._to_device(batch["data"]), lambda image: strong_view(image, view, self.generator, masked)
-        )
+        return self.strong_view(self._to_device(batch["data"]), self.config.view, self.generator)
 
     @property
     def unsupervised_weight(self) -> float:
