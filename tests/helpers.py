@@ -21,6 +21,7 @@ from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetT
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
+from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -32,6 +33,7 @@ from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_SupervisedOnly,
 )
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 
@@ -41,8 +43,10 @@ METHODS = [
     nnUNetTrainerCPS,
     nnUNetTrainerDHC,
     nnUNetTrainerFilterMatch,
+    nnUNetTrainerM3HL,
     nnUNetTrainerMCF,
     nnUNetTrainerPseudoLabels,
+    nnUNetTrainerTransMedSeg,
     nnUNetTrainerUAMT,
     nnUNetTrainerUniMatch,
     nnUNetTrainerMICD,
@@ -64,8 +68,10 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerCPS: {"supervised_b", "cps_labeled", "cps_unlabeled", *BRANCHES},
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},
+    nnUNetTrainerM3HL: {"copy_paste", "high_level", "low_level", "agreement", "foreground_teacher"},
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
+    nnUNetTrainerTransMedSeg: {"copy_paste", "augmented", "agreement", "foreground_teacher"},
     nnUNetTrainerUAMT: {"consistency", "agreement", "foreground_teacher", "certain"},
     nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2", "confident", "agreement", "foreground"},
     nnUNetTrainerMICD: {"supervised_b", "mcpc", "cfc", "cmd", *BRANCHES},

@@ -5,12 +5,13 @@ changed it. Strengths are drawn from a generator on the CPU and applied in a sec
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from nnunetv2_micd.utils.precision import full_precision
 
 Range = tuple[float, float]
 
@@ -182,9 +183,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         >>> gaussian_blur(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[1.0]]))
         tensor([[[[0.3482, 0.4519, 0.3482]]]])
     """
-    # In half precision the product would lose the contrast of fine structures.
-    full_precision = torch.autocast("cuda", enabled=False) if images.is_cuda else nullcontext()
-    with full_precision:
+    with full_precision(images.device):  # half precision would lose the contrast of fine structures
         for axis in range(2, images.ndim):
             moved = images.movedim(axis, -1)
             position = torch.arange(images.shape[axis], device=images.device)

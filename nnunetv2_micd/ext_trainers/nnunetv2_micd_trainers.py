@@ -5,6 +5,7 @@ from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetT
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
+from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -29,6 +30,7 @@ from nnunetv2_micd.methods.pseudo_labels.trainer import (
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerPseudoLabels_fullLength,
 )
+from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 
@@ -40,6 +42,7 @@ __all__ = [
     "nnUNetTrainerDHC",
     "nnUNetTrainerEMA",
     "nnUNetTrainerFilterMatch",
+    "nnUNetTrainerM3HL",
     "nnUNetTrainerMCF",
     "nnUNetTrainerMICD",
     "nnUNetTrainerMICD_5epochs",
@@ -60,6 +63,7 @@ __all__ = [
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerPseudoLabels",
     "nnUNetTrainerPseudoLabels_fullLength",
+    "nnUNetTrainerTransMedSeg",
     "nnUNetTrainerUAMT",
     "nnUNetTrainerUniMatch",
 ]

@@ -125,7 +125,7 @@ def forward_with_outputs(network: nn.Module, images: Tensor) -> tuple[Tensor | l
     return [logits, *reversed(coarser)], [encoded[-1], *features]
 
 
-def output_layer(network: nn.Module) -> nn.Module:
+def output_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d:
     """Return the convolution with a kernel of one that makes the logits at full resolution.
 
     Its weight is ``(K, C, 1, 1[, 1])``, with C channels of the last decoder stage.

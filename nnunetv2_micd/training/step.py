@@ -1,12 +1,13 @@
 """What a method hands to the step of the trainer: named losses, and passes whose graph is built later."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nnunetv2_micd.utils.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ class Deferred:
             tensors, seen = zip(
                 *((tensor, gradient) for tensor, gradient in pairs if gradient is not None), strict=True
             )
-            # Backward passes are never under autocast. Older PyTorch has none on mps.
-            device = tensors[0].device.type
-            with nullcontext() if device == "mps" else torch.autocast(device, enabled=False):
+            with full_precision(tensors[0].device):  # backward passes are never under autocast
                 torch.autograd.backward(tensors, seen)
 
 

@@ -108,7 +108,9 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
     assert predicted.isfinite().all()
 
 
-OTHER_BATCHES = (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels)  # of mixed images, or of two trainings
+OTHER_BATCHES = [  # of mixed images, or of two trainings
+    method for method in METHODS if issubclass(method, (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels))
+]
 
 
 @pytest.fixture(scope="module")

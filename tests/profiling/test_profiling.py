@@ -18,12 +18,14 @@ from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
+from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.profiling import measure, steps, stopwatch
@@ -51,9 +53,11 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerCPS: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
+    nnUNetTrainerM3HL: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerPseudoLabels: {("student a", True): 2},
+    nnUNetTrainerTransMedSeg: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerUAMT: {("student a", True): 2, ("teacher a", False): 9},
     # the encoder of the weak view is the one of the view with dropped features
     nnUNetTrainerUniMatch: {("student a", False): 0.5, ("student a", True): 4},
@@ -111,6 +115,8 @@ def test_passes_of_a_step_are_counted(
         supervised += batches if kind.all_outputs else 0
     assert counted == expected
     with_deep_supervision = {nnUNetTrainerBCP: 2, nnUNetTrainerFilterMatch: 3, nnUNetTrainerPseudoLabels: 2}
+    # the parts of the network are called one by one, for which the outputs of low resolution are not counted
+    with_deep_supervision |= {nnUNetTrainerM3HL: 0, nnUNetTrainerTransMedSeg: 0}
     assert supervised == with_deep_supervision.get(method, len(trainer.students))
     assert trainer.iteration == 4
 
