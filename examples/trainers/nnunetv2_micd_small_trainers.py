@@ -47,9 +47,11 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
     def initialize(self) -> None:
         """Prepare all networks for fast steps on a CPU."""
         super().initialize()
+        is_3d = len(self.configuration_manager.patch_size) == 3
+        memory_format = torch.channels_last_3d if is_3d else torch.channels_last
         students, teachers = getattr(self, "students", {"a": self.network}), getattr(self, "teachers", {})
         for network in (*students.values(), *teachers.values()):
-            network.to(memory_format=torch.channels_last_3d)
+            network.to(memory_format=memory_format)
             for layer in network.decoder.seg_layers:  # so that losses are computed in float32
                 layer.register_forward_hook(lambda module, inputs, output: output.float())
 

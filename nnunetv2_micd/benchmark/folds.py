@@ -7,6 +7,7 @@ from nnunetv2_micd.benchmark.records import ALL_LABELS, Run
 from nnunetv2_micd.data.budgets import list_cases, make_entry
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import preprocessed_folder
+from nnunetv2_micd.data.groups import group_cases, load_groups
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, write_splits
 from nnunetv2_micd.utils.files import shorten
 
@@ -31,9 +32,9 @@ def budget_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
     if re.fullmatch(r"f\d+", budget):
         return _published_entry(dataset, cases, int(budget[1:]))
     if budget != ALL_LABELS:
-        return make_entry(cases, budget, seed, val_fraction)
+        return make_entry(cases, budget, seed, val_fraction, load_groups(dataset.name))
     # All training cases of any other budget, so that the validation cases are the same.
-    entry = make_entry(cases, "1", seed, val_fraction)
+    entry = make_entry(cases, "1", seed, val_fraction, load_groups(dataset.name))
     return {"train": sorted(entry["train"] + entry["unlabeled"]), "val": entry["val"], "unlabeled": []}
 
 
@@ -58,9 +59,10 @@ def tuning_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
         raise ValueError(f"-n {ALL_LABELS} leaves no unlabeled images, so there is no weight to tune; leave it out")
     reported = budget_entry(dataset, cases, budget, seed, val_fraction)
     rest = sorted({*reported["train"], *reported["unlabeled"]} - {*reported["val"]})
-    num_labeled = len(reported["train"])
+    groups = load_groups(dataset.name)
+    num_labeled = len(group_cases(reported["train"], groups))
     try:
-        return make_entry(rest, str(num_labeled), seed, val_fraction)
+        return make_entry(rest, str(num_labeled), seed, val_fraction, groups)
     except ValueError:
         raise ValueError(
             f"-n {budget} labels {num_labeled} of the {len(rest)} cases outside the reported validation cases, which "

@@ -1,4 +1,6 @@
-"""``nnUNetv2_micd list``: lists the trainers with one sentence each.
+"""``nnUNetv2_micd list``: lists the trainers in groups, with one sentence each.
+
+The groups follow from the names and from the first words of the docstrings, so a new trainer finds its own.
 
 The sentences are read from the source files. Importing the trainers would import torch and nnU-Net, which takes
 seconds.
@@ -17,6 +19,18 @@ EXPORTS = f"{PACKAGE.name}.ext_trainers.nnunetv2_micd_trainers"
 """Module that nnU-Net searches; its ``__all__`` names the trainers."""
 
 
+RECOMMENDED = "nnUNetTrainerMICD"
+
+GROUPS = {
+    "recommended": "Recommended",
+    "variant": "Variants of MICD",
+    "method": "Other methods",
+    "reconstruction": "Reconstructions of methods without public code: do not compare them with published figures",
+    "control": "Controls, which learn from labeled images only",
+}
+"""Title of each group, in the order in which they are printed."""
+
+
 def add_command(commands: Any) -> None:
     """Add the command to the subparsers of nnUNetv2_micd."""
     parser = commands.add_parser("list", help="list the trainers", description="Lists the trainers for nnUNetv2_train.")
@@ -24,11 +38,34 @@ def add_command(commands: Any) -> None:
 
 
 def run(_: argparse.Namespace) -> None:
-    """Print a line for each trainer."""
+    """Print the groups, with a line for each trainer."""
     summaries = read_summaries()
     width = max(map(len, summaries))
-    for name, summary in summaries.items():
-        print(f"{name:{width}}  {summary}")
+    for group, title in GROUPS.items():
+        print(f"{title}:")
+        for name, summary in summaries.items():
+            if group_of(name, summary) == group:
+                print(f"  {name:{width}}  {summary}")
+
+
+def group_of(name: str, summary: str) -> str:
+    """Return the group of a trainer, a key of :data:`GROUPS`.
+
+    Args:
+        name: Name of the trainer.
+        summary: First paragraph of its docstring.
+
+    Examples:
+        >>> group_of("nnUNetTrainerEMA", "Control: nnU-Net with averaged weights.")
+        'control'
+    """
+    if name == RECOMMENDED:
+        return "recommended"
+    if summary.startswith("Control:"):
+        return "control"
+    if summary.startswith("Reconstruction of "):
+        return "reconstruction"
+    return "variant" if name.startswith(RECOMMENDED) else "method"
 
 
 def read_summaries() -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Folds in which only a few cases keep their labels, to measure what the other images are worth without labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nnunetv2_micd.data.folders import labeled_folders, preprocessed_folder
+from nnunetv2_micd.data.groups import group_cases, load_groups
 from nnunetv2_micd.data.splits import SPLITS_FILE, SPLITS_SEED, Entry, default_splits, load_splits, write_splits
 
 
@@ -15,6 +16,7 @@ def add_budget_splits(
 
     For one seed, a larger budget contains the labeled cases of every smaller one. Existing entries stay.
     If there is no file yet, nnU-Net's five default folds come first, so that folds 0 to 4 keep their usual meaning.
+    If the dataset has groups (see `data.groups`), groups are drawn and counted instead of cases.
 
     Args:
         dataset_name: Full name of a preprocessed dataset.
@@ -35,11 +37,12 @@ def add_budget_splits(
     """
     cases = list_cases(dataset_name)
     path = preprocessed_folder(dataset_name) / SPLITS_FILE
+    groups = load_groups(dataset_name)
     splits = load_splits(path) if path.is_file() else default_splits(cases)
     num_before = len(splits) if path.is_file() else 0
     added = []
     for seed in seeds:
-        entry = make_entry(cases, count, seed, val_fraction)
+        entry = make_entry(cases, count, seed, val_fraction, groups)
         if entry not in splits:
             splits.append(entry)
         added.append((splits.index(entry), seed, entry))
@@ -66,21 +69,29 @@ def list_cases(dataset_name: str) -> list[str]:
     return cases
 
 
-def make_entry(cases: Sequence[str], count: str, seed: int, val_fraction: float) -> Entry:
-    """Divide sorted cases into labeled, validation and unlabeled ones; see `add_budget_splits` for the arguments."""
+def make_entry(
+    cases: Sequence[str], count: str, seed: int, val_fraction: float, groups: Mapping[str, str] | None = None
+) -> Entry:
+    """Divide sorted cases into labeled, validation and unlabeled ones; see `add_budget_splits` for the arguments.
+
+    Args:
+        cases: Sorted cases.
+        count: Number or share of labeled cases, or of groups if there are some.
+        seed: Seed that draws them.
+        val_fraction: Share of the cases, or groups, for validation.
+        groups: Group of each case; None or empty if each case stands for itself.
+    """
+    grouped = group_cases(cases, groups or {})
     if not 0 < val_fraction < 1:
         raise ValueError(f"The share of validation cases must lie between 0 and 1, not {val_fraction}")
-    num_val = max(1, round(val_fraction * len(cases)))
+    num_val = max(1, round(val_fraction * len(grouped)))
     # The validation cases do not depend on the seed of the fold, so results of all budgets and seeds are comparable.
-    shuffled = np.random.RandomState(SPLITS_SEED).permutation(cases).tolist()
+    shuffled = np.random.RandomState(SPLITS_SEED).permutation(list(grouped)).tolist()
     val, rest = shuffled[:num_val], sorted(shuffled[num_val:])
     num_labeled = _parse_count(count, len(rest))
     shuffled = np.random.RandomState(seed).permutation(rest).tolist()
-    return {
-        "train": sorted(shuffled[:num_labeled]),
-        "val": sorted(val),
-        "unlabeled": sorted(shuffled[num_labeled:]),
-    }
+    parts = {"train": shuffled[:num_labeled], "val": val, "unlabeled": shuffled[num_labeled:]}
+    return {key: sorted(case for unit in units for case in grouped[unit]) for key, units in parts.items()}
 
 
 def _parse_count(count: str, num_cases: int) -> int:

@@ -11,6 +11,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_micd.data.budgets import make_entry
 from nnunetv2_micd.data.folders import raw_folder
+from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import Entry
 from nnunetv2_micd.utils.files import atomic_folder
@@ -49,7 +50,7 @@ def derive_dataset(
     description = json.loads((source / "dataset.json").read_text())
     # A copy, as nnU-Net makes the paths in it absolute.
     cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
-    entry = make_entry(sorted(cases), count, seed, val_fraction)
+    entry = make_entry(sorted(cases), count, seed, val_fraction, load_groups(source_name))
     name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"
     check_number(number, name)
 

@@ -25,7 +25,7 @@ def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
         versions = sorted({str(run.result.versions.get(package)) for run in runs})
         if len(versions) > 1:
             caveats.append(f"The runs were made with several versions of {package}: {', '.join(versions)}.")
-    caveats += [*_missing_seeds(runs), *_several_tunings(runs)]
+    caveats += [*_missing_seeds(runs), *_several_tunings(runs), *_reconstructions(runs)]
     if not any(run.trainer == STOCK for run in runs):
         caveats.append("There are no runs of the baseline, so there is nothing to test the methods against.")
     return caveats
@@ -43,6 +43,14 @@ def _several_tunings(runs: Sequence[FinishedRun]) -> list[str]:
         for (budget, trainer), each in weights.items()
         if len(each) > 1
     ]
+
+
+def _reconstructions(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a sentence about methods that were built without their authors' code."""
+    names = [name for name, text in describe_methods(runs).rows if text.startswith("Reconstruction of ")]
+    listed = ", ".join(map(display_name, sorted(names)))
+    sentence = f"Reconstructions, because their authors published no code: {listed}. Their figures say nothing about "
+    return [f"{sentence}the published ones."] if names else []
 
 
 def _missing_seeds(runs: Sequence[FinishedRun]) -> list[str]:

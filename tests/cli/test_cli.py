@@ -39,11 +39,25 @@ def test_every_command_has_help(command: ModuleType, capsys: Capture) -> None:
 
 def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
     main(["list"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == exported.__all__
-    assert all(line.endswith(".") and len(line.split()) > 2 for line in lines)
-    start = lines[exported.__all__.index("nnUNetTrainerMICD")].index("MICD, as recommended: two different networks")
-    assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
+    groups: dict[str, dict[str, str]] = {}
+    title = ""
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  "):
+            name, sentence = line.split(maxsplit=1)
+            groups[title][name] = sentence
+            assert line.index(sentence) == 2 + max(map(len, exported.__all__)) + 2
+        else:
+            title = line
+            groups[title] = {}
+    assert list(groups) == [f"{title}:" for title in list_trainers.GROUPS.values()]
+    recommended, variants, methods, reconstructions, controls = groups.values()
+    assert sorted(name for group in groups.values() for name in group) == sorted(exported.__all__)
+    assert all(sentence.endswith(".") for group in groups.values() for sentence in group.values())
+    assert recommended["nnUNetTrainerMICD"].startswith("MICD, as recommended: two different networks")
+    assert {"nnUNetTrainerMICD_paper", "nnUNetTrainerMICD_50epochs"} <= set(variants)
+    assert {"nnUNetTrainerMeanTeacher", "nnUNetTrainerM3HL"} <= set(methods)
+    assert "nnUNetTrainerTransMedSeg" in reconstructions
+    assert set(controls) == {"nnUNetTrainerEMA", "nnUNetTrainerBCP_LabeledOnly", "nnUNetTrainerMICD_SupervisedOnly"}
 
 
 def test_list_reads_from_the_sources_what_python_knows_of_the_classes() -> None:

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunetv2_micd.benchmark.folds import budget_entry, tuning_entry
 from nnunetv2_micd.data.budgets import add_budget_splits
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.splits import default_splits
 
 
@@ -131,3 +133,51 @@ def test_a_damaged_file_is_named(dataset):
     dataset.splits_file.write_text("[{")
     with pytest.raises(ValueError, match=r"splits_final\.json is not valid JSON"):
         add_budget_splits(dataset.name, "2")
+
+
+def write_groups(folder, groups):
+    (folder / "groups.json").write_text(json.dumps(groups))
+
+
+def test_groups_are_counted_and_never_divided(dataset, read):
+    pairs = {f"case_{i}": f"patient_{i // 2}" for i in range(6)}
+    write_groups(dataset.raw, pairs)
+    for _, _, entry in add_budget_splits(dataset.name, "1", seeds=[0, 1, 2], val_fraction=0.3):
+        assert {len(cases) for cases in entry.values()} == {2}
+        assert all(len({pairs[case] for case in cases}) == 1 for cases in entry.values())
+    with pytest.raises(ValueError, match="besides the validation cases there are 2"):
+        add_budget_splits(dataset.name, "2", val_fraction=0.3)
+
+
+def test_groups_beside_the_splits_come_first(dataset):
+    write_groups(dataset.raw, {})
+    write_groups(dataset.preprocessed, {f"case_{i}": str(i // 3) for i in range(6)})
+    with pytest.raises(ValueError, match="none unlabeled"):
+        add_budget_splits(dataset.name, "1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"case_0": "a"}', "gives these cases no group: case_1.*add them or delete the file"),
+        ("[]", 'is not of the form {"case": "group"'),
+        ('{"case_0": 1}', 'is not of the form {"case": "group"'),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_wrong_groups_are_named(dataset, content, message):
+    (dataset.raw / "groups.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        add_budget_splits(dataset.name, "1")
+
+
+def test_a_benchmark_and_its_tuning_draw_groups(dataset):
+    pairs = {f"case_{i}": f"patient_{i // 2}" for i in range(6)}
+    write_groups(dataset.raw, pairs)
+    found, cases = Dataset.find(dataset.name), sorted(pairs)
+    entry = budget_entry(found, cases, "1", seed=0, val_fraction=0.3)
+    assert {len(part) for part in entry.values()} == {2}
+    everything = budget_entry(found, cases, "all", seed=0, val_fraction=0.3)
+    assert sorted(everything["train"]) == sorted([*entry["train"], *entry["unlabeled"]])
+    with pytest.raises(ValueError, match="leaves too few for the validation"):  # it needs three groups
+        tuning_entry(found, cases, "1", seed=0, val_fraction=0.3)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -613,6 +614,13 @@ def test_caveats_are_named(tree: Tree) -> None:
     assert ">MICD †</td>" in page.read_text()
     runs = [run for run in collect_runs(902)[0] if run.trainer != "nnUNetTrainer"]
     assert "nothing to test the methods against" in find_caveats(runs)[-1]
+
+
+def test_reconstructions_are_named(tree: Tree) -> None:
+    runs = collect_runs(902)[0]
+    others = [replace(run, settings=replace(run.settings, trainer="nnUNetTrainerTransMedSeg")) for run in runs]
+    (note,) = find_caveats([*runs, *others])
+    assert note.startswith("Reconstructions, because their authors published no code: TransMedSeg. Their figures")
 
 
 def test_regions_and_the_ignore_label_are_those_of_nnunet(tree: Tree) -> None:
