@@ -18,6 +18,7 @@ fi
 export nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1
 labels=("${@:-1}")
 methods=(nnUNetTrainer{MICD,MICD_paper,FilterMatch,MeanTeacher,UAMT,CPS,CPS_VOC,UniMatch,BCP,MCF,DHC}_small
+    nnUNetTrainer{M3HL,C3S3,MandN,SPCL,SPCL_pretrained,MEDL,TransMedSeg,CAD}_small
     nnUNetTrainerPseudoLabels{,_fullLength}_small)
 controls=(nnUNetTrainer{EMA,BCP_LabeledOnly,MICD_SupervisedOnly}_small)
 options=(-d 4 -c 3d_fullres -p nnUNetPlans_small -device cpu --jobs 2)
