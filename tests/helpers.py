@@ -17,6 +17,7 @@ import torch
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
@@ -40,6 +41,7 @@ from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 MICD = "nnUNetTrainerMICD_short"
 METHODS = [
     nnUNetTrainerBCP,
+    nnUNetTrainerCAD,
     nnUNetTrainerCPS,
     nnUNetTrainerDHC,
     nnUNetTrainerFilterMatch,
@@ -65,6 +67,12 @@ ABLATIONS = [nnUNetTrainerMICD_noMCPC, nnUNetTrainerMICD_noCFC, nnUNetTrainerMIC
 BRANCHES = {"agreement", "foreground_a", "foreground_b"}
 FIGURES: dict[type, set[str]] = {
     nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},
+    nnUNetTrainerCAD: {
+        "supervised_b",
+        *("cps_a", "displaced_weak_a", "displaced_strong_a", "cps_b", "displaced_weak_b", "displaced_strong_b"),
+        *("low_confidence", "displaced"),
+        *BRANCHES,
+    },
     nnUNetTrainerCPS: {"supervised_b", "cps_labeled", "cps_unlabeled", *BRANCHES},
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},

@@ -9,6 +9,7 @@ import torch
 from helpers import IGNORE, TinyDataset, make_trainer, relabel
 
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
@@ -26,6 +27,12 @@ AUTHORS: dict[type, Callable[[Named], torch.Tensor]] = {
     nnUNetTrainerUAMT: lambda loss: 0.5 * loss["supervised"] + 0.1 * loss["consistency"],
     nnUNetTrainerCPS: lambda loss: (
         0.5 * (loss["supervised"] + loss["supervised_b"]) + 0.1 * (loss["cps_labeled"] + loss["cps_unlabeled"])
+    ),
+    # Of ABD, the parent of CAD, both of whose displaced images have one Dice, here the mean of two.
+    nnUNetTrainerCAD: lambda loss: (
+        0.5 * (loss["supervised"] + loss["supervised_b"])
+        + 0.1
+        * sum(loss[f"cps_{one}"] + loss[f"displaced_weak_{one}"] + loss[f"displaced_strong_{one}"] for one in "ab")
     ),
     # The weights of UniMatch's views, a half and twice a quarter, are in the losses, as is the one of MCF's review.
     nnUNetTrainerUniMatch: lambda loss: (
@@ -75,6 +82,7 @@ def test_losses_have_the_proportion_of_the_authors(method: type, dataset: TinyDa
         nnUNetTrainerMeanTeacher,
         nnUNetTrainerUAMT,
         nnUNetTrainerUniMatch,
+        nnUNetTrainerCAD,
         nnUNetTrainerMCF,
         nnUNetTrainerFilterMatch,
         nnUNetTrainerMICD,
@@ -94,7 +102,12 @@ def test_unannotated_voxels_of_labeled_images_are_unlabeled_ones_for_all(method:
         together |= group
     assert torch.equal(trainer.consistency_images(labeled, unlabeled), torch.cat((images, unlabeled)))
     loss = torch.as_tensor(sum(together.unsupervised.values()))
-    if loss.requires_grad and method in (nnUNetTrainerMCF, nnUNetTrainerMICD, nnUNetTrainerFilterMatch):
+    if loss.requires_grad and method in (
+        nnUNetTrainerCAD,
+        nnUNetTrainerMCF,
+        nnUNetTrainerMICD,
+        nnUNetTrainerFilterMatch,
+    ):
         assert torch.autograd.grad(loss, images)[0].flatten(1).any(1).all()
 
 

@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
@@ -50,6 +51,8 @@ def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch
 
 PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerBCP: {("student a", True): 2, ("teacher a", False): 1},
+    nnUNetTrainerCAD: {("student a", True): 4, ("student b", True): 4}
+    | {("teacher a", False): 1, ("teacher b", False): 1},
     nnUNetTrainerCPS: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},

@@ -65,7 +65,7 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     trainer.on_train_epoch_start()
     records = []
     for labeled, unlabeled in make_batches():
-        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part]}])
+        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part], "keys": [], "positions": torch.zeros(0, 0)}])
         batch = {"data": labeled["data"][part], "target": [target[part] for target in labeled["target"]]}
         records.append(trainer.train_step(batch))
     trainer.on_train_epoch_end(records)
