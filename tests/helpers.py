@@ -17,6 +17,7 @@ import torch
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
@@ -42,6 +43,7 @@ MICD = "nnUNetTrainerMICD_short"
 METHODS = [
     nnUNetTrainerBCP,
     nnUNetTrainerCAD,
+    nnUNetTrainerC3S3,
     nnUNetTrainerCPS,
     nnUNetTrainerDHC,
     nnUNetTrainerFilterMatch,
@@ -73,6 +75,7 @@ FIGURES: dict[type, set[str]] = {
         *("low_confidence", "displaced"),
         *BRANCHES,
     },
+    nnUNetTrainerC3S3: {"supervised_b", "cosine", "competition", "contrast", "a_is_better", *BRANCHES},
     nnUNetTrainerCPS: {"supervised_b", "cps_labeled", "cps_unlabeled", *BRANCHES},
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},

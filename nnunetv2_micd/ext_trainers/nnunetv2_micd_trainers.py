@@ -1,6 +1,7 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
@@ -38,6 +39,7 @@ from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 __all__ = [
     "nnUNetTrainerBCP",
     "nnUNetTrainerBCP_LabeledOnly",
+    "nnUNetTrainerC3S3",
     "nnUNetTrainerCAD",
     "nnUNetTrainerCPS",
     "nnUNetTrainerCPS_VOC",

@@ -4,7 +4,7 @@ Feature maps and logits at full resolution are the largest tensors of a training
 several more tensors of that size in float32; checkpointing would compute everything twice. But their gradients have a
 simple closed form. So the forward pass computes value and gradient together, in float32 and chunk by chunk, and stores
 the gradient in the dtype of the input. The backward pass scales that gradient in place, so a loss can be backpropagated
-only once.
+only once. The cosine, which is no scalar, has its gradient computed in the backward pass instead.
 """
 
 import math
@@ -84,6 +84,28 @@ def hard_binary_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | N
     return _HardBinaryCrossEntropy.apply(logits, target, None if weight is None else weight.float())
 
 
+def channel_cosine(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """Cosine of the angle between two vectors of channels at each voxel.
+
+    With ``u`` and ``v`` the vectors divided by their lengths and ``s`` their cosine, the gradient with respect to A is
+    ``(v - s u) / |a|``; the other one is alike. Nothing but the two inputs is kept for it.
+
+    Args:
+        features_a: Features or logits ``(B, C, *spatial)``; receives gradient.
+        features_b: Features of the same shape; receives gradient.
+
+    Returns:
+        ``(B, *spatial)`` between -1 and 1, float32.
+
+    Examples:
+        >>> features_a = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])
+        >>> features_b = torch.tensor([[[3.0, 3.0], [4.0, 0.0]]])
+        >>> channel_cosine(features_a, features_b)
+        tensor([[0.6000, 1.0000]])
+    """
+    return _ChannelCosine.apply(features_a, features_b)
+
+
 class _SymmetricKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features_a: Tensor, features_b: Tensor) -> Tensor:
@@ -112,6 +134,40 @@ class _SymmetricKL(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         factor, *unscaled = ctx.saved_tensors
         return tuple(_scale(tensor, gradient * factor) for tensor in unscaled)
+
+
+class _ChannelCosine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features_a: Tensor, features_b: Tensor) -> Tensor:
+        cosine = torch.empty((len(features_a), *features_a.shape[2:]), device=features_a.device)
+        for part in _chunks(features_a.shape):
+            (u, _), (v, _) = (_direction(tensor[part]) for tensor in (features_a, features_b))
+            cosine[part[0], part[2]] = (u * v).sum(1)
+        ctx.save_for_backward(features_a, features_b, cosine)
+        return cosine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *features, cosine = ctx.saved_tensors
+        gradients = [
+            torch.empty_like(tensor) if needed else None
+            for tensor, needed in zip(features, ctx.needs_input_grad, strict=True)
+        ]
+        for part in _chunks(features[0].shape):
+            vectors = [_direction(tensor[part]) for tensor in features]
+            of_cosine, s = (values[part[0], None, part[2]] for values in (gradient, cosine))
+            for of_features, (u, length), (v, _) in zip(gradients, vectors, vectors[::-1], strict=True):
+                if of_features is not None:
+                    of_features[part] = (v - s * u).mul_(of_cosine / length)
+        return tuple(gradients)
+
+
+def _direction(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return vectors of channels divided by their lengths, and these."""
+    values = features.float()
+    length = values.norm(dim=1, keepdim=True).clamp_min(1e-8)  # as torch.nn.functional.cosine_similarity
+    return values / length, length
 
 
 class _HardLabelLoss(torch.autograd.Function):

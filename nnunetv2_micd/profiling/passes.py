@@ -75,6 +75,8 @@ def count_passes(trainer: Any, batch: dict[str, Any]) -> list[Pass]:
     with ExitStack() as stack:
         for is_teacher, networks in ((False, trainer.students), (True, trainer.teachers)):
             for name, network in networks.items():
+                if not hasattr(network, "encoder"):  # a small part, such as a projector, whose cost does not count
+                    continue
                 for handle in _watch(network, name, is_teacher, half_passes):
                     stack.callback(handle.remove)
         # Compiled code would not call the hooks.

@@ -127,7 +127,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         raise NotImplementedError
 
     def build_further_networks(self) -> dict[str, nn.Module]:
-        """Return the networks that are trained beside the network of the plans, by name."""
+        """Return the networks, or small parts such as projectors, that are trained beside the network of the plans.
+
+        By name: ``"b"`` is a second network that predicts as well.
+        """
         return {}
 
     def build_method(self) -> None:

@@ -9,7 +9,12 @@ from helpers import needs_cuda
 from torch import Tensor
 
 from nnunetv2_micd.losses import fused as fused_losses
-from nnunetv2_micd.losses.fused import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.losses.fused import (
+    channel_cosine,
+    hard_binary_cross_entropy,
+    hard_cross_entropy,
+    symmetric_kl,
+)
 
 
 def by_autograd(a: Tensor, b: Tensor) -> Tensor:
@@ -201,3 +206,28 @@ def test_a_loss_is_not_backpropagated_twice() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("shape", [(2, 5, 7), (2, 5, 6, 7), (3, 4, 5, 6, 7)])
+def test_cosine_is_the_one_of_torch(shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_losses, "CHUNK", chunk)
+    ours, reference = ([features(shape, seed) for seed in (0, 1)] for _ in range(2))
+    value, expected = channel_cosine(*ours), functional.cosine_similarity(*reference, dim=1)
+    torch.testing.assert_close(value, expected)
+    (value**2).sum().backward()
+    (expected**2).sum().backward()
+    for fused, plain in zip(ours, reference, strict=True):
+        torch.testing.assert_close(fused.grad, plain.grad)
+
+
+def test_cosine_of_half_precision_is_computed_in_full() -> None:
+    a = (features((1, 3, 6), 0).detach() * 1e4).half().requires_grad_()  # whose squares float16 does not hold
+    b = features((1, 3, 6), 1, torch.float16).detach()
+    cosine = channel_cosine(a, b)
+    cosine.sum().backward()
+    torch.testing.assert_close(cosine, functional.cosine_similarity(a.float(), b.float(), dim=1))
+    assert cosine.dtype == torch.float32
+    assert a.grad.dtype == torch.float16
+    assert a.grad.isfinite().all()
+    assert b.grad is None

@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
@@ -53,6 +54,7 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerBCP: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerCAD: {("student a", True): 4, ("student b", True): 4}
     | {("teacher a", False): 1, ("teacher b", False): 1},
+    nnUNetTrainerC3S3: {("student a", True): 3, ("student b", True): 3},
     nnUNetTrainerCPS: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
@@ -120,7 +122,7 @@ def test_passes_of_a_step_are_counted(
     with_deep_supervision = {nnUNetTrainerBCP: 2, nnUNetTrainerFilterMatch: 3, nnUNetTrainerPseudoLabels: 2}
     # the parts of the network are called one by one, for which the outputs of low resolution are not counted
     with_deep_supervision |= {nnUNetTrainerM3HL: 0, nnUNetTrainerTransMedSeg: 0}
-    assert supervised == with_deep_supervision.get(method, len(trainer.students))
+    assert supervised == with_deep_supervision.get(method, 1 + ("b" in trainer.students))
     assert trainer.iteration == 4
 
 
@@ -143,7 +145,8 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
             graphs.append(ref(output[0].untyped_storage()))  # the next layer's backward pass needs it
 
     for student in trainer.students.values():
-        student.encoder.register_forward_hook(watch)
+        if hasattr(student, "encoder"):  # a projector has none
+            student.encoder.register_forward_hook(watch)
     trainer.train_step(next(trainer.dataloader_train))
     # MICD as printed learns from a clean and a masked pass of the same network at once
     two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMICD_paper)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from nnunetv2_micd.methods.bcp import BCPConfig
+from nnunetv2_micd.methods.c3s3 import C3S3Config
 from nnunetv2_micd.methods.dhc import DHCConfig
 from nnunetv2_micd.methods.mcf import MCFConfig
 from nnunetv2_micd.methods.micd import MICDConfig
@@ -33,6 +34,9 @@ WRONG: list[tuple[type, str, Any, str]] = [
     (BCPConfig, "pretraining", 1.5, "between 0 and 1"),
     (BCPConfig, "box", 1, "above 0 and below 1"),
     (BCPConfig, "unlabeled_weight", -1, "0 or more"),
+    (C3S3Config, "alpha", 1.1, "between 0 and 1"),
+    (C3S3Config, "contrast_temperature", 0, "above 0"),
+    (C3S3Config, "projection", 0, "a whole number, 1 or more"),
     (DHCConfig, "difficulty_tau", 0, "a whole number, 1 or more"),
     (DHCConfig, "dist_floor", -0.1, "between 0 and 1"),
     (DHCConfig, "dist_momentum", 1, "at least 0 and below 1"),

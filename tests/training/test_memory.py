@@ -22,6 +22,7 @@ from nnunetv2_micd.augmentation.displacement import Displacement
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.doctor.dataset import check_memory
 from nnunetv2_micd.methods import cad
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
@@ -203,6 +204,8 @@ def measure_step(method: type, dataset: TinyDataset, name: str, monkeypatch: pyt
         sizes = [[round(size * factor) for size, factor in zip(patch_size, scale, strict=True)] for scale in scales]
         unlabeled = {"data": torch.zeros(batch_size, 1, *patch_size), "keys": [], "positions": torch.zeros(0, 0)}
         trainer.dataloader_unlabeled = repeat(unlabeled)
+        origin = {"keys": ["image"] * batch_size, "positions": torch.zeros(batch_size, 3)}
+        trainer.dataloader_unlabeled = repeat({"data": torch.zeros(batch_size, 1, *patch_size), **origin})
         batch = {
             "data": torch.zeros(batch_size, 1, *patch_size),
             "target": [torch.zeros(batch_size, 1, *size, dtype=torch.int16) for size in sizes],
@@ -261,6 +264,7 @@ def displace_anything(confidence: Tensor, donor_confidence: Tensor, threshold: f
                 (cad.nnUNetTrainerCAD, 1.3),
                 (nnUNetTrainerCPS, 1.9),
                 (nnUNetTrainerMCF, 2.0),
+                (nnUNetTrainerC3S3, 1.8),
                 (nnUNetTrainerDHC, 2.1),
             )
         ),

@@ -10,6 +10,8 @@ import torch
 from helpers import PATCH_SIZE, TinyDataset, make_trainer, needs_cuda
 from torch import distributed, multiprocessing
 
+from nnunetv2_micd.augmentation.intensity import StrongView
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
@@ -35,6 +37,13 @@ class MeanTeacher(FullPrecision, nnUNetTrainerMeanTeacher):
 
 class CPS(FullPrecision, nnUNetTrainerCPS):
     """With a mean over labeled and unlabeled images in two parts."""
+
+
+class C3S3(FullPrecision, nnUNetTrainerC3S3):
+    # The contrast compares the voxels of a process alone; views are drawn by each process for itself.
+    config = replace(
+        nnUNetTrainerC3S3.config, contrast_weight=0.0, view=StrongView(jitter=0, blur=0, noise=0), alpha=1.0
+    )
 
 
 def make_batches() -> list[tuple[dict[str, Any], torch.Tensor]]:
@@ -65,7 +74,8 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     trainer.on_train_epoch_start()
     records = []
     for labeled, unlabeled in make_batches():
-        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part], "keys": [], "positions": torch.zeros(0, 0)}])
+        origin = {"keys": ["image"] * len(unlabeled[part]), "positions": torch.zeros(len(unlabeled[part]), 3)}
+        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part], **origin}])
         batch = {"data": labeled["data"][part], "target": [target[part] for target in labeled["target"]]}
         records.append(trainer.train_step(batch))
     trainer.on_train_epoch_end(records)
@@ -98,7 +108,7 @@ def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, dev
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize(
-    "method", [MICD, *(pytest.param(method, marks=pytest.mark.slow) for method in (MeanTeacher, CPS))]
+    "method", [MICD, *(pytest.param(method, marks=pytest.mark.slow) for method in (MeanTeacher, CPS, C3S3))]
 )
 def test_two_processes_are_one_with_the_whole_batch(
     method: type, device: str, dataset: TinyDataset, tmp_path: Path

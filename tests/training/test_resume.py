@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import TinyDataset, make_trainer
 
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
@@ -19,7 +20,13 @@ def prepare(method: type, dataset: TinyDataset) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerMICD, pytest.param(nnUNetTrainerMeanTeacher, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        nnUNetTrainerMICD,
+        *(pytest.param(method, marks=pytest.mark.slow) for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerC3S3)),
+    ],
+)
 def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
     class Keeping(method):  # type: ignore[misc, valid-type]
         def save_checkpoint(self, filename: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import TinyDataset, make_trainer
 
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
@@ -45,7 +46,7 @@ def test_consistency_every_third_step(dataset: TinyDataset, monkeypatch: pytest.
     assert row["supervised"] == pytest.approx(np.mean([record["supervised"] for record in records]))
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
+@pytest.mark.parametrize("method", [nnUNetTrainerC3S3, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
 def test_labeled_images_alone_every_other_step(
     method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
