@@ -26,6 +26,7 @@ from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import (
@@ -49,6 +50,7 @@ METHODS = [
     nnUNetTrainerFilterMatch,
     nnUNetTrainerM3HL,
     nnUNetTrainerMCF,
+    nnUNetTrainerMEDL,
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerTransMedSeg,
     nnUNetTrainerUAMT,
@@ -81,6 +83,7 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},
     nnUNetTrainerM3HL: {"copy_paste", "high_level", "low_level", "agreement", "foreground_teacher"},
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
+    nnUNetTrainerMEDL: {"supervised_b", "weighted", "pseudo_label", "evidential", "reliability", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
     nnUNetTrainerTransMedSeg: {"copy_paste", "augmented", "agreement", "foreground_teacher"},
     nnUNetTrainerUAMT: {"consistency", "agreement", "foreground_teacher", "certain"},

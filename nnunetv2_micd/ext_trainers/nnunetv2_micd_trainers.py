@@ -10,6 +10,7 @@ from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import (
@@ -48,6 +49,7 @@ __all__ = [
     "nnUNetTrainerFilterMatch",
     "nnUNetTrainerM3HL",
     "nnUNetTrainerMCF",
+    "nnUNetTrainerMEDL",
     "nnUNetTrainerMICD",
     "nnUNetTrainerMICD_5epochs",
     "nnUNetTrainerMICD_50epochs",

@@ -20,7 +20,17 @@ from nnunetv2_micd.losses.consistency import (
     mean_teacher_consistency,
 )
 from nnunetv2_micd.losses.dice import confident_dice_loss, hard_dice, soft_dice_error
-from nnunetv2_micd.losses.fused import hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
+from nnunetv2_micd.losses.evidential import (
+    Opinion,
+    curriculum_weight,
+    fisher_evidential_loss,
+    fuse,
+    log_fisher_information,
+    opinion,
+    reliability,
+    trigamma,
+)
+from nnunetv2_micd.losses.fused import chunked_mean, hard_binary_cross_entropy, hard_cross_entropy, symmetric_kl
 from nnunetv2_micd.losses.labels import (
     class_masks,
     count_classes,
@@ -36,25 +46,34 @@ __all__ = [
     "CFC_STAGE_WEIGHTS",
     "DifficultyWeights",
     "DistributionWeights",
+    "Opinion",
     "cfc",
     "cfc_stage_weights",
+    "chunked_mean",
     "class_masks",
     "cmd",
     "confident_dice_loss",
     "count_classes",
     "cross_pseudo_supervision",
+    "curriculum_weight",
     "differing",
+    "fisher_evidential_loss",
     "foreground_share",
+    "fuse",
     "hard_binary_cross_entropy",
     "hard_cross_entropy",
     "hard_dice",
     "hard_target",
     "label_map",
+    "log_fisher_information",
     "masked_mean",
     "mcpc",
     "mean_teacher_consistency",
+    "opinion",
     "probabilities",
     "pseudo_label",
+    "reliability",
     "soft_dice_error",
     "symmetric_kl",
+    "trigamma",
 ]

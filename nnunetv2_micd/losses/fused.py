@@ -1,13 +1,15 @@
 """Memory-efficient losses for large tensors: value and gradient are computed in one pass.
 
 Feature maps and logits at full resolution are the largest tensors of a training. For these losses autograd would keep
-several more tensors of that size in float32; checkpointing would compute everything twice. But their gradients have a
-simple closed form. So the forward pass computes value and gradient together, in float32 and chunk by chunk, and stores
-the gradient in the dtype of the input. The backward pass scales that gradient in place, so a loss can be backpropagated
-only once. The cosine, which is no scalar, has its gradient computed in the backward pass instead.
+several more tensors of that size in float32; checkpointing would compute everything twice. But most of their gradients
+have a simple closed form, and the others autograd finds for one chunk at a time. So the forward pass computes value and
+gradient together, in float32 and chunk by chunk, and stores the gradient in the dtype of the input. The backward pass
+scales that gradient in place, so a loss can be backpropagated only once. The cosine, which is no scalar, has its gradient
+computed in the backward pass instead.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,6 +106,27 @@ def channel_cosine(features_a: Tensor, features_b: Tensor) -> Tensor:
         tensor([[0.6000, 1.0000]])
     """
     return _ChannelCosine.apply(features_a, features_b)
+
+
+def chunked_mean(function: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+    """Mean over batch and voxels of a loss whose own graph would hold many tensors of the size of the logits.
+
+    Args:
+        function: Takes a part of the logits, in float32, and the same part of the other tensors, and returns one value
+            for each of its voxels.
+        logits: Logits ``(B, K, *spatial)``; receives gradient.
+        others: What the loss depends on besides, ``(B, any, *spatial)``; no gradient.
+
+    Returns:
+        Scalar, float32.
+
+    Examples:
+        >>> logits = torch.tensor([[[1.0, 2.0]]], requires_grad=True)  # one class, two voxels
+        >>> chunked_mean(lambda values, weight: weight * values**2, logits, torch.tensor([[[1.0, 3.0]]])).backward()
+        >>> logits.grad
+        tensor([[[1., 6.]]])
+    """
+    return _ChunkedMean.apply(function, logits, *others)
 
 
 class _SymmetricKL(torch.autograd.Function):
@@ -214,6 +237,29 @@ class _HardBinaryCrossEntropy(_HardLabelLoss):
         factor = _reciprocal(weights.sum() * (logits.numel() / logits.shape[1]))
         ctx.save_for_backward(factor, gradient)
         return loss * factor
+
+
+class _ChunkedMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), device=logits.device)
+        for part in _chunks(logits.shape):
+            values = logits[part].detach().float().requires_grad_(gradient is not None)
+            with torch.set_grad_enabled(gradient is not None):
+                loss = function(values, *(other[part] for other in others)).sum()
+            if gradient is not None:
+                gradient[part] = torch.autograd.grad(loss, values)[0]
+            total += loss.detach()
+        factor = torch.full_like(total, logits.shape[1] / logits.numel())
+        ctx.save_for_backward(factor, gradient)
+        return total * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        factor, unscaled = ctx.saved_tensors
+        return None, _scale(unscaled, gradient * factor), *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 def _reciprocal(total: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from nnunetv2_micd.utils.files import atomic
 
 Row = Mapping[str, float]
 
-SHARES = ("agreement", "confident", "certain", "a_is_better")
+SHARES = ("agreement", "confident", "certain", "a_is_better", "reliability")
 """Figures between 0 and 1 that methods report: shares of voxels or of steps."""
 
 PATCHES_SHOWN = 3

@@ -14,6 +14,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -84,6 +85,7 @@ def test_losses_have_the_proportion_of_the_authors(method: type, dataset: TinyDa
         nnUNetTrainerUniMatch,
         nnUNetTrainerCAD,
         nnUNetTrainerMCF,
+        nnUNetTrainerMEDL,
         nnUNetTrainerFilterMatch,
         nnUNetTrainerMICD,
     ],
@@ -105,6 +107,7 @@ def test_unannotated_voxels_of_labeled_images_are_unlabeled_ones_for_all(method:
     if loss.requires_grad and method in (
         nnUNetTrainerCAD,
         nnUNetTrainerMCF,
+        nnUNetTrainerMEDL,
         nnUNetTrainerMICD,
         nnUNetTrainerFilterMatch,
     ):

@@ -23,6 +23,7 @@ from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
@@ -60,6 +61,7 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerM3HL: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
+    nnUNetTrainerMEDL: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerPseudoLabels: {("student a", True): 2},
     nnUNetTrainerTransMedSeg: {("student a", True): 2, ("teacher a", False): 1},
@@ -149,7 +151,7 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
             student.encoder.register_forward_hook(watch)
     trainer.train_step(next(trainer.dataloader_train))
     # MICD as printed learns from a clean and a masked pass of the same network at once
-    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMICD_paper)
+    two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMEDL, nnUNetTrainerMICD_paper)
     assert max(held) == (1 if two else 0)
 
 

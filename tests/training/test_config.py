@@ -8,6 +8,7 @@ from nnunetv2_micd.methods.bcp import BCPConfig
 from nnunetv2_micd.methods.c3s3 import C3S3Config
 from nnunetv2_micd.methods.dhc import DHCConfig
 from nnunetv2_micd.methods.mcf import MCFConfig
+from nnunetv2_micd.methods.medl import MEDLConfig
 from nnunetv2_micd.methods.micd import MICDConfig
 from nnunetv2_micd.methods.micd_paper import MICDPaperConfig
 from nnunetv2_micd.methods.pseudo_labels.trainer import PseudoLabelsConfig
@@ -42,6 +43,8 @@ WRONG: list[tuple[type, str, Any, str]] = [
     (DHCConfig, "dist_momentum", 1, "at least 0 and below 1"),
     (MCFConfig, "review_weight", -1, "0 or more"),
     (MCFConfig, "temperature", 0, "above 0"),
+    (MEDLConfig, "curriculum_strength", 1, "at least 0 and below 1"),
+    (MEDLConfig, "fused_share", 1.5, "between 0 and 1"),
     (PseudoLabelsConfig, "rounds", 0, "a whole number, 1 or more"),
     (PseudoLabelsConfig, "stable_share", 0, "above 0 and at most 1"),
     (PseudoLabelsConfig, "checkpoints", 1, "a whole number, 2 or more"),

@@ -27,6 +27,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -206,6 +207,8 @@ def measure_step(method: type, dataset: TinyDataset, name: str, monkeypatch: pyt
         trainer.dataloader_unlabeled = repeat(unlabeled)
         origin = {"keys": ["image"] * batch_size, "positions": torch.zeros(batch_size, 3)}
         trainer.dataloader_unlabeled = repeat({"data": torch.zeros(batch_size, 1, *patch_size), **origin})
+        unlabeled = {"data": torch.zeros(batch_size, 1, *patch_size), "keys": [], "positions": torch.zeros(0, 3)}
+        trainer.dataloader_unlabeled = repeat(unlabeled)
         batch = {
             "data": torch.zeros(batch_size, 1, *patch_size),
             "target": [torch.zeros(batch_size, 1, *size, dtype=torch.int16) for size in sizes],
@@ -265,6 +268,7 @@ def displace_anything(confidence: Tensor, donor_confidence: Tensor, threshold: f
                 (nnUNetTrainerCPS, 1.9),
                 (nnUNetTrainerMCF, 2.0),
                 (nnUNetTrainerC3S3, 1.8),
+                (nnUNetTrainerMEDL, 2.0),
                 (nnUNetTrainerDHC, 2.1),
             )
         ),

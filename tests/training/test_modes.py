@@ -34,6 +34,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -95,7 +96,13 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
         nnUNetTrainerCPS,
         *(
             pytest.param(method, marks=pytest.mark.slow)
-            for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerC3S3)
+            for method in (
+                nnUNetTrainerMeanTeacher,
+                nnUNetTrainerDHC,
+                nnUNetTrainerMCF,
+                nnUNetTrainerC3S3,
+                nnUNetTrainerMEDL,
+            )
         ),
     ],
 )

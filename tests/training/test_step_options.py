@@ -12,6 +12,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
 
@@ -46,7 +47,9 @@ def test_consistency_every_third_step(dataset: TinyDataset, monkeypatch: pytest.
     assert row["supervised"] == pytest.approx(np.mean([record["supervised"] for record in records]))
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerC3S3, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF])
+@pytest.mark.parametrize(
+    "method", [nnUNetTrainerC3S3, nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMEDL]
+)
 def test_labeled_images_alone_every_other_step(
     method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
