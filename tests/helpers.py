@@ -36,6 +36,7 @@ from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_SupervisedOnly,
 )
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -53,6 +54,8 @@ METHODS = [
     nnUNetTrainerMEDL,
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerTransMedSeg,
+    nnUNetTrainerSPCL,
+    nnUNetTrainerSPCL_pretrained,
     nnUNetTrainerUAMT,
     nnUNetTrainerUniMatch,
     nnUNetTrainerMICD,
@@ -69,6 +72,7 @@ ABLATIONS = [nnUNetTrainerMICD_noMCPC, nnUNetTrainerMICD_noCFC, nnUNetTrainerMIC
 """Variants of MICD that differ from it in a weight only."""
 
 BRANCHES = {"agreement", "foreground_a", "foreground_b"}
+CONTRASTS = {f"{label}_{figure}" for label in ("position", "case") for figure in ("contrast", "weight", "usable")}
 FIGURES: dict[type, set[str]] = {
     nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},
     nnUNetTrainerCAD: {
@@ -86,6 +90,8 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerMEDL: {"supervised_b", "weighted", "pseudo_label", "evidential", "reliability", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
     nnUNetTrainerTransMedSeg: {"copy_paste", "augmented", "agreement", "foreground_teacher"},
+    nnUNetTrainerSPCL: CONTRASTS,
+    nnUNetTrainerSPCL_pretrained: CONTRASTS,
     nnUNetTrainerUAMT: {"consistency", "agreement", "foreground_teacher", "certain"},
     nnUNetTrainerUniMatch: {"feature_dropout", "strong_1", "strong_2", "confident", "agreement", "foreground"},
     nnUNetTrainerMICD: {"supervised_b", "mcpc", "cfc", "cmd", *BRANCHES},

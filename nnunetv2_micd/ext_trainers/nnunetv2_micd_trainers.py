@@ -33,6 +33,7 @@ from nnunetv2_micd.methods.pseudo_labels.trainer import (
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerPseudoLabels_fullLength,
 )
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -69,6 +70,8 @@ __all__ = [
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerPseudoLabels",
     "nnUNetTrainerPseudoLabels_fullLength",
+    "nnUNetTrainerSPCL",
+    "nnUNetTrainerSPCL_pretrained",
     "nnUNetTrainerTransMedSeg",
     "nnUNetTrainerUAMT",
     "nnUNetTrainerUniMatch",

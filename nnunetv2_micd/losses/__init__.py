@@ -19,6 +19,7 @@ from nnunetv2_micd.losses.consistency import (
     mcpc,
     mean_teacher_consistency,
 )
+from nnunetv2_micd.losses.contrastive import Contrast, model_age, pace_weights, self_paced_contrast
 from nnunetv2_micd.losses.dice import confident_dice_loss, hard_dice, soft_dice_error
 from nnunetv2_micd.losses.evidential import (
     Opinion,
@@ -44,6 +45,7 @@ from nnunetv2_micd.losses.labels import (
 
 __all__ = [
     "CFC_STAGE_WEIGHTS",
+    "Contrast",
     "DifficultyWeights",
     "DistributionWeights",
     "Opinion",
@@ -69,10 +71,13 @@ __all__ = [
     "masked_mean",
     "mcpc",
     "mean_teacher_consistency",
+    "model_age",
     "opinion",
+    "pace_weights",
     "probabilities",
     "pseudo_label",
     "reliability",
+    "self_paced_contrast",
     "soft_dice_error",
     "symmetric_kl",
     "trigamma",

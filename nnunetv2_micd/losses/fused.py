@@ -4,8 +4,8 @@ Feature maps and logits at full resolution are the largest tensors of a training
 several more tensors of that size in float32; checkpointing would compute everything twice. But most of their gradients
 have a simple closed form, and the others autograd finds for one chunk at a time. So the forward pass computes value and
 gradient together, in float32 and chunk by chunk, and stores the gradient in the dtype of the input. The backward pass
-scales that gradient in place, so a loss can be backpropagated only once. The cosine, which is no scalar, has its gradient
-computed in the backward pass instead.
+scales that gradient in place, so a loss can be backpropagated only once. The cosine is no scalar; its gradient is
+computed in the backward pass.
 """
 
 import math

@@ -13,8 +13,11 @@ from nnunetv2_micd.utils.files import atomic
 
 Row = Mapping[str, float]
 
-SHARES = ("agreement", "confident", "certain", "a_is_better", "reliability")
-"""Figures between 0 and 1 that methods report: shares of voxels or of steps."""
+SHARES = (
+    *("agreement", "confident", "certain", "a_is_better", "reliability"),
+    *("position_weight", "position_usable", "case_weight", "case_usable"),
+)
+"""Figures between 0 and 1 that methods report: shares of voxels, patches or steps, and mean weights."""
 
 PATCHES_SHOWN = 3
 

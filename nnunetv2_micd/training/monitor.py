@@ -76,7 +76,8 @@ class Monitor:
         # Those that are nnU-Net's own hold minus a Dice.
         supervised = sum(as_error(record[name]) if "supervised" in name else record[name] for name in losses.supervised)
         share = unsupervised / max(unsupervised + supervised, 1e-8)
-        return {"loss": record["supervised"], **record, "b": unsupervised_weight, "unsupervised_share": share}
+        loss = record.get("supervised", unsupervised)  # a pre-training on unlabeled images has no supervised one
+        return {"loss": loss, **record, "b": unsupervised_weight, "unsupervised_share": share}
 
     def _note_finite(self, iteration: int, finite: bool) -> None:
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
@@ -114,8 +115,10 @@ class Monitor:
             dice: nnU-Net's moving average of the online Dice.
             best_dice: The best one so far.
         """
-        is_unsupervised = self.history[-1]["b"] > 0
-        if not (self.watches_for_collapse and is_unsupervised and dice < COLLAPSE * best_dice):
+        row = self.history[-1]
+        # Without a supervised loss, in a pre-training, the Dice is that of chance.
+        is_both = row["b"] > 0 and "supervised" in row
+        if not (self.watches_for_collapse and is_both and dice < COLLAPSE * best_dice):
             return
         self.watches_for_collapse = False
         self._log(

@@ -22,6 +22,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 
 SLOW = [pytest.mark.slow]
@@ -108,8 +109,10 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
     assert predicted.isfinite().all()
 
 
-OTHER_BATCHES = [  # of mixed images, or of two trainings
-    method for method in METHODS if issubclass(method, (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels))
+OTHER_BATCHES = [  # of mixed images, of two trainings, or of unlabeled images only
+    method
+    for method in METHODS
+    if issubclass(method, (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels, nnUNetTrainerSPCL_pretrained))
 ]
 
 

@@ -28,6 +28,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
@@ -65,6 +66,9 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerPseudoLabels: {("student a", True): 2},
     nnUNetTrainerTransMedSeg: {("student a", True): 2, ("teacher a", False): 1},
+    # the encoder alone over twice as many images
+    nnUNetTrainerSPCL: {("student a", True): 2},
+    nnUNetTrainerSPCL_pretrained: {("student a", True): 2},
     nnUNetTrainerUAMT: {("student a", True): 2, ("teacher a", False): 9},
     # the encoder of the weak view is the one of the view with dropped features
     nnUNetTrainerUniMatch: {("student a", False): 0.5, ("student a", True): 4},
@@ -111,7 +115,7 @@ def test_passes_of_a_step_are_counted(
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     trainer = make_trainer(method, dataset)
     trainer.on_train_start()
-    trainer.iteration = 4  # after the pre-training of BCP
+    trainer.iteration = 4  # after the pre-training of BCP and SPCL
     if method is nnUNetTrainerPseudoLabels:  # as in its second training
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
     counted: Counter = Counter()
@@ -125,6 +129,7 @@ def test_passes_of_a_step_are_counted(
     # the parts of the network are called one by one, for which the outputs of low resolution are not counted
     with_deep_supervision |= {nnUNetTrainerM3HL: 0, nnUNetTrainerTransMedSeg: 0}
     assert supervised == with_deep_supervision.get(method, 1 + ("b" in trainer.students))
+    assert supervised == with_deep_supervision.get(method, len(trainer.students.keys() & {"a", "b"}))
     assert trainer.iteration == 4
 
 
@@ -135,7 +140,7 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
     trainer = make_trainer(method, dataset)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    trainer.iteration = 3  # after the pre-training of BCP
+    trainer.iteration = 3  # after the pre-training of BCP and SPCL
     if method is nnUNetTrainerPseudoLabels:
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)  # as in its second training
     graphs: list[ref[torch.UntypedStorage]] = []
@@ -149,6 +154,8 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
     for student in trainer.students.values():
         if hasattr(student, "encoder"):  # a projector has none
             student.encoder.register_forward_hook(watch)
+    for name in trainer.students.keys() & {"a", "b"}:
+        trainer.students[name].encoder.register_forward_hook(watch)
     trainer.train_step(next(trainer.dataloader_train))
     # MICD as printed learns from a clean and a masked pass of the same network at once
     two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMEDL, nnUNetTrainerMICD_paper)

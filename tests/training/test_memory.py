@@ -29,8 +29,10 @@ from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
+from nnunetv2_micd.profiling.batches import make_unlabeled_batch
 from nnunetv2_micd.training import memory
 from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import PLAIN, RESIDUAL
@@ -209,6 +211,8 @@ def measure_step(method: type, dataset: TinyDataset, name: str, monkeypatch: pyt
         trainer.dataloader_unlabeled = repeat({"data": torch.zeros(batch_size, 1, *patch_size), **origin})
         unlabeled = {"data": torch.zeros(batch_size, 1, *patch_size), "keys": [], "positions": torch.zeros(0, 3)}
         trainer.dataloader_unlabeled = repeat(unlabeled)
+        images = {"data": torch.zeros(batch_size, 1, *patch_size)}
+        trainer.dataloader_unlabeled = repeat(make_unlabeled_batch(images, batch_size))
         batch = {
             "data": torch.zeros(batch_size, 1, *patch_size),
             "target": [torch.zeros(batch_size, 1, *size, dtype=torch.int16) for size in sizes],
@@ -262,6 +266,7 @@ def displace_anything(confidence: Tensor, donor_confidence: Tensor, threshold: f
             pytest.param(method, times, marks=pytest.mark.slow)
             for method, times in (
                 (nnUNetTrainerMeanTeacher, 1.2),
+                (nnUNetTrainerSPCL, 1.0),
                 (nnUNetTrainerUAMT, 1.2),
                 (nnUNetTrainerUniMatch, 1.2),
                 (cad.nnUNetTrainerCAD, 1.3),

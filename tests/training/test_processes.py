@@ -15,6 +15,7 @@ from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.profiling.batches import make_unlabeled_batch
 
 STEPS = 3
 
@@ -74,8 +75,7 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
     trainer.on_train_epoch_start()
     records = []
     for labeled, unlabeled in make_batches():
-        origin = {"keys": ["image"] * len(unlabeled[part]), "positions": torch.zeros(len(unlabeled[part]), 3)}
-        trainer.dataloader_unlabeled = iter([{"data": unlabeled[part], **origin}])
+        trainer.dataloader_unlabeled = iter([make_unlabeled_batch({"data": unlabeled[part]}, trainer.batch_size)])
         batch = {"data": labeled["data"][part], "target": [target[part] for target in labeled["target"]]}
         records.append(trainer.train_step(batch))
     trainer.on_train_epoch_end(records)
