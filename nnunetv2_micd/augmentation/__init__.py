@@ -1,7 +1,8 @@
-"""Masks and intensity augmentation in plain PyTorch: usable without nnU-Net.
+"""Masks, intensity augmentation and mirror images in plain PyTorch: usable without nnU-Net.
 
 All functions work on batches ``(B, channels, *spatial)`` with two or three spatial axes, on any device, and draw from a
-``torch.Generator`` on the CPU, never from the global random state.
+``torch.Generator`` on the CPU, never from the global random state. Those about ellipses
+are for two axes, and fit them on the CPU.
 
 Examples:
     >>> import torch
@@ -12,6 +13,7 @@ Examples:
     tensor(0.5000)
 """
 
+from nnunetv2_micd.augmentation.ellipse import Ellipse, Reflection, fit_ellipse, outline
 from nnunetv2_micd.augmentation.intensity import (
     Range,
     Strengths,
@@ -26,15 +28,19 @@ from nnunetv2_micd.augmentation.intensity import (
 from nnunetv2_micd.augmentation.masks import apply_mask, box_mask, sample_box, sample_mask, sample_starts
 
 __all__ = [
+    "Ellipse",
     "Range",
+    "Reflection",
     "Strengths",
     "StrongView",
     "add_noise",
     "apply_mask",
     "apply_strengths",
     "box_mask",
+    "fit_ellipse",
     "gaussian_blur",
     "keep_outside",
+    "outline",
     "sample_box",
     "sample_mask",
     "sample_starts",

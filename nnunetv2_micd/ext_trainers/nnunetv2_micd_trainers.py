@@ -6,6 +6,7 @@ from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
+from nnunetv2_micd.methods.ersr import nnUNetTrainerERSR
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
@@ -47,6 +48,7 @@ __all__ = [
     "nnUNetTrainerCPS_VOC",
     "nnUNetTrainerDHC",
     "nnUNetTrainerEMA",
+    "nnUNetTrainerERSR",
     "nnUNetTrainerFilterMatch",
     "nnUNetTrainerM3HL",
     "nnUNetTrainerMCF",
