@@ -1,51 +1,47 @@
 """Writes ``nnUNetPlans_small``: plans with a small network, patch and batch that share nnU-Net's preprocessed data.
 
-Usage: ``python small_plans.py DATASET [CONFIGURATION]``, for example ``Dataset004_Hippocampus``, whose images the patch
-of ``3d_fullres`` fits; ``2d`` keeps nnU-Net's patch.
+Usage: ``python small_plans.py DATASET``, for example ``Dataset004_Hippocampus``.
 """
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
 PLANS = "nnUNetPlans_small"
-BATCH_SIZE = {"3d_fullres": 2, "2d": 8}
-PATCH_SIZE = {"3d_fullres": [32, 40, 32]}
+BATCH_SIZE = {"2d": 8, "3d_fullres": 2}
+PATCH_SIZE = {"3d_fullres": [32, 40, 32]}  # fits the images of the hippocampus task; 2D keeps nnU-Net's
 
 
-def write_small_plans(preprocessed: Path, name: str = "3d_fullres") -> None:
-    """Write a copy of nnU-Net's plans, with a network a quarter as wide, a smaller batch and in 3D a smaller patch.
+def write_small_plans(preprocessed: Path) -> None:
+    """Write a copy of nnU-Net's plans, with networks a quarter as wide, smaller batches and in 3D a smaller patch.
 
-    Choose it with ``-p``. The copy keeps the data identifier, so images preprocessed for ``nnUNetPlans`` serve these
+    Choose it with ``-p``. The copy keeps the data identifiers, so images preprocessed for ``nnUNetPlans`` serve these
     plans too.
 
     Args:
         preprocessed: Folder of the dataset in ``nnUNet_preprocessed``.
-        name: The configuration, ``3d_fullres`` or ``2d``.
     """
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["plans_name"] = PLANS
-    plans["configurations"] = {name: plans["configurations"][name]}
-    configuration = plans["configurations"][name]
-    batch_size = configuration["batch_size"] = BATCH_SIZE[name]
-    patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
-    network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
     path = preprocessed / f"{PLANS}.json"
+    print(path)
+    configurations = {name: content for name, content in plans["configurations"].items() if name in BATCH_SIZE}
+    for name, configuration in configurations.items():
+        batch_size = configuration["batch_size"] = BATCH_SIZE[name]
+        patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
+        network = configuration["architecture"]["arch_kwargs"]
+        network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
+        print(
+            f"{name}: features per stage {network['features_per_stage']}, patch {patch_size}, batch size {batch_size}"
+        )
+    plans["configurations"] = configurations
     path.write_text(json.dumps(plans, indent=4))
-    print(f"{path}: features per stage {network['features_per_stage']}, patch {patch_size}, batch size {batch_size}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=write_small_plans.__doc__.partition("\n")[0])
-    parser.add_argument("dataset", help="such as Dataset004_Hippocampus")
-    parser.add_argument("configuration", nargs="?", default="3d_fullres", choices=BATCH_SIZE)
-    arguments = parser.parse_args()
-    if "nnUNet_preprocessed" not in os.environ:
-        sys.exit("Set nnUNet_preprocessed, nnU-Net's folder of that name")
-    folder = Path(os.environ["nnUNet_preprocessed"], arguments.dataset)
-    if not (folder / "nnUNetPlans.json").is_file():
-        sys.exit(f"There are no nnUNetPlans.json of {arguments.dataset}; run nnUNetv2_plan_and_preprocess first")
-    write_small_plans(folder, arguments.configuration)
+    if len(sys.argv) != 2 or "nnUNet_preprocessed" not in os.environ:
+        sys.exit("Set nnUNet_preprocessed and name a dataset: python small_plans.py Dataset004_Hippocampus")
+    if not Path(os.environ["nnUNet_preprocessed"], sys.argv[1], "nnUNetPlans.json").is_file():
+        sys.exit(f"There are no nnUNetPlans.json of {sys.argv[1]}; run nnUNetv2_plan_and_preprocess first")
+    write_small_plans(Path(os.environ["nnUNet_preprocessed"], sys.argv[1]))

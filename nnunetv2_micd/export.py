@@ -79,8 +79,12 @@ def has_second_network(checkpoint_file: Path) -> bool:
 
 
 def _teachers(checkpoint: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the weights of the teachers by name; none if a trainer of nnU-Net wrote the checkpoint."""
-    return checkpoint.get(KEY, {}).get("teachers", {})
+    """Return the weights of the teachers by name; none if a trainer of nnU-Net wrote the checkpoint.
+
+    Networks that are no U-Nets of the plans, which nnU-Net therefore cannot build, are left out.
+    """
+    teachers = checkpoint.get(KEY, {}).get("teachers", {})
+    return {name: weights for name, weights in teachers.items() if any(key.startswith("encoder.") for key in weights)}
 
 
 def _find_stock_trainer(name: str) -> Any:
@@ -168,8 +172,8 @@ def _select_weights(checkpoint: dict[str, Any], network: str, checkpoint_file: P
     teachers = _teachers(checkpoint)
     if network not in teachers:
         raise ValueError(
-            f"{checkpoint['trainer_name']}, which wrote {checkpoint_file}, has no second network; export its only one: "
-            "--network a"
+            f"{checkpoint['trainer_name']}, which wrote {checkpoint_file}, has no second network that nnU-Net "
+            "can build; export the first one: --network a"
         )
     return teachers[network]
 

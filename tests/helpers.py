@@ -24,6 +24,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
@@ -50,6 +51,7 @@ METHODS = [
     nnUNetTrainerDHC,
     nnUNetTrainerFilterMatch,
     nnUNetTrainerM3HL,
+    nnUNetTrainerMandN,
     nnUNetTrainerMCF,
     nnUNetTrainerMEDL,
     nnUNetTrainerPseudoLabels,
@@ -86,6 +88,7 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},
     nnUNetTrainerM3HL: {"copy_paste", "high_level", "low_level", "agreement", "foreground_teacher"},
+    nnUNetTrainerMandN: {"pseudo_label", "pseudo_labeled", *BRANCHES},
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
     nnUNetTrainerMEDL: {"supervised_b", "weighted", "pseudo_label", "evidential", "reliability", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},

@@ -51,6 +51,8 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
         memory_format = torch.channels_last_3d if is_3d else torch.channels_last
         students, teachers = getattr(self, "students", {"a": self.network}), getattr(self, "teachers", {})
         for network in (*students.values(), *teachers.values()):
+            if not hasattr(network, "decoder"):  # a projector, or a 2D network beside a 3D one
+                continue
             network.to(memory_format=memory_format)
             for layer in network.decoder.seg_layers:  # so that losses are computed in float32
                 layer.register_forward_hook(lambda module, inputs, output: output.float())

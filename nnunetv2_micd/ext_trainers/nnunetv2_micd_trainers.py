@@ -9,6 +9,8 @@ from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.ersr import nnUNetTrainerERSR
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
+from nnunetv2_micd.methods.mandn_segformer import nnUNetTrainerMandN_SegFormer
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
@@ -69,6 +71,8 @@ __all__ = [
     "nnUNetTrainerMICD_noCMD",
     "nnUNetTrainerMICD_noMCPC",
     "nnUNetTrainerMICD_paper",
+    "nnUNetTrainerMandN",
+    "nnUNetTrainerMandN_SegFormer",
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerPseudoLabels",
     "nnUNetTrainerPseudoLabels_fullLength",

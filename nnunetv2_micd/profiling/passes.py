@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_micd.training.slice_networks import SliceNetwork
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
@@ -75,8 +76,8 @@ def count_passes(trainer: Any, batch: dict[str, Any]) -> list[Pass]:
     with ExitStack() as stack:
         for is_teacher, networks in ((False, trainer.students), (True, trainer.teachers)):
             for name, network in networks.items():
-                if not hasattr(network, "encoder"):  # a small part, such as a projector, whose cost does not count
-                    continue
+                if not hasattr(network, "encoder") and not isinstance(network, SliceNetwork):
+                    continue  # a small part, such as a projector, whose cost does not count
                 for handle in _watch(network, name, is_teacher, half_passes):
                     stack.callback(handle.remove)
         # Compiled code would not call the hooks.
@@ -121,7 +122,16 @@ def _watch(network: Any, name: str, is_teacher: bool, half_passes: list[_HalfPas
     def record(part: Literal["encoder", "decoder"]) -> None:
         half_passes.append(_HalfPass(name, is_teacher, part, images, torch.is_grad_enabled(), is_whole))
 
+    def run_whole(module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        nonlocal images
+        images = inputs[0]
+        record("encoder")
+        record("decoder")
+
     yield network.register_forward_pre_hook(begin)
+    if not hasattr(network, "encoder"):  # no U-Net of the plans, so it always runs as a whole
+        yield network.register_forward_hook(run_whole)
+        return
     yield network.register_forward_hook(end)
     yield network.encoder.register_forward_hook(encode)
     # Methods run the stages of a decoder one by one. The last of its layers runs once, whichever way.

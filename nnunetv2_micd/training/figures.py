@@ -14,7 +14,7 @@ from nnunetv2_micd.utils.files import atomic
 Row = Mapping[str, float]
 
 SHARES = (
-    *("agreement", "confident", "certain", "a_is_better", "reliability"),
+    *("agreement", "confident", "certain", "a_is_better", "reliability", "pseudo_labeled"),
     *("position_weight", "position_usable", "case_weight", "case_usable"),
 )
 """Figures between 0 and 1 that methods report: shares of voxels, patches or steps, and mean weights."""

@@ -72,11 +72,16 @@ class Monitor:
         values = torch.stack([value.float() for value in named.values()]).cpu().numpy()
         record = dict(zip(named, values, strict=True))
         self._note_finite(iteration, not record.pop("not_finite"))
-        unsupervised = unsupervised_weight * sum(record[name] for name in losses.unsupervised)
         # Those that are nnU-Net's own hold minus a Dice.
-        supervised = sum(as_error(record[name]) if "supervised" in name else record[name] for name in losses.supervised)
+        errors = {name: as_error(record[name]) if "supervised" in name else record[name] for name in losses.named}
+        supervised, unsupervised = (
+            sum(losses.shares.get(name, 1) * errors[name] for name in group)
+            for group in (losses.supervised, losses.unsupervised)
+        )
+        unsupervised = unsupervised_weight * unsupervised
         share = unsupervised / max(unsupervised + supervised, 1e-8)
-        loss = record.get("supervised", unsupervised)  # a pre-training on unlabeled images has no supervised one
+        # A pre-training on unlabeled images has no supervised loss, a step that trains network B alone none of A.
+        loss = record[next(iter(losses.supervised))] if losses.supervised else unsupervised
         return {"loss": loss, **record, "b": unsupervised_weight, "unsupervised_share": share}
 
     def _note_finite(self, iteration: int, finite: bool) -> None:

@@ -17,6 +17,8 @@ class Losses:
     Attributes:
         supervised: Losses of weight one, such as nnU-Net's own on labeled images.
         unsupervised: Losses that are multiplied by the ramped-up weight b(t).
+        shares: Share of the step's samples on which a loss is computed, by which it is multiplied as well; 1 if a loss
+            is not named.
 
     Examples:
         >>> losses = Losses(supervised={"supervised": torch.tensor(2.0)}, unsupervised={"cmd": torch.tensor(4.0)})
@@ -26,6 +28,7 @@ class Losses:
 
     supervised: dict[str, Tensor] = field(default_factory=dict)
     unsupervised: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, Tensor]:
@@ -34,18 +37,21 @@ class Losses:
 
     def total(self, unsupervised_weight: float) -> Tensor:
         """Return the weighted sum, a scalar with a graph."""
-        weighted = [*self.supervised.values(), *(unsupervised_weight * loss for loss in self.unsupervised.values())]
-        return torch.as_tensor(sum(weighted))
+        weighted = self.supervised | {name: unsupervised_weight * loss for name, loss in self.unsupervised.items()}
+        return torch.as_tensor(sum(self.shares.get(name, 1) * loss for name, loss in weighted.items()))
 
     def detached(self) -> "Losses":
         """Return the values without their graphs."""
         return Losses(
             {name: loss.detach() for name, loss in self.supervised.items()},
             {name: loss.detach() for name, loss in self.unsupervised.items()},
+            self.shares,
         )
 
     def __or__(self, other: "Losses") -> "Losses":
-        return Losses(self.supervised | other.supervised, self.unsupervised | other.unsupervised)
+        return Losses(
+            self.supervised | other.supervised, self.unsupervised | other.unsupervised, self.shares | other.shares
+        )
 
 
 def as_error(loss: Any) -> Any:

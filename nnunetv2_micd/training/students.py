@@ -65,11 +65,13 @@ class Students:
         """Replace the gradients by their means over the processes."""
         average_gradients(self.networks.values())
 
-    def store_channels_last(self, dimensions: int) -> None:
+    def store_channels_last(self) -> None:
         """Store all weights in the memory format in which small networks are faster on a CPU."""
-        memory_format = torch.channels_last_3d if dimensions == 3 else torch.channels_last
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}  # a 3D network may have a 2D one beside it
         for network in (*self.networks.values(), *self.teachers.values()):
-            network.to(memory_format=memory_format)
+            for weight in network.parameters():
+                if weight.ndim in formats:
+                    weight.data = weight.data.to(memory_format=formats[weight.ndim])
 
     def compile(self) -> None:
         """Compile in place what nnU-Net does not: a wrapper would change the names of the weights in checkpoints."""

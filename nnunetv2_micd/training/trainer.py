@@ -239,7 +239,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.networks = Students(networks, self.config.ema_decay)
         self.build_method()
         if self.config.channels_last and self.device.type == "cpu":
-            self.networks.store_channels_last(len(self.configuration_manager.patch_size))
+            self.networks.store_channels_last()
         if self._do_i_compile():
             self.networks.compile()
         self.forward_with_features = compiled(forward_with_features, self._do_i_compile())

@@ -19,6 +19,7 @@ from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.losses import hard_cross_entropy
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
@@ -109,10 +110,12 @@ def test_trains_and_predicts(method: type, configuration: str, dataset: TinyData
     assert predicted.isfinite().all()
 
 
-OTHER_BATCHES = [  # of mixed images, of two trainings, or of unlabeled images only
+OTHER_BATCHES = [  # of mixed images, of two trainings, of unlabeled images only, or with fewer labeled images
     method
     for method in METHODS
-    if issubclass(method, (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels, nnUNetTrainerSPCL_pretrained))
+    if issubclass(
+        method, (nnUNetTrainerBCP, nnUNetTrainerPseudoLabels, nnUNetTrainerSPCL_pretrained, nnUNetTrainerMandN)
+    )
 ]
 
 

@@ -21,6 +21,7 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.filter_match import nnUNetTrainerFilterMatch
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
 from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
@@ -61,6 +62,8 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerDHC: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerM3HL: {("student a", True): 2, ("teacher a", False): 1},
+    # an epoch of B, with labeled images only while the learning rate is the initial one
+    nnUNetTrainerMandN: {("student b", True): 1},
     nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMEDL: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
@@ -130,6 +133,13 @@ def test_passes_of_a_step_are_counted(
     with_deep_supervision |= {nnUNetTrainerM3HL: 0, nnUNetTrainerTransMedSeg: 0}
     assert supervised == with_deep_supervision.get(method, 1 + ("b" in trainer.students))
     assert supervised == with_deep_supervision.get(method, len(trainer.students.keys() & {"a", "b"}))
+    with_deep_supervision = {
+        nnUNetTrainerBCP: 2,
+        nnUNetTrainerFilterMatch: 3,
+        nnUNetTrainerMandN: 1,
+        nnUNetTrainerPseudoLabels: 2,
+    }
+    assert supervised == with_deep_supervision.get(method, len(trainer.students))
     assert trainer.iteration == 4
 
 
@@ -156,6 +166,7 @@ def test_a_step_holds_two_graphs_at_most(method: type, dataset: TinyDataset, mon
             student.encoder.register_forward_hook(watch)
     for name in trainer.students.keys() & {"a", "b"}:
         trainer.students[name].encoder.register_forward_hook(watch)
+        getattr(student, "encoder", student).register_forward_hook(watch)
     trainer.train_step(next(trainer.dataloader_train))
     # MICD as printed learns from a clean and a masked pass of the same network at once
     two = method in (nnUNetTrainerCPS, nnUNetTrainerDHC, nnUNetTrainerMCF, nnUNetTrainerMEDL, nnUNetTrainerMICD_paper)

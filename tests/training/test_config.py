@@ -7,6 +7,8 @@ import pytest
 from nnunetv2_micd.methods.bcp import BCPConfig
 from nnunetv2_micd.methods.c3s3 import C3S3Config
 from nnunetv2_micd.methods.dhc import DHCConfig
+from nnunetv2_micd.methods.mandn import MandNConfig
+from nnunetv2_micd.methods.mandn_segformer import MandNSegFormerConfig
 from nnunetv2_micd.methods.mcf import MCFConfig
 from nnunetv2_micd.methods.medl import MEDLConfig
 from nnunetv2_micd.methods.micd import MICDConfig
@@ -41,6 +43,9 @@ WRONG: list[tuple[type, str, Any, str]] = [
     (DHCConfig, "difficulty_tau", 0, "a whole number, 1 or more"),
     (DHCConfig, "dist_floor", -0.1, "between 0 and 1"),
     (DHCConfig, "dist_momentum", 1, "at least 0 and below 1"),
+    (MandNConfig, "supervised", 2, "between 0 and 1"),
+    (MandNSegFormerConfig, "rank", 0, "a whole number, 1 or more"),
+    (MandNSegFormerConfig, "dropout", 1, "at least 0 and below 1"),
     (MCFConfig, "review_weight", -1, "0 or more"),
     (MCFConfig, "temperature", 0, "above 0"),
     (MEDLConfig, "curriculum_strength", 1, "at least 0 and below 1"),

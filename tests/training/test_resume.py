@@ -10,9 +10,14 @@ import torch
 from helpers import TinyDataset, make_trainer
 
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
+from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
+from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL
+from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 
 
 def prepare(method: type, dataset: TinyDataset) -> Any:
@@ -25,11 +30,19 @@ def prepare(method: type, dataset: TinyDataset) -> Any:
     "method",
     [
         nnUNetTrainerMICD,
-<<<<<<< ours
-        *(pytest.param(method, marks=pytest.mark.slow) for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerC3S3)),
-=======
-        *(pytest.param(method, marks=pytest.mark.slow) for method in (nnUNetTrainerMeanTeacher, nnUNetTrainerSPCL)),
->>>>>>> theirs
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in (
+                nnUNetTrainerMeanTeacher,
+                nnUNetTrainerC3S3,
+                nnUNetTrainerCAD,
+                nnUNetTrainerM3HL,
+                nnUNetTrainerMandN,
+                nnUNetTrainerMEDL,
+                nnUNetTrainerSPCL,
+                nnUNetTrainerTransMedSeg,
+            )
+        ),
     ],
 )
 def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_path: Path) -> None:
