@@ -32,9 +32,8 @@ def write_small_plans(preprocessed: Path) -> None:
         patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
         network = configuration["architecture"]["arch_kwargs"]
         network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
-        print(
-            f"{name}: features per stage {network['features_per_stage']}, patch {patch_size}, batch size {batch_size}"
-        )
+        features = network["features_per_stage"]
+        print(f"{name}: features per stage {features}, patch {patch_size}, batch size {batch_size}")
     plans["configurations"] = configurations
     path.write_text(json.dumps(plans, indent=4))
 
