@@ -26,6 +26,7 @@ class SliceNetwork(nn.Module):
         multiple: Numbers of pixels, of which height and width have to be multiples.
 
     Examples:
+        >>> import torch
         >>> network = SliceNetwork(nn.Conv2d(1, 3, kernel_size=1), multiple=(4, 4))
         >>> network(torch.zeros(2, 1, 5, 6, 8)).shape
         torch.Size([2, 3, 5, 6, 8])
