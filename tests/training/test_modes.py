@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import (
+    ABLATIONS,
     BOTH,
     IGNORE,
     REGIONS,
@@ -32,14 +33,16 @@ from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
-from nnunetv2_micd.methods.mcf import nnUNetTrainerMCF
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
-from nnunetv2_micd.methods.medl import nnUNetTrainerMEDL
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 
-METHODS = [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher]
+
+def in_fast_tests(*methods: type) -> list[Any]:
+    """Return all methods but the ablations, those that are not named here for the slow tests only."""
+    others = [method for method in ALL_METHODS if method not in (*methods, *ABLATIONS)]
+    return [*methods, *(pytest.param(method, marks=pytest.mark.slow) for method in others)]
 
 
 def train(method: type, dataset: TinyDataset, configuration: str = "3d_fullres", **options: Any) -> Any:
@@ -64,7 +67,9 @@ def predict(trainer: Any) -> None:
     [BOTH, *(pytest.param(labels, marks=pytest.mark.slow) for labels in (REGIONS, IGNORE))],
     ids=["regions and ignore", "regions", "ignore"],
 )
-@pytest.mark.parametrize("method", [nnUNetTrainerMICD_paper, nnUNetTrainerMeanTeacher, nnUNetTrainerUniMatch])
+@pytest.mark.parametrize(
+    "method", in_fast_tests(nnUNetTrainerMICD_paper, nnUNetTrainerMeanTeacher, nnUNetTrainerUniMatch)
+)
 def test_regions_and_ignore_label(method: type, description: dict[str, Any], dataset: TinyDataset) -> None:
     relabel(dataset, description, annotated_slices=None if description is REGIONS else 6)
     train(method, dataset)
@@ -89,23 +94,7 @@ def test_ignored_voxels_have_no_supervised_loss_but_take_part_in_consistency(dat
     assert any(gradient is not None and gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        nnUNetTrainerMICD,
-        nnUNetTrainerCPS,
-        *(
-            pytest.param(method, marks=pytest.mark.slow)
-            for method in (
-                nnUNetTrainerMeanTeacher,
-                nnUNetTrainerDHC,
-                nnUNetTrainerMCF,
-                nnUNetTrainerC3S3,
-                nnUNetTrainerMEDL,
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize("method", in_fast_tests(nnUNetTrainerMICD, nnUNetTrainerCPS))
 def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
     trainer = make_trainer(type("Trainer", (nnUNetTrainerNoDeepSupervision, method), {}), dataset)
     trainer.run_training()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PATCH_SIZE, TinyDataset, make_trainer, needs_cuda
+from helpers import ABLATIONS, METHODS, PATCH_SIZE, TinyDataset, make_trainer, needs_cuda
 from torch import distributed, multiprocessing
 
 from nnunetv2_micd.augmentation.intensity import StrongView
@@ -15,6 +15,7 @@ from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.profiling.batches import make_unlabeled_batch
 
 STEPS = 3
@@ -129,10 +130,10 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert all(torch.equal(t, first["weights"]["student_a"][k]) for k, t in alone.students["a"].state_dict().items())
 
 
-def run_training(rank: int, dataset: TinyDataset, folder: Path) -> None:
+def run_training(rank: int, method: type, dataset: TinyDataset, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    trainer = make_trainer(nnUNetTrainerMICD, dataset, draws=True)
+    trainer = make_trainer(method, dataset, draws=True)
     trainer.run_training()
     trainer.perform_actual_validation()
     networks = [*trainer.students.values(), *trainer.teachers.values()]
@@ -142,16 +143,21 @@ def run_training(rank: int, dataset: TinyDataset, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [(nnUNetTrainerMICD, "2"), *((method, "0") for method in METHODS if method not in ABLATIONS)],
+)
 def test_a_training_of_two_processes_from_start_to_end(
-    workers: str, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: type, workers: str, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    multiprocessing.spawn(run_training, (dataset, tmp_path), nprocs=2)
+    multiprocessing.spawn(run_training, (method, dataset, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for one, other in zip(first, second, strict=True):
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    if method.config.ramp_peak == 0 or method is nnUNetTrainerPseudoLabels:
+        return
     patches = [torch.load(tmp_path / f"patches{rank}.pth") for rank in (0, 1)]
     assert not torch.equal(*patches)  # each process draws its own
     assert all(len(patch) == 1 for patch in patches)
@@ -162,7 +168,7 @@ def test_a_training_of_two_processes_from_start_to_end(
     assert len(list((folder / "unlabeled_patches").iterdir())) == 2
     assert (folder / "validation" / "summary.json").exists()
     assert len(list((folder / "validation").glob("*.nii.gz"))) == 2
-    alone = make_trainer(nnUNetTrainerMICD, dataset)
+    alone = make_trainer(method, dataset)
     alone.load_checkpoint(str(folder / "checkpoint_final.pth"))
     networks = [*alone.students.values(), *alone.teachers.values()]
     for network, expected in zip(networks, first, strict=True):
