@@ -97,7 +97,8 @@ def prepare(trainer: Any) -> dict[str, Any]:
         if trainer.dataloader_unlabeled is None and trainer.config.ramp_peak > 0:
             trainer.dataloader_unlabeled = repeat(make_unlabeled_batch(batch, trainer.unlabeled_batch_size))
         trainer.iteration = int(LATE * trainer.num_epochs * trainer.num_iterations_per_epoch)
-        trainer.lr_scheduler.step(int(LATE * trainer.num_epochs))  # which may tell how many images are unlabeled
+        for group in trainer.optimizer.param_groups:  # which may tell how many images are unlabeled
+            group["lr"] = trainer.initial_lr * (1 - LATE)
     for name, network in _networks(trainer).items():
         network.train(name.startswith("student"))
     return batch

@@ -60,16 +60,24 @@ def test_a_collapse_is_reported_once() -> None:
     lines: list[str] = []
     watch = Monitor(lines.append)
     for dice, weight in ((0.1, 0.0), (0.8, 0.5), (0.5, 0.5), (0.4, 0.5)):
-        watch.history = [{"b": weight}]
+        watch.history = [{"b": weight, "supervised": 1.0}]
         watch.watch_for_collapse(dice, best_dice=0.9)
     assert len(lines) == 1
     assert "from 0.900 to 0.500" in lines[0]
 
 
+def test_a_pretraining_on_unlabeled_images_is_no_collapse() -> None:
+    lines: list[str] = []
+    watch = Monitor(lines.append)
+    watch.history = [{"b": 1.0}]
+    watch.watch_for_collapse(0.1, best_dice=0.9)
+    assert not lines
+
+
 def test_a_dice_that_is_not_known_is_no_collapse() -> None:
     lines: list[str] = []
     watch = Monitor(lines.append)
-    watch.history = [{"b": 0.5}]
+    watch.history = [{"b": 0.5, "supervised": 1.0}]
     watch.watch_for_collapse(float("nan"), best_dice=0.9)
     watch.watch_for_collapse(0.1, best_dice=float("nan"))
     assert not lines

@@ -205,12 +205,6 @@ def measure_step(method: type, dataset: TinyDataset, name: str, monkeypatch: pyt
         patch_size, batch_size = trainer.configuration_manager.patch_size, trainer.batch_size
         scales = trainer._get_deep_supervision_scales()
         sizes = [[round(size * factor) for size, factor in zip(patch_size, scale, strict=True)] for scale in scales]
-        unlabeled = {"data": torch.zeros(batch_size, 1, *patch_size), "keys": [], "positions": torch.zeros(0, 0)}
-        trainer.dataloader_unlabeled = repeat(unlabeled)
-        origin = {"keys": ["image"] * batch_size, "positions": torch.zeros(batch_size, 3)}
-        trainer.dataloader_unlabeled = repeat({"data": torch.zeros(batch_size, 1, *patch_size), **origin})
-        unlabeled = {"data": torch.zeros(batch_size, 1, *patch_size), "keys": [], "positions": torch.zeros(0, 3)}
-        trainer.dataloader_unlabeled = repeat(unlabeled)
         images = {"data": torch.zeros(batch_size, 1, *patch_size)}
         trainer.dataloader_unlabeled = repeat(make_unlabeled_batch(images, batch_size))
         batch = {

@@ -30,9 +30,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
-from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
@@ -184,7 +182,7 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow  # tracing takes a while
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("method", [*METHODS, nnUNetTrainerDHC, nnUNetTrainerC3S3])
+@pytest.mark.parametrize("method", in_fast_tests())
 def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and split as on CUDA but run without generating code; nnU-Net never compiles on the CPU by itself."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
