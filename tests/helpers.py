@@ -88,7 +88,7 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerDHC: {"supervised_b", "cps", *BRANCHES},
     nnUNetTrainerFilterMatch: {"pseudo_label", "agreement", "foreground"},
     nnUNetTrainerM3HL: {"copy_paste", "high_level", "low_level", "agreement", "foreground_teacher"},
-    nnUNetTrainerMandN: {"pseudo_label", "pseudo_labeled", *BRANCHES},
+    nnUNetTrainerMandN: {"supervised_b", "pseudo_label", "pseudo_label_b", "pseudo_labeled", *BRANCHES},
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
     nnUNetTrainerMEDL: {"supervised_b", "weighted", "pseudo_label", "evidential", "reliability", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},

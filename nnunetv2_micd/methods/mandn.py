@@ -102,16 +102,17 @@ class nnUNetTrainerMandN(TwoStudents):
     """M&N: a 3D network and a 2D network, which sees all slices, teach each other in turn with soft labels, the more
     samples the lower the learning rate is.
 
-    Both networks learn from labeled images at first. Then one is frozen for an epoch, and the other one learns from
-    batches of B samples of which n (:func:`pseudo_labeled_samples`) have its soft labels y instead of true ones:
+    Both networks learn from labeled images at first. Then, in each step, the 2D network learns while the 3D one is
+    frozen, and after that the reverse. Of a batch of B samples, n (:func:`pseudo_labeled_samples`) have the soft labels
+    y of the frozen network instead of true ones:
     ``L = (B - n) / B L_s + n / B (1 - Dice(p, y) + KL(y || p))``, see :func:`soft_label_loss`. Restated from the
     authors' ``train.py`` and ``losses.py`` (commit 2e34e5d5). Where this departs from them:
 
     - Network B is the one that nnU-Net plans for the 2D configuration, trained from scratch. The authors have a
       SegFormer, pretrained on natural images: stronger, see ``nnUNetTrainerMandN_SegFormer``. In a 2D configuration it
       is the other architecture of the same plans, and only sampling and co-training in turn are left of the method.
-    - The epochs are nnU-Net's, in each of which one of the two networks learns, so that A learns in 56 % of them. The
-      authors give each network as many epochs as both have here. Weaker.
+    - The networks take turns within a step, so that both take as many steps as nnU-Net's; the authors' take turns every
+      eight steps. Both turns of a step have the same labeled images, and other unlabeled ones.
     - L_s is nnU-Net's loss, of A with deep supervision; Dice and cross entropy have equal weight in both losses. In the
       authors' the cross entropy has one part in K, as many as there are classes.
     - The share n / B follows nnU-Net's learning rate, which has fallen since the first epoch; the authors restart
@@ -121,14 +122,15 @@ class nnUNetTrainerMandN(TwoStudents):
       network has written for whole images: stronger where targets are small.
     - Only images without labels are pseudo-labeled. The authors' code takes those of the test set as well.
 
-    Where both networks learn in all epochs, without unsupervised weight (``ramp_peak`` 0), A is nnU-Net's.
+    Without unsupervised weight (``ramp_peak`` 0) A is nnU-Net's.
 
-    Passes of a step at first, per network: labeled 1 F + 1 backward. Then, of the learning network, 1 F + 1 backward on
-    each of the B samples, and of the frozen one 1 F on the n pseudo-labeled ones.
+    Passes of a step, per network: at first labeled 1 F + 1 backward; then 1 F + 1 backward on each of the B samples,
+    and 1 F on the n samples that the other one learns from.
     """
 
     config: ClassVar[MandNConfig] = MandNConfig()
     architecture_of_b = "other"
+    learning: str
     num_epochs: int
     num_iterations_per_epoch: int
     enable_deep_supervision: bool
@@ -143,21 +145,28 @@ class nnUNetTrainerMandN(TwoStudents):
             return {"b": build_slice_network(self.plans_manager, patch_size[1:], *sizes)}
 
     @property
-    def learning_networks(self) -> str:
-        """Names of the networks that learn in this epoch; after the supervised start first B, and A in the last one."""
-        rounds = round((1 - self.config.supervised) * self.num_epochs / 2)
-        epoch = self.iteration // self.num_iterations_per_epoch - (self.num_epochs - 2 * rounds)
-        if not self.config.ramp_peak or epoch < 0:
-            return "ab"
-        return "ba"[epoch % 2]
+    def is_supervised(self) -> bool:
+        """Whether both networks learn from labeled images only in this step."""
+        start = int(self.config.supervised * self.num_epochs) * self.num_iterations_per_epoch
+        return not self.config.ramp_peak or self.iteration < start
+
+    def train_step(self, batch: dict) -> dict:
+        """Let both networks take the step; after the supervised start B first, then A with the labels of the new B."""
+        if self.is_supervised:
+            return super().train_step(batch)
+        self.learning = "b"
+        record = super().train_step(batch)
+        self.iteration -= 1  # both turns belong to one step
+        self.learning = "a"
+        return record | super().train_step(batch)
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """Supervised losses of both networks; later of one of them, and its loss with soft labels of the other."""
-        if len(self.learning_networks) == 2:
+        if self.is_supervised:
             yield Losses({"supervised": self._supervised_loss("a", labeled)})
             yield Losses({"supervised_b": self._supervised_loss("b", labeled)})
             return
-        learning, frozen = self.learning_networks, "b" if self.learning_networks == "a" else "a"
+        learning, frozen = self.learning, "b" if self.learning == "a" else "a"
         batch_size, pseudo_labeled = len(labeled["data"]), 0
         if unlabeled is not None:
             learning_rate = self.optimizer.param_groups[0]["lr"] / self.initial_lr
@@ -172,8 +181,9 @@ class nnUNetTrainerMandN(TwoStudents):
             else labeled["target"][-kept:],
         }
         share = pseudo_labeled / (kept + pseudo_labeled)
-        name = "supervised" if learning == "a" else "supervised_b"
-        yield Losses({name: self._supervised_loss(learning, labeled)}, shares={name: 1 - share})
+        suffix = "" if learning == "a" else "_b"
+        supervised, pseudo = f"supervised{suffix}", f"pseudo_label{suffix}"
+        yield Losses({supervised: self._supervised_loss(learning, labeled)}, shares={supervised: 1 - share})
         self.metrics["pseudo_labeled"] = torch.full((), share, device=self.device)
         if unlabeled is None or not pseudo_labeled:
             return
@@ -188,7 +198,7 @@ class nnUNetTrainerMandN(TwoStudents):
         self.observe(by_name["a"], by_name["b"])
         loss = soft_label_loss(logits, target, regions)
         del logits, logits_of_frozen, target
-        yield Losses(unsupervised={"pseudo_label": loss}, shares={"pseudo_label": share})
+        yield Losses(unsupervised={pseudo: loss}, shares={pseudo: share})
 
     def _supervised_loss(self, name: str, labeled: dict[str, Any]) -> Tensor:
         network = self.network if name == "a" else self.students["b"]

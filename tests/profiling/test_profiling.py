@@ -63,7 +63,7 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerFilterMatch: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerM3HL: {("student a", True): 2, ("teacher a", False): 1},
     # an epoch of B, with labeled images only while the learning rate is the initial one
-    nnUNetTrainerMandN: {("student b", True): 1},
+    nnUNetTrainerMandN: {("student a", True): 1, ("student b", True): 1},
     nnUNetTrainerMCF: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMEDL: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
@@ -131,7 +131,6 @@ def test_passes_of_a_step_are_counted(
     with_deep_supervision = {
         nnUNetTrainerBCP: 2,
         nnUNetTrainerFilterMatch: 3,
-        nnUNetTrainerMandN: 1,
         nnUNetTrainerPseudoLabels: 2,
     }
     # the parts of the network are called one by one, for which the outputs of low resolution are not counted
