@@ -16,7 +16,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_micd import TRAINER_FOLDER, Losses, SemiSupervisedTrainer
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
-from nnunetv2_micd.losses import hard_cross_entropy
+from nnunetv2_micd.losses import hard_cross_entropy, hard_dice
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
@@ -25,6 +25,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
 from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
+from nnunetv2_micd.training.networks import full_resolution
 
 SLOW = [pytest.mark.slow]
 
@@ -151,6 +152,39 @@ def test_weight_zero_is_stock_nnunet(
     monkeypatch.setattr(method, "unsupervised_weight", 0.0)
     trained = train_seeded(method, dataset)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in stock_weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ABLATIONS])
+def test_fits_one_volume(method: type, dataset: TinyDataset) -> None:
+    """The same patches in each step, of one labeled case."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    plans = json.loads(dataset.plans_file.read_text())
+    for configuration in plans["configurations"].values():
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [16, 32, 32]
+    dataset.plans_file.write_text(json.dumps(plans))
+    splits = json.loads(dataset.splits_file.read_text())
+    (case, *_), validation = splits[0]["train"], splits[0]["val"]
+    dataset.splits_file.write_text(json.dumps([{"train": [case], "val": validation}]))
+    trainer = make_trainer(method, dataset, "2d")
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 8, 15
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    truth = full_resolution(batch["target"])[:, 0]
+
+    def dice() -> float:
+        with torch.no_grad():
+            labels = trainer.pseudo_label(trainer.logits(trainer.students["a"], batch["data"]))
+        return hard_dice(labels, truth, 3)[1:].mean().item()
+
+    before = dice()
+    for epoch in range(trainer.num_epochs):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for _ in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(batch)
+    assert dice() > before + 0.2
 
 
 def test_labels_of_unlabeled_cases_are_never_read(dataset: TinyDataset) -> None:
