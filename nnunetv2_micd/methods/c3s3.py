@@ -29,18 +29,18 @@ class C3S3Config(SemiSupervisedConfig):
     """Numbers of C3S3 (Y-TARL/C3S3, ``train_LA.py`` of commit 983bdf55, ``ContrastiveLoss.py`` of commit 47ee3296).
 
     The supervised loss of the authors, a mean over two views of cross entropy plus Dice, has the scale of nnU-Net's, so
-    ``ramp_peak`` is 1 and their weights stay as they are. Only the competition has a ramp, of its own; the rest has its
-    full weight from the first step on. There is no teacher.
+    ``ramp_peak`` is 1 and their weights stay as they are. Competition and contrast have a ramp of their own; the cosine
+    has its full weight from the first step on. There is no teacher.
 
     Attributes:
-        competition_weight: Largest weight lambda of the competition.
+        competition_weight: Largest weight lambda of the competition and the contrast.
         competition_ramp: Length of the ramp of lambda as a share of the training. The authors ramp over 6000 steps, as
             MCF, but train for 2500, so theirs ends at 0.018.
         alpha: Weight of the cross entropy, against the Dice, in the score of the competition: 0.8 for the left atrium
             and 0.5 for the pancreas.
         temperature: T, by which the logits of pseudo-labels are divided to sharpen them.
-        contrast_weight: Weight of the contrast. It is twice the printed 1, because the authors backpropagate it into
-            both networks with the loss of each.
+        contrast_weight: Weight of the contrast beside the competition. It is 2, because the authors backpropagate it
+            into both networks with the loss of each.
         contrast_temperature: tau, by which cosines are divided.
         projection: Channels of the projected features.
         view: Strength of the two views; chosen here.
@@ -62,7 +62,7 @@ class nnUNetTrainerC3S3(TwoStudents):
     """C3S3: two different networks agree with themselves in two views of an image, contrast their features where both
     see a class with those where neither does, and the better one teaches the other.
 
-    ``L = sum_n (L_s + L_cos) + lambda(t) L_cp + 2 L_iuc``: on two views of the unlabeled images, L_cos is one minus the
+    ``L = sum_n (L_s + L_cos) + lambda(t) (L_cp + 2 L_iuc)``: on two views of the unlabeled images, L_cos is one minus the
     cosine of the logits of a network in both views, L_cp :func:`competitive_consistency` summed over the views (the
     paper's DCC), and L_iuc :func:`intersection_union_contrast` of a view of A with a view of B, summed over the four
     pairs (its ODCL). The better network is the one with the lower :func:`competition_score` on the labeled images.
@@ -74,14 +74,17 @@ class nnUNetTrainerC3S3(TwoStudents):
       are its channels, so of a single region it has no gradient.
     - L_s is nnU-Net's loss with deep supervision on the image of the loader instead of the mean over two views, and the
       score is of that pass, so that network A without unsupervised weight is nnU-Net's.
+    - L_iuc has the weight lambda(t), as a review of the paper has it. In the authors' code it has the weight 1, with
+      which its gradient outweighs all others by far: on hippocampus volumes both networks then lost all foreground. They
+      train without nnU-Net's limit on the norm of gradients, by which a large loss takes the place of the others.
     - L_cos and L_iuc see the unlabeled images only; the authors have the labeled ones as well. Weaker, but half as many
       passes over views.
     - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder.
     - Network A is deployed. The authors average both networks, which is stronger; ``nnUNetv2_micd benchmark
       --mean-of-both`` tests that as well.
 
-    The value of L_iuc is large, about 16 times the logarithm of the number of voxels, but hardly changes; so
-    ``unsupervised_share`` in the log says little.
+    The value of L_iuc is large, 16 times the logarithm of the number of voxels before its weight, but hardly changes;
+    so ``unsupervised_share`` in the log says little.
 
     Passes of a step, per network: labeled 1 F + 1 backward, unlabeled 2 F + 2 backward, and 2 F more that are repeated
     to hold fewer graphs.
@@ -100,7 +103,7 @@ class nnUNetTrainerC3S3(TwoStudents):
 
     @property
     def competition_weight(self) -> float:
-        """lambda(t) of the current step."""
+        """lambda(t) of the current step, the weight of competition and contrast."""
         steps = round(self.config.competition_ramp * self.num_epochs * self.num_iterations_per_epoch)
         return gaussian_ramp_up(self.iteration, steps, self.config.competition_weight)
 
@@ -165,7 +168,7 @@ class nnUNetTrainerC3S3(TwoStudents):
         return {
             "cosine": torch.as_tensor(cosine),
             "competition": torch.as_tensor(self.competition_weight * competition),
-            "contrast": torch.as_tensor(config.contrast_weight * contrast),
+            "contrast": torch.as_tensor(self.competition_weight * config.contrast_weight * contrast),
         }
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:

@@ -177,16 +177,20 @@ def test_step_is_put_together_from_the_losses(configuration: str, dataset: TinyD
     pairs = list(zip(logits["a"], logits["b"], strict=True))
     strength = 0.1 * math.exp(-5 * (1 - 3 / round(2.4 * 4)) ** 2)
     competition = strength * sum(competitive_consistency(a, b, a_is_better, 0.1) for a, b in pairs)
-    contrast = 2 * sum(
-        intersection_union_contrast(
-            similarity(projected["a"][i], projected["b"][j], dim=1),
-            logits["a"][i].argmax(1),
-            logits["b"][j].argmax(1),
-            3,
-            0.1,
+    contrast = (
+        2
+        * strength
+        * sum(
+            intersection_union_contrast(
+                similarity(projected["a"][i], projected["b"][j], dim=1),
+                logits["a"][i].argmax(1),
+                logits["b"][j].argmax(1),
+                3,
+                0.1,
+            )
+            for i in (0, 1)
+            for j in (0, 1)
         )
-        for i in (0, 1)
-        for j in (0, 1)
     )
     named = losses.named
     expected = {"cosine": cosine, "competition": competition, "contrast": contrast}
