@@ -62,11 +62,12 @@ class nnUNetTrainerC3S3(TwoStudents):
     """C3S3: two different networks agree with themselves in two views of an image, contrast their features where both
     see a class with those where neither does, and the better one teaches the other.
 
-    ``L = sum_n (L_s + L_cos) + lambda(t) (L_cp + 2 L_iuc)``: on two views of the unlabeled images, L_cos is one minus the
-    cosine of the logits of a network in both views, L_cp :func:`competitive_consistency` summed over the views (the
-    paper's DCC), and L_iuc :func:`intersection_union_contrast` of a view of A with a view of B, summed over the four
-    pairs (its ODCL). The better network is the one with the lower :func:`competition_score` on the labeled images.
-    Restated from the authors' code, see :class:`C3S3Config`, written for one foreground class. Departures:
+    ``L = sum_n (L_s + L_cos) + lambda(t) (L_cp + 2 L_iuc)``: on two views of the unlabeled images, L_cos is one
+    minus the cosine of the logits of a network in both views, L_cp :func:`competitive_consistency` summed over the
+    views (the paper's DCC), and L_iuc :func:`intersection_union_contrast` of a view of A with a view of B, summed
+    over the four pairs (its ODCL). The better network is the one with the lower :func:`competition_score` on the
+    labeled images. Restated from the authors' code, see :class:`C3S3Config`, written for one foreground class.
+    Departures:
 
     - The two views have different intensities. Those of the authors are the same image by mistake, so that nothing but
       dropout, which nnU-Net's networks do not have, tells them apart. Stronger.
@@ -74,9 +75,10 @@ class nnUNetTrainerC3S3(TwoStudents):
       are its channels, so of a single region it has no gradient.
     - L_s is nnU-Net's loss with deep supervision on the image of the loader instead of the mean over two views, and the
       score is of that pass, so that network A without unsupervised weight is nnU-Net's.
-    - L_iuc has the weight lambda(t), as a review of the paper has it. In the authors' code it has the weight 1, with
-      which its gradient outweighs all others by far: on hippocampus volumes both networks then lost all foreground. They
-      train without nnU-Net's limit on the norm of gradients, by which a large loss takes the place of the others.
+    - L_iuc has the weight lambda(t), as a review of the paper has it. In the authors' code it has the weight 1,
+      with which its gradient outweighs all others by far: on hippocampus volumes both networks then lost all
+      foreground. They train without nnU-Net's limit on the norm of gradients, by which a large loss takes the place
+      of the others.
     - L_cos and L_iuc see the unlabeled images only; the authors have the labeled ones as well. Weaker, but half as many
       passes over views.
     - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder.
