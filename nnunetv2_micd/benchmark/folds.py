@@ -64,9 +64,10 @@ def tuning_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
     try:
         return make_entry(rest, str(num_labeled), seed, val_fraction, groups)
     except ValueError:
+        unit = " or groups" if groups else ""
         raise ValueError(
-            f"-n {budget} labels {num_labeled} of the {len(rest)} cases outside the reported validation cases, which "
-            "leaves too few for the validation of a tuning; label fewer"
+            f"-n {budget} labels {num_labeled} of the {len(group_cases(rest, groups))} cases{unit} outside the "
+            "reported validation cases, which leaves too few for the validation of a tuning; label fewer"
         ) from None
 
 

@@ -88,14 +88,14 @@ def make_entry(
     # The validation cases do not depend on the seed of the fold, so results of all budgets and seeds are comparable.
     shuffled = np.random.RandomState(SPLITS_SEED).permutation(list(grouped)).tolist()
     val, rest = shuffled[:num_val], sorted(shuffled[num_val:])
-    num_labeled = _parse_count(count, len(rest))
+    num_labeled = _parse_count(count, len(rest), "groups of cases" if groups else "cases")
     shuffled = np.random.RandomState(seed).permutation(rest).tolist()
     parts = {"train": shuffled[:num_labeled], "val": val, "unlabeled": shuffled[num_labeled:]}
     return {key: sorted(case for unit in units for case in grouped[unit]) for key, units in parts.items()}
 
 
-def _parse_count(count: str, num_cases: int) -> int:
-    """Return the number of labeled cases, at least one and fewer than ``num_cases``."""
+def _parse_count(count: str, num_cases: int, unit: str) -> int:
+    """Return the number of labeled cases or groups, at least one and fewer than ``num_cases``."""
     try:
         is_percent = count.endswith("%")
         number = max(1, round(float(count[:-1]) / 100 * num_cases)) if is_percent else int(count)
@@ -105,6 +105,6 @@ def _parse_count(count: str, num_cases: int) -> int:
         raise ValueError(f'The number of labeled cases must be like "6" or "10%", not "{count}"') from None
     if number >= num_cases:
         raise ValueError(
-            f"{count} labeled cases leave none unlabeled: besides the validation cases there are {num_cases}"
+            f"{count} labeled {unit} leave none unlabeled: besides those for validation there are {num_cases}"
         )
     return number

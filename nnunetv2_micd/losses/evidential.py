@@ -146,7 +146,8 @@ def curriculum_weight(uncertainty: Tensor, progress: float, strength: float, cou
         tensor([[0.7689, 1.2311]])
     """
     counted = torch.ones_like(uncertainty, dtype=torch.bool) if counted is None else counted.expand_as(uncertainty)
-    bins = (uncertainty.float().clamp(0, 1).contiguous().view(torch.int32) >> RANK_SHIFT).long()
+    # What is not finite has some rank, so that the loss tells of it and not an index out of bounds.
+    bins = (uncertainty.float().nan_to_num(1.0).clamp(0, 1).contiguous().view(torch.int32) >> RANK_SHIFT).long()
     largest = 0x3F800000 >> RANK_SHIFT  # of 1.0
     # torch.bincount would wait for the device to find the largest bin.
     counts = torch.zeros(largest + 1, dtype=torch.int64, device=bins.device)

@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+SHORTEST = 1e-8
+"""Length of a vector from which on it has a direction, as for ``torch.nn.functional.cosine_similarity``."""
+
 CHUNK = 2**22
 """Number of values per chunk, large enough that launching the kernels takes no noticeable time."""
 
@@ -182,14 +185,14 @@ class _ChannelCosine(torch.autograd.Function):
             of_cosine, s = (values[part[0], None, part[2]] for values in (gradient, cosine))
             for of_features, (u, length), (v, _) in zip(gradients, vectors, vectors[::-1], strict=True):
                 if of_features is not None:
-                    of_features[part] = (v - s * u).mul_(of_cosine / length)
+                    of_features[part] = (v - s * u).mul_(torch.where(length > SHORTEST, of_cosine / length, 0))
         return tuple(gradients)
 
 
 def _direction(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return vectors of channels divided by their lengths, and these."""
     values = features.float()
-    length = values.norm(dim=1, keepdim=True).clamp_min(1e-8)  # as torch.nn.functional.cosine_similarity
+    length = values.norm(dim=1, keepdim=True).clamp_min(SHORTEST)
     return values / length, length
 
 

@@ -13,6 +13,8 @@ Regions, which may overlap, are problems of two classes each: their statistics a
 those of the voxels inside of each region.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,13 +73,7 @@ class FeatureStatistics(nn.Module):
             labels: Hard labels, see :mod:`losses.labels`.
             counted: ``(B, *spatial)``, bool: voxels that count; None for all.
         """
-        step = max(1, features[:, 0].numel() // MOST_VOXELS)
-        masks = class_masks(labels, self.num_classes)
-        if labels.dtype == torch.bool:
-            masks = torch.cat((1 - masks, masks), dim=1)
-        if counted is not None:
-            masks = masks * counted[:, None]
-        vectors, members = (each.movedim(1, -1).flatten(0, -2)[::step].float() for each in (features, masks))
+        vectors, members = self._sample(features, labels, counted)
         with full_precision(features.device):
             counts = sum_over_processes(members.sum(0))
             sums = sum_over_processes(members.T @ vectors)
@@ -94,6 +90,29 @@ class FeatureStatistics(nn.Module):
         rates = rate[:, None, None]
         self.covariances = (1 - rates) * self.covariances + rates * covariances + rates * (1 - rates) * spread
         self.means = self.means + rate[:, None] * moved
+
+    def _sample(self, features: Tensor, labels: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the features of some voxels ``(N, C)`` and their classes, zeros and ones ``(N, K or 2 K)``, float32.
+
+        They are taken before any copy is made, as those of a whole batch may be large.
+        """
+        size = math.prod(features.shape[2:])
+        step = max(1, len(features) * size // MOST_VOXELS)
+        while math.gcd(step, size) > 1:  # or it would always meet the same columns of an image
+            step += 1
+        index = torch.arange(0, len(features) * size, step, device=features.device)
+        sample, voxel = index // size, index % size
+        vectors = features.flatten(2)[sample, :, voxel].float()
+        if labels.dtype == torch.bool:
+            inside = labels.flatten(2)[sample, :, voxel].float()
+            members = torch.cat((1 - inside, inside), dim=1)
+        else:
+            members = class_masks(labels.flatten(1)[sample, voxel][None], self.num_classes)[0].T
+        # One overflow in half precision would stay in the statistics for ever.
+        is_used = vectors.isfinite().all(1)
+        if counted is not None:
+            is_used = is_used & counted.flatten(1)[sample, voxel]
+        return vectors.where(is_used[:, None], 0), members * is_used[:, None]
 
 
 def augment_logits(

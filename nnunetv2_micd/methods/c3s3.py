@@ -75,10 +75,10 @@ class nnUNetTrainerC3S3(TwoStudents):
       are its channels, so of a single region it has no gradient.
     - L_s is nnU-Net's loss with deep supervision on the image of the loader instead of the mean over two views, and the
       score is of that pass, so that network A without unsupervised weight is nnU-Net's.
-    - L_iuc has the weight lambda(t), as a review of the paper has it. In the authors' code it has the weight 1,
-      with which its gradient outweighs all others by far: on hippocampus volumes both networks then lost all
-      foreground. They train without nnU-Net's limit on the norm of gradients, by which a large loss takes the place
-      of the others.
+    - L_iuc has the weight lambda(t), as a review of the paper has it. In the authors' code it has the weight 1, with
+      which its gradient outweighs all others by far: on hippocampus volumes both networks then lost all foreground.
+      The authors train without nnU-Net's limit on the norm of gradients, by which a large loss takes the place of the
+      others.
     - L_cos and L_iuc see the unlabeled images only; the authors have the labeled ones as well. Weaker, but half as many
       passes over views.
     - Network B is the other architecture from the same plans instead of a V-Net with ResNet-34 encoder.

@@ -15,6 +15,7 @@ from nnunetv2_micd.training.config import SemiSupervisedConfig, Share
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.slice_networks import SliceNetwork, build_slice_network
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.utils.distributed import number_of_processes
 
 DICE_FLOOR = 1e-6
 """Least denominator of the Dice; pakheiyeung/M-N, commit 2e34e5d5, ``losses.py``."""
@@ -170,7 +171,10 @@ class nnUNetTrainerMandN(TwoStudents):
         batch_size, pseudo_labeled = len(labeled["data"]), 0
         if unlabeled is not None:
             learning_rate = self.optimizer.param_groups[0]["lr"] / self.initial_lr
-            pseudo_labeled = pseudo_labeled_samples(batch_size, learning_rate, self.iteration)
+            # The same in all processes, whose batches may differ in size: a network with batch normalization over all
+            # of them runs in all or in none.
+            common = min(batch_size, max(1, self.configuration_manager.batch_size // number_of_processes()))
+            pseudo_labeled = min(pseudo_labeled_samples(common, learning_rate, self.iteration), len(unlabeled))
             unlabeled = unlabeled[:pseudo_labeled]
         kept = max(1, batch_size - pseudo_labeled)
         # nnU-Net makes sure of foreground in the last samples of a batch.

@@ -102,6 +102,7 @@ def load_segformer(name: str) -> Any:
     """
     try:
         import peft  # noqa: F401
+        from safetensors import SafetensorError
         from transformers import SegformerForSemanticSegmentation
     except ImportError as error:
         raise ImportError(
@@ -120,7 +121,12 @@ def load_segformer(name: str) -> Any:
         if missing:
             raise ValueError(f"{len(missing)} weights are missing: {shorten(missing)}")
         return model.float()
-    except (OSError, ValueError, RuntimeError) as error:  # no such folder or name, no connection, another model
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # no such folder or name, no connection, another model
         raise ValueError(
             f"There is no SegFormer to load from {name} ({' '.join(str(error).split())}); set {VARIABLE} to a folder "
             "that save_pretrained has written, or download the model first"

@@ -20,6 +20,7 @@ from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.distributed import sum_over_processes
 
 META_LABELS = ("position", "case")
 WIDTH = 256
@@ -110,8 +111,14 @@ class Projectors(nn.Module):
         features = features.where(features.isfinite(), self.mean)  # as after an overflow in half precision
         self.steps += 1
         rate = (1 / self.steps).clamp_min(STATISTICS_RATE)
-        self.mean.lerp_(features.mean(0), rate)
-        self.variance.lerp_((features - self.mean).square().mean(0), rate)
+        self.mean.lerp_(_mean_over_all(features), rate)
+        self.variance.lerp_(_mean_over_all((features - self.mean).square()), rate)
+
+
+def _mean_over_all(values: Tensor) -> Tensor:
+    """Return the mean over the samples ``(N, C)`` of all processes."""
+    count = sum_over_processes(torch.tensor(float(len(values)), device=values.device))
+    return sum_over_processes(values.sum(0)) / count
 
 
 def forward_with_pooled_bottleneck(network: nn.Module, images: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
 
     - The authors' batch has each part of 10 images. nnU-Net's has two patches or few more at random places, so they are
       compared with the queue as well, whose embeddings are some steps old and have no gradient. Weaker. With several
-      processes each has a queue and statistics of its own; a continued training begins with those of the first.
+      processes each has a queue of its own; a continued training begins with that of the first.
     - The features are standardized, which the authors' batch normalization makes needless, see :class:`Projectors`.
     - In 3D a patch is not a slice. Patches that cover most of their image all have their centre in its middle part.
       Then the positions do not differ, their loss is 0 (``position_usable`` in the log), and only the cases are

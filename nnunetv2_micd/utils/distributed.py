@@ -19,6 +19,11 @@ def several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def number_of_processes() -> int:
+    """Return the number of processes that train together."""
+    return distributed.get_world_size() if several_processes() else 1
+
+
 def share_weights(networks: Iterable[nn.Module]) -> None:
     """Copy the weights and buffers of the first process to all others.
 

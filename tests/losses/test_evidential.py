@@ -251,3 +251,7 @@ def test_chunked_mean_without_gradient() -> None:
     value = chunked_mean(lambda values: values.sum(1), torch.ones(2, 3, 4))
     assert value.item() == 3
     assert not value.requires_grad
+
+
+def test_an_uncertainty_that_is_not_a_number_has_a_weight() -> None:
+    assert curriculum_weight(torch.tensor([[0.5, float("nan"), float("inf")]]), 0.5, 0.5).isfinite().all()

@@ -231,3 +231,10 @@ def test_cosine_of_half_precision_is_computed_in_full() -> None:
     assert a.grad.dtype == torch.float16
     assert a.grad.isfinite().all()
     assert b.grad is None
+
+
+def test_cosine_of_a_zero_vector_has_no_gradient() -> None:
+    features = torch.zeros(1, 1, 2, dtype=torch.float16, requires_grad=True)
+    channel_cosine(features, torch.ones_like(features)).sum().backward()
+    assert features.grad is not None
+    assert not features.grad.any()

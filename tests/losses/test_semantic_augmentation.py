@@ -104,3 +104,23 @@ def test_without_statistics_or_strength_it_is_the_cross_entropy() -> None:
         loss = augmented_cross_entropy(logits, labels, counted, torch.randn(3, 2), source, target, strength)
         assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert augmented_cross_entropy(logits, labels, ~counted, torch.randn(3, 2), full, full, 1.0) == 0
+
+
+def test_voxels_are_taken_from_all_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2_micd.losses.semantic_augmentation.MOST_VOXELS", 64)
+    features = torch.arange(8.0).expand(2, 1, 8, 8, 8)  # the value is the column
+    statistics = FeatureStatistics(num_classes=1, channels=1)
+    vectors, members = statistics._sample(features, torch.zeros(2, 8, 8, 8, dtype=torch.int64), None)
+    assert set(vectors.flatten().tolist()) == set(range(8))
+    assert len(vectors) == len(members) <= 64
+
+
+def test_features_that_are_not_finite_do_not_count() -> None:
+    statistics = FeatureStatistics(num_classes=2, channels=2)
+    features, labels = torch.randn(1, 2, 6), torch.tensor([[0, 1, 0, 1, 0, 1]])
+    expected = FeatureStatistics(num_classes=2, channels=2)
+    expected.update(features, labels, torch.tensor([[True] * 5 + [False]]))
+    features[0, 1, 5] = torch.inf
+    statistics.update(features, labels)
+    assert torch.allclose(statistics.means, expected.means)
+    assert torch.allclose(statistics.covariances, expected.covariances)
