@@ -121,12 +121,7 @@ def load_segformer(name: str) -> Any:
         if missing:
             raise ValueError(f"{len(missing)} weights are missing: {shorten(missing)}")
         return model.float()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # no such folder or name, no connection, another model
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # a wrong name, no connection, a damaged file
         raise ValueError(
             f"There is no SegFormer to load from {name} ({' '.join(str(error).split())}); set {VARIABLE} to a folder "
             "that save_pretrained has written, or download the model first"
