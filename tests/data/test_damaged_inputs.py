@@ -88,7 +88,7 @@ def train(dataset: TinyDataset, configuration: str = "3d_fullres", fold: int | s
     record = trainer.train_step(next(trainer.dataloader_train))
     assert all(np.isfinite(value) for value in record.values())
     images = trainer.dataloader_unlabeled.data_loader
-    assert all(images._load_patch(name).isfinite().all() for name in images._data.identifiers)
+    assert all(images._load_patch(name)[0].isfinite().all() for name in images._data.identifiers)
     return set(images._data.identifiers)
 
 
