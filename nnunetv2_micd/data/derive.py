@@ -11,7 +11,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_micd.data.budgets import make_entry
 from nnunetv2_micd.data.folders import raw_folder
-from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.groups import GROUPS_FILE, load_groups
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import Entry
 from nnunetv2_micd.utils.files import atomic_folder
@@ -50,7 +50,8 @@ def derive_dataset(
     description = json.loads((source / "dataset.json").read_text())
     # A copy, as nnU-Net makes the paths in it absolute.
     cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
-    entry = make_entry(sorted(cases), count, seed, val_fraction, load_groups(source_name))
+    groups = load_groups(source_name)
+    entry = make_entry(sorted(cases), count, seed, val_fraction, groups)
     name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"
     check_number(number, name)
 
@@ -62,7 +63,7 @@ def derive_dataset(
             links |= _link(f"{IMAGES_FOLDER}/{case}", file, os.path.basename(file).removeprefix(case))
     description.pop("dataset", None)  # the paths of the other dataset's files
     description |= {"numTraining": len(entry["train"]), "name": name, "derived_from": source_name, "seed": seed}
-    _write(raw_folder(name), description, links)
+    _write(raw_folder(name), description, links, groups)
     return name, entry
 
 
@@ -101,7 +102,7 @@ def _link(name: str, file: str, ending: str) -> dict[str, str]:
     return {name + ending: file} | ({name + ".json": sidecar} if os.path.isfile(sidecar) else {})
 
 
-def _write(folder: Path, description: dict[str, Any], links: Mapping[str, str]) -> None:
+def _write(folder: Path, description: dict[str, Any], links: Mapping[str, str], groups: Mapping[str, str]) -> None:
     try:
         with atomic_folder(folder) as incomplete:
             for link, file in links.items():
@@ -110,5 +111,7 @@ def _write(folder: Path, description: dict[str, Any], links: Mapping[str, str]) 
                 # Relative, so that the folder of all datasets can be moved. The final folder lies at the same depth.
                 path.symlink_to(os.path.relpath(os.path.realpath(file), os.path.realpath(path.parent)))
             (incomplete / "dataset.json").write_text(json.dumps(description, indent=4))
+            if groups:  # so that a split of the new dataset does not divide them either
+                (incomplete / GROUPS_FILE).write_text(json.dumps(groups, indent=4))
     except OSError as error:
         raise OSError(f"Cannot make {folder} with links to the images of the other dataset ({error})") from error

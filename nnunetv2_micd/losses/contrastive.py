@@ -4,11 +4,12 @@ Self-paced learning: Peng, Wang, Desrosiers & Pedersoli, "Self-Paced Contrastive
 Image Segmentation with Meta-labels", NeurIPS 2021, https://arxiv.org/abs/2107.13741.
 """
 
-from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from nnunetv2_micd.utils.precision import full_precision
 
 Pace = Literal["hard", "soft"]
 
@@ -111,8 +112,7 @@ def self_paced_contrast(
         >>> print(f"{contrast.loss:.4f}")  # log(1 + 2 / e)
         0.5514
     """
-    device = embeddings.device.type
-    with nullcontext() if device == "mps" else torch.autocast(device, enabled=False):
+    with full_precision(embeddings.device):
         everything = torch.cat((embeddings.float(), further.detach().float()))
         similarities = embeddings.float() @ everything.T / temperature
     all_labels = torch.cat((labels, further_labels))

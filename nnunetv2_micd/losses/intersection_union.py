@@ -22,8 +22,8 @@ def intersection_union_contrast(
         -log(exp(m_i s_i) / (sum_j exp((1 - m_j) s_j) + exp(m_i s_i)))
         -log(exp((1 - u_i) s_i) / (sum_j exp(u_j s_j) + exp((1 - u_i) s_i)))
 
-    where a voxel that a mask leaves out counts as ``exp(0)``. Each foreground class is
-    contrasted with the rest, each region by itself; the mean is over those that a network sees.
+    where a voxel that a mask leaves out counts as ``exp(0)``. Each foreground class is contrasted with the rest, each
+    region by itself; the mean is over those that a network sees.
 
     Args:
         cosine: ``(B, *spatial)``, see ``losses.fused.channel_cosine``; receives gradient.

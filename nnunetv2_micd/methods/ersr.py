@@ -87,7 +87,7 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
     - The teacher is deployed; the authors deploy the student. Stronger.
 
     The scores and ellipses of the teacher's outputs are computed on the CPU, image by image, for which a step waits:
-    about 0.1 s for 512 x 768 voxels. Passes of a step, forward F and backward: supervised 1 F + 1 backward, unlabeled
+    about 0.2 s for 512 x 768 voxels. Passes of a step, forward F and backward: supervised 1 F + 1 backward, unlabeled
     1 F + 1 backward, completed images 2 F + 2 backward, teacher 1 F.
     """
 

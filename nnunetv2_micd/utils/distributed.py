@@ -92,17 +92,13 @@ def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:
     """Return the mean of each figure over the processes.
 
     Args:
-        figures: Figures by name. With batches of different sizes a process may lack one.
+        figures: Figures by name, with the same names in all processes.
 
     Returns:
-        Means by name over the processes that have the figure, in every process.
+        Means by name, in every process.
     """
     if not several_processes():
         return figures
     gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
     distributed.all_gather_object(gathered, figures)
-    together: dict[str, list[float]] = {}
-    for process in gathered:
-        for name, value in process.items():
-            together.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in together.items()}
+    return {name: sum(process[name] for process in gathered) / len(gathered) for name in figures}

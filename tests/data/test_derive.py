@@ -11,6 +11,7 @@ from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.derive import derive_dataset
+from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 
 
@@ -50,6 +51,14 @@ def test_of_a_dataset_with_paths_in_its_description(dataset: TinyDataset) -> Non
     assert names(folder / "imagesTr") == set(entry["train"])
     assert all(path.is_file() for path in folder.glob("*/*"))
     assert "dataset" not in json.loads((folder / "dataset.json").read_text())
+
+
+def test_groups_stay_together_in_the_new_dataset_too(dataset: TinyDataset) -> None:
+    groups = {f"case_{i}": f"patient_{i // 2}" for i in range(6)}
+    (dataset.raw / "groups.json").write_text(json.dumps(groups))
+    name, entry = derive_dataset(dataset.name, 902, "1", val_fraction=0.3)
+    assert {len({groups[case] for case in cases}) for cases in entry.values()} == {1}
+    assert load_groups(name) == groups
 
 
 def test_files_beside_the_images_come_along(dataset: TinyDataset) -> None:

@@ -268,7 +268,7 @@ def displace_anything(confidence: Tensor, donor_confidence: Tensor, threshold: f
                 (nnUNetTrainerMCF, 2.0),
                 (nnUNetTrainerC3S3, 1.8),
                 (nnUNetTrainerMEDL, 2.0),
-                (nnUNetTrainerDHC, 2.1),
+                (nnUNetTrainerDHC, 2.0),
             )
         ),
     ],
