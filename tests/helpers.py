@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_micd import TRAINER_FOLDER
-from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP, nnUNetTrainerBCP_half
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
@@ -45,6 +45,7 @@ from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 MICD = "nnUNetTrainerMICD_short"
 METHODS = [
     nnUNetTrainerBCP,
+    nnUNetTrainerBCP_half,
     nnUNetTrainerCAD,
     nnUNetTrainerC3S3,
     nnUNetTrainerCPS,
@@ -77,6 +78,7 @@ BRANCHES = {"agreement", "foreground_a", "foreground_b"}
 CONTRASTS = {f"{label}_{figure}" for label in ("position", "case") for figure in ("contrast", "weight", "usable")}
 FIGURES: dict[type, set[str]] = {
     nnUNetTrainerBCP: {"copy_paste", "agreement", "foreground_teacher"},
+    nnUNetTrainerBCP_half: {"copy_paste", "agreement", "foreground_teacher"},
     nnUNetTrainerCAD: {
         "supervised_b",
         *("cps_a", "displaced_weak_a", "displaced_strong_a", "cps_b", "displaced_weak_b", "displaced_strong_b"),

@@ -1,7 +1,8 @@
 """Example of custom trainers: every method with a recipe that trains a small network on one CPU core in minutes.
 
 nnU-Net finds these trainers because ``nnUNet_extTrainer`` also lists this folder. As everywhere in nnU-Net, you choose
-a trainer by its class name and change settings in a subclass. Each trainer ``X`` becomes ``X_small`` here.
+a trainer by its class name and change settings in a subclass. Each trainer ``X`` becomes ``X_small`` here, with 300
+steps, and ``X_small_800steps``.
 
 nnU-Net's own recipe needs thousands of steps. This recipe is the same for all methods, so the comparison is fair, but
 its scores are not the ones that nnU-Net's recipe would reach.
@@ -25,6 +26,8 @@ COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16
 class SmallRecipe(nnUNetTrainerNoMirroring):
     """300 steps, AdamW instead of SGD, no mirroring, channels-last format, and bfloat16 on a CPU that supports it."""
 
+    small_epochs = 12
+
     def __init__(
         self,
         plans: dict,
@@ -34,7 +37,7 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - the signature has to be nnU-Net's own
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 12
+        self.num_epochs = self.small_epochs
         self.num_iterations_per_epoch = 25
         self.num_val_iterations_per_epoch = 2
         self.initial_lr = 3e-3  # for AdamW; nnU-Net's SGD with 0.01 would predict only background after so few steps
@@ -94,3 +97,4 @@ for base in BASES:
     if issubclass(base, methods.nnUNetTrainerMICD):  # faster, and main memory is large enough for both graphs
         content["config"] = replace(base.config, recompute_peer=False)
     globals()[name] = type(name, (SmallRecipe, base), content)
+    globals()[f"{name}_800steps"] = type(f"{name}_800steps", (globals()[name],), {**content, "small_epochs": 32})

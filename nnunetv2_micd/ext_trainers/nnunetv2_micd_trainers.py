@@ -1,9 +1,13 @@
 """What nnU-Net finds: the trainers of the installed package, re-exported. Nothing may be defined in this folder."""
 
-from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP, nnUNetTrainerBCP_half
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
-from nnunetv2_micd.methods.controls import nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerEMA
+from nnunetv2_micd.methods.controls import (
+    nnUNetTrainerBCP_half_LabeledOnly,
+    nnUNetTrainerBCP_LabeledOnly,
+    nnUNetTrainerEMA,
+)
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
 from nnunetv2_micd.methods.ersr import nnUNetTrainerERSR
@@ -44,6 +48,8 @@ from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 __all__ = [
     "nnUNetTrainerBCP",
     "nnUNetTrainerBCP_LabeledOnly",
+    "nnUNetTrainerBCP_half",
+    "nnUNetTrainerBCP_half_LabeledOnly",
     "nnUNetTrainerC3S3",
     "nnUNetTrainerCAD",
     "nnUNetTrainerCPS",

@@ -1,7 +1,7 @@
 """BCP: bidirectional copy-paste (Bai et al., CVPR 2023, https://arxiv.org/abs/2305.00673)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import cc3d
@@ -31,6 +31,8 @@ class BCPConfig(SemiSupervisedConfig):
             of 17 000 steps for LA.
         box: Edge of the pasted box along each axis, as a share of the edge of the patch.
         unlabeled_weight: alpha, the weight of unlabeled voxels relative to labeled ones.
+        labeled_share: Share of nnU-Net's labeled batch that is mixed with as many unlabeled images. With a half, the
+            mixed images are as many as nnU-Net's batch holds.
         largest_component: Whether only the largest connected component of each class is kept in a pseudo-label. Right
             for organs; switch it off in a subclass where a class has several parts, such as lesions.
     """
@@ -39,6 +41,7 @@ class BCPConfig(SemiSupervisedConfig):
     pretraining: Share = 0.25
     box: Annotated[float, Between(0, 1, exclude="both")] = 2 / 3
     unlabeled_weight: Weight = 0.5
+    labeled_share: Annotated[float, Between(0, 1, exclude="low")] = 1.0
     largest_component: bool = True
 
     def __post_init__(self) -> None:
@@ -160,6 +163,11 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
             loss.weight_ce /= manager.num_segmentation_heads
 
     @property
+    def unlabeled_batch_size(self) -> int:
+        """Number of unlabeled patches in a step, as many as labeled ones are mixed with them."""
+        return max(1, round(self.config.labeled_share * self.batch_size))
+
+    @property
     def is_pretraining(self) -> bool:
         """Whether the current step belongs to the pre-training."""
         return self.iteration < int(self.config.pretraining * self.num_epochs) * self.num_iterations_per_epoch
@@ -169,14 +177,18 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         images = labeled["data"]
         truth, ignored = self.hard_target(full_resolution(labeled["target"]))
         ignored = torch.zeros_like(images[:, 0], dtype=torch.bool) if ignored is None else ignored
-        box = self.sample_region(images)
+        # The last samples of a batch: nnU-Net makes sure of foreground in them.
+        part = max(1, round(self.config.labeled_share * len(images)))
         if unlabeled is None or self.is_pretraining:
-            boxes = box, self.sample_region(images)
-            mixed, labels = (mix(each, each.roll(1, 0), *boxes) for each in (images, truth))
+            boxes = self.sample_region(images), self.sample_region(images)
+            mixed, labels, hidden = (
+                mix(each, each.roll(1, 0), *boxes)[-2 * part :] for each in (images, truth, ignored)
+            )
             self.last_mixed = mixed, labels
-            hidden = mix(ignored, ignored.roll(1, 0), *boxes)
             yield Losses({"supervised": self._loss(self.network(mixed), labels, hidden)})
             return
+        images, truth, ignored = images[-part:], truth[-part:], ignored[-part:]
+        box = self.sample_region(images)
         with torch.no_grad():
             pseudo = self.pseudo_labels(self.run_teacher(unlabeled)).to(truth.dtype)
             if self.label_manager.has_ignore_label:
@@ -257,6 +269,17 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
             "mixed out": outward[:, 0],
             "label of it": label_map(label_out),
         }
+
+
+class nnUNetTrainerBCP_half(nnUNetTrainerBCP):
+    """BCP at about the price of nnU-Net: half of each labeled batch is mixed with as many unlabeled images.
+
+    A step takes B mixed images instead of BCP's 2 B. The pre-training mixes all B labeled images in one direction.
+
+    Passes of a step, forward F and backward on B images: 1 F + 1 backward, teacher half a F, with an ignore label 1 F.
+    """
+
+    config: ClassVar[BCPConfig] = replace(nnUNetTrainerBCP.config, labeled_share=0.5)
 
 
 def _halves(batch: Output) -> Any:

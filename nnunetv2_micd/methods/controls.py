@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP, nnUNetTrainerBCP_half
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -38,3 +38,12 @@ class nnUNetTrainerBCP_LabeledOnly(nnUNetTrainerBCP):
     """
 
     config = replace(nnUNetTrainerBCP.config, ramp_peak=0.0)
+
+
+class nnUNetTrainerBCP_half_LabeledOnly(nnUNetTrainerBCP_half):
+    """Control: BCP at the price of nnU-Net whose pre-training, labeled images mixed with each other, never ends.
+
+    It needs no unlabeled image. Passes of a step: 1 F + 1 backward.
+    """
+
+    config = replace(nnUNetTrainerBCP_half.config, ramp_peak=0.0)

@@ -57,7 +57,12 @@ def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
     assert {"nnUNetTrainerMICD_paper", "nnUNetTrainerMICD_50epochs"} <= set(variants)
     assert {"nnUNetTrainerMeanTeacher", "nnUNetTrainerM3HL"} <= set(methods)
     assert "nnUNetTrainerTransMedSeg" in reconstructions
-    assert set(controls) == {"nnUNetTrainerEMA", "nnUNetTrainerBCP_LabeledOnly", "nnUNetTrainerMICD_SupervisedOnly"}
+    assert set(controls) == {
+        "nnUNetTrainerEMA",
+        "nnUNetTrainerBCP_LabeledOnly",
+        "nnUNetTrainerBCP_half_LabeledOnly",
+        "nnUNetTrainerMICD_SupervisedOnly",
+    }
 
 
 def test_list_reads_from_the_sources_what_python_knows_of_the_classes() -> None:

@@ -61,10 +61,20 @@ def test_the_small_plans_share_the_data_of_nnunets_own(dataset: TinyDataset):
     assert plans["configurations"]["2d"]["patch_size"] == own["configurations"]["2d"]["patch_size"]
 
 
+def test_small_plans_of_other_plans(dataset: TinyDataset):
+    plans = json.loads(dataset.plans_file.read_text())
+    dataset.plans_file.with_name("nnUNetPlans3mm.json").write_text(json.dumps(plans))
+    command = [sys.executable, EXAMPLES / "small_plans.py", dataset.name, "--plans", "nnUNetPlans3mm"]
+    subprocess.run([*command, "--batch-size", "12"], check=True)
+    written = json.loads((dataset.preprocessed / "nnUNetPlans3mm_small.json").read_text())
+    assert written["plans_name"] == "nnUNetPlans3mm_small"
+    assert {each["batch_size"] for each in written["configurations"].values()} == {12}
+
+
 def test_small_plans_say_what_is_missing(dataset: TinyDataset):
     command = [sys.executable, EXAMPLES / "small_plans.py"]
     for arguments, message in (
-        ([], "name a dataset"),
+        ([], "required: dataset"),
         (["Dataset5"], "There are no nnUNetPlans.json of Dataset5"),
     ):
         ended = subprocess.run([*command, *arguments], capture_output=True, text=True)

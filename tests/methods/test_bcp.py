@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 from nnunetv2_micd.augmentation.masks import sample_box
-from nnunetv2_micd.methods.bcp import hide, largest_components, mix, nnUNetTrainerBCP
+from nnunetv2_micd.methods.bcp import hide, largest_components, mix, nnUNetTrainerBCP, nnUNetTrainerBCP_half
 
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "second": 2}, "regions_class_order": [1, 2]}
 IGNORE = {"labels": {"background": 0, "first": 1, "second": 2, "ignore": 3}}
@@ -216,6 +216,38 @@ def test_pretraining_mixes_labeled_images_and_ends(dataset: TinyDataset) -> None
     trainer.iteration = 2  # of four
     assert set(losses(trainer, labeled, unlabeled)) == {"supervised", "copy_paste"}
     assert set(losses(trainer, labeled, None)) == {"supervised"}
+
+
+def test_half_of_a_batch_makes_as_many_mixed_images_as_nnunets(dataset: TinyDataset) -> None:
+    trainer = start(dataset, method=nnUNetTrainerBCP_half, pretraining=0.5)
+    labeled, unlabeled = batch(trainer)
+    labeled = {
+        "data": labeled["data"].repeat(2, 1, 1, 1, 1),
+        "target": [x.repeat(2, 1, 1, 1, 1) for x in labeled["target"]],
+    }
+    labeled["data"] += torch.arange(4.0).view(4, 1, 1, 1, 1)
+    state = trainer.generator.get_state()
+    assert set(losses(trainer, labeled, unlabeled)) == {"supervised"}
+    trainer.generator.set_state(state)
+    _, box = (sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator) for _ in range(2))
+    mixed, _ = trainer.last_mixed
+    assert torch.equal(mixed, torch.where(box, labeled["data"], labeled["data"].roll(1, 0)))  # of four images, four
+    trainer.iteration = 2
+    state = trainer.generator.get_state()
+    unlabeled = torch.cat([unlabeled] * 2)
+    assert set(losses(trainer, labeled, unlabeled)) == {"supervised", "copy_paste"}
+    trainer.generator.set_state(state)
+    box = sample_box(unlabeled.shape[2:], trainer.config.box, trainer.generator)
+    mixed, labels = trainer.last_mixed
+    assert torch.equal(mixed, mix(labeled["data"][2:], unlabeled, box))
+    assert torch.equal(labels[:2].where(~box[:, 0], 0), labeled["target"][0][2:, 0].where(~box[:, 0], 0))
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(1, 1), (2, 1), (3, 2), (12, 6)])
+def test_half_of_a_batch(batch_size: int, expected: int, dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerBCP_half, dataset)
+    trainer.batch_size = batch_size
+    assert trainer.unlabeled_batch_size == expected
 
 
 def test_loss_of_regions_is_nnunets_where_nothing_is_hidden(dataset: TinyDataset) -> None:

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP, nnUNetTrainerBCP_half
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
@@ -55,6 +55,7 @@ def test_inner_parts_do_not_count_for_outer_ones(monkeypatch: pytest.MonkeyPatch
 
 PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerBCP: {("student a", True): 2, ("teacher a", False): 1},
+    nnUNetTrainerBCP_half: {("student a", True): 1, ("teacher a", False): 0.5},
     nnUNetTrainerCAD: {("student a", True): 4, ("student b", True): 4}
     | {("teacher a", False): 1, ("teacher b", False): 1},
     nnUNetTrainerC3S3: {("student a", True): 3, ("student b", True): 3},
