@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import peer_architecture
+from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 
 JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -75,7 +76,7 @@ def export_model(
 def has_second_network(checkpoint_file: Path) -> bool:
     """Return True if a checkpoint holds a second network, which is exported as ``"b"``."""
     # Mapped, not read: of the weights only the names are needed.
-    return "b" in _teachers(torch.load(checkpoint_file, map_location="cpu", weights_only=False, mmap=True))
+    return "b" in _teachers(read_checkpoint(checkpoint_file, mapped=True))
 
 
 def _teachers(checkpoint: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
@@ -124,7 +125,7 @@ def _export_json_files(model: ModelFolder, folder: Path, network: str, checkpoin
 
 def _are_twins(checkpoint_file: Path) -> bool:
     """Return True if the second network has the architecture of the plans, as the first."""
-    checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(checkpoint_file)
     weights = _teachers(checkpoint).get("b", {})
     return weights.keys() == checkpoint["network_weights"].keys()
 
@@ -144,7 +145,7 @@ def _plans_of_peer(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer_class: Any) -> None:
     """Write what stock nnU-Net needs of a checkpoint, and under our key where it comes from."""
-    checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(checkpoint_file)
     plans, dataset_json = (_read_json(fold_folder.parent / name) for name in JSON_FILES[:2])
     weights = _select_weights(checkpoint, network, checkpoint_file)
     _check_weights(weights, trainer_class, plans, checkpoint["init_args"]["configuration"], dataset_json)

@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 import nnunetv2_micd
 from nnunetv2_micd.data.results import FINAL, ModelFolder
-from nnunetv2_micd.utils.files import atomic
+from nnunetv2_micd.utils.files import atomic, is_file_name
 
 RECORD = "benchmark.json"
 STATUSES = ("running", "done", "failed")
@@ -168,7 +168,12 @@ class Result:
         """
         if content.get("status") not in STATUSES:
             raise ValueError(f"status is {content.get('status')!r}")
-        return cls(**_checked(cls, content))
+        result = cls(**_checked(cls, content))
+        for name in ("predictions", "checkpoint", "mean_predictions"):
+            value = getattr(result, name)
+            if value is not None and not is_file_name(value):
+                raise ValueError(f"{name} is {value!r}, which is no name of a file in the folder of the run")
+        return result
 
 
 class Record(NamedTuple):

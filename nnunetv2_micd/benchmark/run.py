@@ -17,6 +17,7 @@ from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read
 from nnunetv2_micd.data.results import FINAL
 from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
+from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.files import environment
 from nnunetv2_micd.utils.memory import peak_memory
 
@@ -136,5 +137,5 @@ def _train(run: Run, device: torch.device) -> None:
 
 def _epoch_times(checkpoint: Path) -> list[tuple[float, float]]:
     """Return begin and end of each epoch in seconds, also of those before an interruption."""
-    log = torch.load(checkpoint, map_location="cpu", weights_only=False)["logging"]
+    log = read_checkpoint(checkpoint, mapped=True)["logging"]
     return list(zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True))

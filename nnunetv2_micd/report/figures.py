@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-import torch
 from matplotlib import pyplot
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
@@ -14,6 +13,7 @@ from nnunetv2_micd.report.aggregate import mean_over_cases, mean_over_classes
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
 from nnunetv2_micd.report.plots import STYLE, draw_budgets, draw_cases, draw_differences, draw_times, draw_training
 from nnunetv2_micd.report.runs import FinishedRun
+from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.figures import default_style
 
 RESOLUTION = 150
@@ -124,9 +124,8 @@ def read_curve(run: FinishedRun) -> pd.Series | None:
     except (OSError, ValueError, KeyError):
         pass  # not a trainer of this package, or damaged
     try:
-        # Mapped into memory, so that the weights are not read from the disk.
-        checkpoint = torch.load(run.folder / run.result.checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        checkpoint = read_checkpoint(run.folder / run.result.checkpoint, mapped=True)
         values: Mapping[str, list[float]] = checkpoint["logging"]
         return pd.Series(values["mean_fg_dice"], dtype=float)
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -8,6 +8,7 @@ import torch
 
 import nnunetv2_micd
 from nnunetv2_micd.data.results import FINAL
+from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.files import atomic
 
 KEY = "nnunetv2_micd"
@@ -44,10 +45,14 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
 def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
     """Return the further state in a checkpoint, on the CPU.
 
+    nnU-Net reads the file after this, in a way that runs what is in it; so it has to pass here first.
+
     Raises:
-        ValueError: if another trainer, or an incompatible version of this package, wrote the file.
+        FileNotFoundError: there is no such file.
+        ValueError: if another trainer, or an incompatible version of this package, wrote the file, or if it is not a
+            checkpoint that can be trusted, see :func:`utils.checkpoint_files.read_checkpoint`.
     """
-    checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(filename)
     writer = checkpoint["trainer_name"]
     if KEY not in checkpoint or writer != trainer_name:
         raise ValueError(

@@ -64,6 +64,16 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def is_file_name(name: str) -> bool:
+    """Return True for the name of a file or folder that lies in a folder, and cannot lead out of it.
+
+    Examples:
+        >>> is_file_name("nnUNetPlans_2d"), is_file_name("../others"), is_file_name("/etc"), is_file_name("..")
+        (True, False, False, False)
+    """
+    return name not in ("", ".", "..") and not any(mark in name for mark in ("/", "\\", "\0"))
+
+
 def shorten(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names for a message and the number of the others; unprintable characters are escaped."""
     printable = [name if name.isprintable() else ascii(name) for name in names[:limit]]
