@@ -8,7 +8,7 @@ from nnunetv2_micd.data.budgets import list_cases, make_entry
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import preprocessed_folder
 from nnunetv2_micd.data.groups import group_cases, load_groups
-from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, write_splits
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, lock_splits, write_splits
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -134,12 +134,14 @@ def check_different(entries: Mapping[tuple[str, int], Entry]) -> None:
 
 def add_fold(dataset: Dataset, budget: str, seed: int, entry: Entry) -> int:
     """Add an entry to ``splits_final.json`` unless it is there already; return its number."""
-    splits = _load_splits(dataset, list_cases(dataset.name))
+    cases = list_cases(dataset.name)
     # nnU-Net has one folder for a fold. Seeds that label the same cases get separate ones by an entry for each.
     fold = entry if is_drawn(budget) else {**entry, "seed": seed}
-    if fold not in splits:
-        splits.append(fold)  # type: ignore[arg-type]
-        write_splits(splits, dataset.splits_file)
+    with lock_splits(dataset.splits_file):
+        splits = _load_splits(dataset, cases)
+        if fold not in splits:
+            splits.append(fold)  # type: ignore[arg-type]
+            write_splits(splits, dataset.splits_file)
     return splits.index(fold)  # type: ignore[arg-type]
 
 

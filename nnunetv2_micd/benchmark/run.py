@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from nnunetv2.run.run_training import run_training
 
@@ -19,6 +18,7 @@ from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.files import environment
+from nnunetv2_micd.utils.locks import hold_lock
 from nnunetv2_micd.utils.memory import peak_memory
 
 LOG = "benchmark.log"
@@ -37,7 +37,7 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both:
         mean_of_both: Whether a trainer with two networks predicts with their mean as well, if it has not yet.
 
     Raises:
-        RuntimeError: Another process works on the run.
+        BlockingIOError: Another process works on the run.
         Exception: Any error of the training or prediction; ``benchmark.json`` holds it as well.
     """
     # A broken file in the folder of another trainer, or of another benchmark, must not end this run.
@@ -74,20 +74,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from the run in a folder. The lock ends with the process, however that ends.
 
     Raises:
-        RuntimeError: Another process still works on the run after some time.
+        BlockingIOError: Another process still works on the run after some time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "benchmark.lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RuntimeError(
-            f"Another process is already working on {folder}; wait for it to finish or stop it"
-        ) from None
-    try:
+    with hold_lock(folder / "benchmark.lock", f"working on {folder}", LOCK_SECONDS):
         yield
-    finally:
-        lock.release()
 
 
 def _train_and_predict(run: Run, device: str) -> dict[str, Any]:

@@ -6,7 +6,15 @@ import numpy as np
 
 from nnunetv2_micd.data.folders import labeled_folders, preprocessed_folder
 from nnunetv2_micd.data.groups import group_cases, load_groups
-from nnunetv2_micd.data.splits import SPLITS_FILE, SPLITS_SEED, Entry, default_splits, load_splits, write_splits
+from nnunetv2_micd.data.splits import (
+    SPLITS_FILE,
+    SPLITS_SEED,
+    Entry,
+    default_splits,
+    load_splits,
+    lock_splits,
+    write_splits,
+)
 
 
 def add_budget_splits(
@@ -38,17 +46,16 @@ def add_budget_splits(
     cases = list_cases(dataset_name)
     path = preprocessed_folder(dataset_name) / SPLITS_FILE
     groups = load_groups(dataset_name)
-    splits = load_splits(path) if path.is_file() else default_splits(cases)
-    num_before = len(splits) if path.is_file() else 0
-    added = []
-    for seed in seeds:
-        entry = make_entry(cases, count, seed, val_fraction, groups)
-        if entry not in splits:
-            splits.append(entry)
-        added.append((splits.index(entry), seed, entry))
-    if len(splits) > num_before:
-        write_splits(splits, path)
-    return added
+    entries = [make_entry(cases, count, seed, val_fraction, groups) for seed in seeds]
+    with lock_splits(path):
+        splits = load_splits(path) if path.is_file() else default_splits(cases)
+        num_before = len(splits) if path.is_file() else 0
+        for entry in entries:
+            if entry not in splits:
+                splits.append(entry)
+        if len(splits) > num_before:
+            write_splits(splits, path)
+    return [(splits.index(entry), seed, entry) for seed, entry in zip(seeds, entries, strict=True)]
 
 
 def list_cases(dataset_name: str) -> list[str]:

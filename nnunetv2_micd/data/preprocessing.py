@@ -13,6 +13,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from nnunetv2.configuration import default_num_processes
@@ -24,6 +25,7 @@ from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list
 from nnunetv2_micd.data.preprocessing_job import INCOMPLETE_FOLDER, PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images
 from nnunetv2_micd.utils.files import atomic, shorten
+from nnunetv2_micd.utils.locks import hold_lock
 
 DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
 """nnU-Net's default (8, or ``nnUNet_def_n_proc``), but at most one process for each core."""
@@ -80,13 +82,32 @@ def preprocess_unlabeled(
     chosen = _choose_configurations(dataset, labeled, configurations)
     images = find_images(folders or [str(dataset.raw / IMAGES_FOLDER)], dataset.file_ending)
     _check_unlabeled(dataset, labeled, images)
-    for configuration in chosen:
-        _prepare_folder(dataset, configuration, images, overwrite)
-    failures = []
-    for configuration in chosen:
-        jobs = [PreprocessingJob(dataset, configuration, case, files) for case, files in images.items()]
-        failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
+    with _lock_folders(dataset, chosen):
+        for configuration in chosen:
+            _prepare_folder(dataset, configuration, images, overwrite)
+        failures = []
+        for configuration in chosen:
+            jobs = [PreprocessingJob(dataset, configuration, case, files) for case, files in images.items()]
+            failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
     return failures
+
+
+@contextmanager
+def _lock_folders(dataset: Dataset, configurations: Sequence[str]) -> Iterator[None]:
+    """Wait until no other process preprocesses into these folders, and keep others out."""
+    with ExitStack() as locks:
+        for configuration in sorted(
+            configurations
+        ):  # all processes in the same order, or two could wait for each other
+            folder = dataset.unlabeled_folder(configuration)
+            folder.mkdir(parents=True, exist_ok=True)
+            file, activity = folder / ".preprocessing.lock", f"preprocessing unlabeled images into {folder}"
+            try:
+                locks.enter_context(hold_lock(file, activity, wait=0))
+            except BlockingIOError:
+                print(f"Another process is {activity}; waiting for it to finish.", flush=True)
+                locks.enter_context(hold_lock(file, activity, wait=-1))
+        yield
 
 
 def _choose_configurations(

@@ -6,11 +6,13 @@ An entry may also list cases under ``unlabeled``. Their images are used without 
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
 from nnunetv2_micd.utils.files import atomic
+from nnunetv2_micd.utils.locks import hold_lock
 
 SPLITS_FILE = "splits_final.json"
 """Name of the file in the folder of the preprocessed dataset."""
@@ -84,6 +86,11 @@ def default_splits(cases: Sequence[str]) -> list[Entry]:
         }
         for validation in folds
     ]
+
+
+def lock_splits(path: Path) -> AbstractContextManager[None]:
+    """Keep other processes from ``splits_final.json`` from before it is read until it is written."""
+    return hold_lock(path.with_name(f".{path.name}.lock"), f"changing {path}")
 
 
 def write_splits(splits: Sequence[Entry], path: Path) -> None:

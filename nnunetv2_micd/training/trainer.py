@@ -1,5 +1,6 @@
 """Base trainer: all integration with nnU-Net. A method only adds its losses."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -42,6 +43,7 @@ from nnunetv2_micd.training.workers import explain_death, processes_of
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.distributed import sum_over_processes
 from nnunetv2_micd.utils.files import environment
+from nnunetv2_micd.utils.locks import hold_lock
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 
@@ -331,13 +333,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return self._to_device(batch["data"])
 
     def run_training(self) -> None:
-        """Train as nnU-Net does, and name the cause when a worker process was killed.
+        """Train as nnU-Net does, keep other processes out, and name the cause when a worker process was killed.
 
         Raises:
+            BlockingIOError: another process is training in the same folder.
             RuntimeError: a worker process died, or too many steps in a row were not finite.
         """
+        lock = hold_lock(
+            os.path.join(self.output_folder, ".training.lock"), f"training in {self.output_folder}", wait=0
+        )
         try:
-            super().run_training()
+            with lock if self.local_rank == 0 else nullcontext():
+                super().run_training()
         except RuntimeError as error:
             if cause := explain_death(self._workers, error):
                 raise RuntimeError(cause) from error

@@ -112,7 +112,7 @@ def test_a_run_is_worked_on_by_one_process(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("nnunetv2_micd.benchmark.run.LOCK_SECONDS", 0)
     with (
         lock_folder(tmp_path),
-        pytest.raises(RuntimeError, match=r"Another process is already working on .*wait for it to finish or stop it"),
+        pytest.raises(BlockingIOError, match=r"Another process is already working on .*wait for it to finish or stop"),
         lock_folder(tmp_path),
     ):
         pass

@@ -15,6 +15,7 @@ from helpers import make_volume, write_image
 from nnunetv2_micd.data import preprocessing
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import Failure, preprocess_unlabeled
+from nnunetv2_micd.utils.locks import hold_lock
 
 
 def load(folder, case):
@@ -302,3 +303,28 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
         fails(FileNotFoundError, f"nnUNet_{variable} names the folder /nowhere", name=dataset.name)
         monkeypatch.delenv(f"nnUNet_{variable}")
         fails(ValueError, f"nnUNet_{variable} is not set", name=dataset.name)
+
+
+def test_a_second_command_waits_for_the_first_and_finds_its_work_done(dataset, tmp_path):
+    shutil.rmtree(dataset.unlabeled_folder())
+    dataset.unlabeled_folder().mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "nnunetv2_micd",
+        "preprocess",
+        "-d",
+        str(dataset.id),
+        "-c",
+        "3d_fullres",
+        "-np",
+        "1",
+    ]
+    with hold_lock(dataset.unlabeled_folder() / ".preprocessing.lock", "preprocessing"):
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert "Another process is preprocessing unlabeled images into" in first.stdout.readline()
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    outputs = [process.communicate()[0] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert sorted(int(output.partition("3d_fullres: ")[2].split()[0]) for output in outputs) == [0, 4]
+    assert not (dataset.unlabeled_folder() / ".incomplete").exists()

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -181,3 +183,25 @@ def test_a_benchmark_and_its_tuning_draw_groups(dataset):
     assert sorted(everything["train"]) == sorted([*entry["train"], *entry["unlabeled"]])
     with pytest.raises(ValueError, match="leaves too few for the validation"):  # it needs three groups
         tuning_entry(found, cases, "1", seed=0, val_fraction=0.3)
+
+
+def test_processes_at_the_same_time_lose_no_fold(dataset, read):
+    script = (
+        "import sys; from nnunetv2_micd.data.budgets import add_budget_splits\n"
+        "seeds = [int(seed) for seed in sys.argv[2:]]\n"
+        "for seed in seeds: print(add_budget_splits(sys.argv[1], '2', [seed])[0][0])"
+    )
+    seeds = [range(0, 10), range(10, 20), range(20, 30)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, dataset.name, *map(str, part)], stdout=subprocess.PIPE, text=True
+        )
+        for part in seeds
+    ]
+    promised = [[int(line) for line in process.communicate()[0].split()] for process in processes]
+    splits = read()
+    for part, folds in zip(seeds, promised, strict=True):
+        assert len(folds) == 10
+        for seed, fold in zip(part, folds, strict=True):
+            assert add_budget_splits(dataset.name, "2", [seed])[0][0] == fold
+    assert read() == splits

@@ -17,6 +17,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.training import monitor
 from nnunetv2_micd.training.monitor import Monitor
 from nnunetv2_micd.training.workers import explain_death
+from nnunetv2_micd.utils.locks import hold_lock
 
 
 def start(dataset: TinyDataset) -> Any:
@@ -170,3 +171,13 @@ def test_a_worker_that_dies_at_once(dataset: TinyDataset, monkeypatch: pytest.Mo
 def test_a_worker_that_was_killed_is_told_from_those_ended_after_it() -> None:
     workers = {"labeled images": [SimpleNamespace(exitcode=-15)], "unlabeled images": [SimpleNamespace(exitcode=-9)]}
     assert "loads unlabeled images was killed by signal 9 (Killed)" in str(explain_death(workers, RuntimeError()))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    with hold_lock(Path(trainer.output_folder, ".training.lock"), "training"):
+        with pytest.raises(BlockingIOError, match=r"already training in .*fold_0; wait for it to finish or stop it"):
+            trainer.run_training()
+        assert trainer.iteration == 0
+    trainer.run_training()
+    assert trainer.iteration == 4
