@@ -18,6 +18,7 @@ from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import peer_architecture
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
+from nnunetv2_micd.utils.files import read_json_object
 
 JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -119,7 +120,7 @@ def _export_json_files(model: ModelFolder, folder: Path, network: str, checkpoin
         shutil.copyfile(model.path() / name, folder / name)
     if network == "b" and not _are_twins(checkpoint):
         # Stock nnU-Net builds the network from the plans, and network B has another architecture.
-        plans = _plans_of_peer(_read_json(folder / "plans.json"), model.configuration)
+        plans = _plans_of_peer(read_json_object(folder / "plans.json"), model.configuration)
         (folder / "plans.json").write_text(json.dumps(plans, indent=4))
 
 
@@ -146,7 +147,7 @@ def _plans_of_peer(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer_class: Any) -> None:
     """Write what stock nnU-Net needs of a checkpoint, and under our key where it comes from."""
     checkpoint = read_checkpoint(checkpoint_file)
-    plans, dataset_json = (_read_json(fold_folder.parent / name) for name in JSON_FILES[:2])
+    plans, dataset_json = (read_json_object(fold_folder.parent / name) for name in JSON_FILES[:2])
     weights = _select_weights(checkpoint, network, checkpoint_file)
     _check_weights(weights, trainer_class, plans, checkpoint["init_args"]["configuration"], dataset_json)
     ours = checkpoint.get(KEY, {})
@@ -200,7 +201,3 @@ def _check_weights(
             f"{trainer_class.__name__} builds a different network than the one that was trained; name with --as the "
             "trainer of nnU-Net that builds it, usually nnUNetTrainer"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())

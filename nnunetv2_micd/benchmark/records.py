@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 import nnunetv2_micd
 from nnunetv2_micd.data.results import FINAL, ModelFolder
-from nnunetv2_micd.utils.files import atomic, is_file_name
+from nnunetv2_micd.utils.files import atomic, is_file_name, read_json
 
 RECORD = "benchmark.json"
 STATUSES = ("running", "done", "failed")
@@ -193,7 +193,7 @@ def read_record(folder: Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError(f"it holds {str(content)[:20]!r} instead of an object")
         return Record(Run.from_json(content), Result.from_json(content))

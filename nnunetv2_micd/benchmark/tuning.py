@@ -5,7 +5,6 @@ one with the best mean of nnU-Net's own validation Dice is chosen.
 """
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.records import PUBLISHED, Record, Run, read_record
 from nnunetv2_micd.data.results import results_root
 from nnunetv2_micd.data.splits import Entry
-from nnunetv2_micd.utils.files import atomic
+from nnunetv2_micd.utils.files import atomic, read_json
 
 DEFAULT_WEIGHTS = ("1/3", PUBLISHED, "3")
 
@@ -155,7 +154,7 @@ def _read_dice(run: Run) -> float:
     """Return nnU-Net's mean Dice over the classes of the validation cases."""
     path = run.folder / "validation" / "summary.json"
     try:
-        dice = float(json.loads(path.read_text())["foreground_mean"]["Dice"])
+        dice = float(read_json(path)["foreground_mean"]["Dice"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path} is missing or damaged; delete the folder {run.folder} and repeat the tuning"

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Preprocess; list the images that failed, and exit with an error if there are some."""
     from nnunetv2_micd.data.dataset import Dataset
     from nnunetv2_micd.data.preprocessing import DEFAULT_NUM_PROCESSES, preprocess_unlabeled
+    from nnunetv2_micd.utils.files import shorten
 
     failures = preprocess_unlabeled(
         Dataset.find(arguments.d, arguments.p),
@@ -41,6 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     for failure in failures:
-        print(f"{failure.configuration}, {failure.case}: {failure.reason}", file=sys.stderr)
+        print(f"{failure.configuration}, {shorten([failure.case])}: {failure.reason}", file=sys.stderr)
     if failures:
         sys.exit(f"error: {len(failures)} images could not be preprocessed")

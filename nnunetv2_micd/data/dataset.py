@@ -1,6 +1,5 @@
 """A planned dataset: its name, plans, ``dataset.json``, folders and splits, found once and handed on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_micd.data.folders import dataset_id, find_dataset, plan_first, preprocessed_folder, raw_folder
 from nnunetv2_micd.data.preprocessed import channel_names, preprocessing_fingerprint, unlabeled_folder
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits
+from nnunetv2_micd.utils.files import is_file_name, read_json_object
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Dataset:
         plans_file = folder / f"{plans_name}.json"
         if not plans_file.is_file():
             raise FileNotFoundError(f"There are no plans {plans_file.name} in {folder}; {plan_first(name)}")
-        plans = PlansManager(_load_object(plans_file))
-        dataset_json = _load_object(folder / "dataset.json")
+        plans = PlansManager(read_json_object(plans_file))
+        dataset_json = read_json_object(folder / "dataset.json")
         try:
             _check_plans(plans, dataset_json)
         except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
@@ -131,18 +131,6 @@ class Dataset:
         return Path(unlabeled_folder(self.labeled_folder(configuration)))
 
 
-def _load_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); correct it or restore it") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds no JSON object, but begins with {str(content)[:20]!r}; correct it or restore it"
-        )
-    return content
-
-
 def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
     """Read everything that preprocessing, the doctor and a training read, so that errors show here."""
     for key, kind in (("labels", dict), ("file_ending", str)):
@@ -155,5 +143,9 @@ def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
     for name in plans.available_configurations:
         configuration = plans.get_configuration(name)
         preprocessing_fingerprint(plans, configuration, dataset_json)
-        _ = configuration.data_identifier, configuration.spacing, configuration.median_image_size_in_voxels
-        _ = configuration.patch_size, configuration.batch_size, configuration.network_arch_init_kwargs
+        _ = configuration.spacing, configuration.median_image_size_in_voxels, configuration.network_arch_init_kwargs
+        if not isinstance(configuration.data_identifier, str) or not is_file_name(configuration.data_identifier):
+            raise ValueError(f"data_identifier of {name} is {configuration.data_identifier!r}, which names no folder")
+        for key, value in (("patch_size", configuration.patch_size), ("batch_size", [configuration.batch_size])):
+            if not all(isinstance(number, int) and number > 0 for number in value):
+                raise ValueError(f"{key} of {name} is {getattr(configuration, key)!r}")

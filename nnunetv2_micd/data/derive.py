@@ -14,7 +14,7 @@ from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.groups import GROUPS_FILE, load_groups
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import Entry
-from nnunetv2_micd.utils.files import atomic_folder
+from nnunetv2_micd.utils.files import atomic_folder, read_json_object
 
 
 def derive_dataset(
@@ -47,9 +47,14 @@ def derive_dataset(
     source = raw_folder(source_name)
     if not (source / "dataset.json").is_file():
         raise FileNotFoundError(f"There is no raw dataset {source}, from which another could be derived")
-    description = json.loads((source / "dataset.json").read_text())
-    # A copy, as nnU-Net makes the paths in it absolute.
-    cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
+    description = read_json_object(source / "dataset.json")
+    try:
+        if not isinstance(description["file_ending"], str):
+            raise TypeError(f"file_ending is {description['file_ending']!r}")
+        # A copy, as nnU-Net makes the paths in it absolute.
+        cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
+    except Exception as error:  # nnU-Net does not check the file, so damage shows as any type of error
+        raise ValueError(f"{source / 'dataset.json'} is not as nnU-Net reads it ({error!r}); correct it") from None
     groups = load_groups(source_name)
     entry = make_entry(sorted(cases), count, seed, val_fraction, groups)
     name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"

@@ -4,13 +4,12 @@ A dataset may have a file ``groups.json`` with the group of each case: ``{"patie
 in the folder of the raw dataset, or beside ``splits_final.json``. nnU-Net does not read it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.files import read_json, shorten
 
 GROUPS_FILE = "groups.json"
 
@@ -27,9 +26,9 @@ def load_groups(dataset_name: str) -> dict[str, str]:
             continue
         expected = f'{path} is not of the form {{"case": "group", ...}}'
         try:
-            groups = json.loads(path.read_text())
+            groups = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{expected}, as it is not valid JSON ({error}); correct it or delete it") from None
+            raise ValueError(f"{expected}: {error}; correct it or delete it") from None
         if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
             raise ValueError(f"{expected}; correct it or delete it")
         return groups

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_micd.utils.files import read_json
+
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -45,7 +47,7 @@ def channel_names(dataset_json: dict[str, Any]) -> dict[str, str]:
 def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:
     """Return the fingerprint of the images in a folder, or None if the record is missing or damaged."""
     try:
-        return str(json.loads(Path(folder, FINGERPRINT_FILE).read_text())["fingerprint"])
+        return str(read_json(Path(folder, FINGERPRINT_FILE))["fingerprint"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

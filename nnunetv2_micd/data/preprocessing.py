@@ -23,7 +23,7 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.preprocessing_job import INCOMPLETE_FOLDER, PreprocessingJob, preprocess_case
-from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
 from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -36,8 +36,8 @@ class Failure:
     """An image that could not be preprocessed.
 
     Attributes:
-        case: Identifier of the image.
-        configuration: Name of the configuration.
+        case: Identifier of the image, or the name of its file if that is not named like an image.
+        configuration: Name of the configuration, or "images" if it was not tried.
         reason: What is wrong with the image.
     """
 
@@ -80,12 +80,14 @@ def preprocess_unlabeled(
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
     labeled = labeled_folders(dataset.name)
     chosen = _choose_configurations(dataset, labeled, configurations)
-    images = find_images(folders or [str(dataset.raw / IMAGES_FOLDER)], dataset.file_ending)
+    folders = folders or [str(dataset.raw / IMAGES_FOLDER)]
+    images = find_images(folders, dataset.file_ending)
+    unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
+    failures = [Failure(file, "images", unused) for file in find_unused(folders, dataset.file_ending)]
     _check_unlabeled(dataset, labeled, images)
     with _lock_folders(dataset, chosen):
         for configuration in chosen:
             _prepare_folder(dataset, configuration, images, overwrite)
-        failures = []
         for configuration in chosen:
             jobs = [PreprocessingJob(dataset, configuration, case, files) for case, files in images.items()]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)

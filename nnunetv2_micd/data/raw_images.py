@@ -16,6 +16,12 @@ from nnunetv2_micd.utils.files import shorten
 IMAGES_FOLDER = "imagesUn"
 """Folder of a raw dataset for images without labels, named like nnU-Net's ``imagesTr``."""
 
+IMAGE_ENDINGS = (
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".mgz"),
+    *(".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".npz"),
+)
+"""Endings of files that are meant as images, whether or not they are named as nnU-Net wants."""
+
 MOST_ENLARGED = 8
 """Largest allowed length of an image relative to a typical labeled one, averaged over the axes. With the wrong unit of
 the spacing, such as cm for mm, an image is at least 10 times as long and fits into no memory."""
@@ -24,13 +30,13 @@ the spacing, such as cm for mm, an image is at least 10 times as long and fits i
 def group_images(folder: str | os.PathLike[str], file_ending: str) -> dict[str, list[str]]:
     """Return the image files of each case in a folder, cases and files sorted; files with other names are left out.
 
-    Names with unprintable characters are left out, too: SimpleITK ends the whole process if one is invalid Unicode.
+    Names of invalid Unicode are left out, too: SimpleITK ends the whole process if it meets one.
     """
-    pattern = re.compile(r"(.+)_[0-9]{4}" + re.escape(file_ending))
+    pattern = re.compile(r"(.+)_[0-9]{4}" + re.escape(file_ending), re.DOTALL)
     cases: dict[str, list[str]] = {}
     for name in _list_folder(folder):
         match = pattern.fullmatch(name)
-        if match and name.isprintable():
+        if match and _is_unicode(name):
             cases.setdefault(match[1], []).append(os.path.join(folder, name))
     return cases
 
@@ -38,7 +44,7 @@ def group_images(folder: str | os.PathLike[str], file_ending: str) -> dict[str, 
 def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]]:
     """Return the image files of each case in all ``folders``.
 
-    Files with other names, and folders among the images, are reported on the standard error stream.
+    Folders among the images, and files that are none, are reported on the standard error stream.
 
     Raises:
         FileNotFoundError: A folder is missing or holds no files.
@@ -56,16 +62,23 @@ def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]
         others = [name for name in _list_folder(folder) if name not in used]
         if not cases:
             raise _no_images(folder, file_ending, others)
-        if others:
-            print(
-                f"Warning: not used, as not named CASE_0000{file_ending}: {shorten(others)} in {folder}",
-                file=sys.stderr,
-            )
+        if no_images := [name for name in others if not _is_image(name)]:
+            print(f"Warning: not used, as they are no images: {shorten(no_images)} in {folder}", file=sys.stderr)
         twice = sorted(images.keys() & cases.keys())
         if twice:
             raise ValueError(f"Some cases are in several folders ({shorten(twice)}), the second time in {folder}")
         images.update(cases)
     return images
+
+
+def find_unused(folders: Sequence[str], file_ending: str) -> list[str]:
+    """Return the files that look like images of all ``folders`` but are not named like one of this dataset."""
+    unused = []
+    for folder in folders:
+        used = {file for files in group_images(folder, file_ending).values() for file in files}
+        files = [os.path.join(folder, name) for name in _list_folder(folder) if _is_image(name)]
+        unused += [file for file in files if file not in used]
+    return unused
 
 
 def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | None:
@@ -119,6 +132,18 @@ def find_data_defect(
             f"{' x '.join(f'{number:g}' for number in spacing)}"
         )
     return None
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _channels(number: int) -> list[str]:

@@ -5,13 +5,15 @@ An entry may also list cases under ``unlabeled``. Their images are used without 
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_micd.utils.files import atomic
+from nnunetv2_micd.utils.files import atomic, read_json, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
 SPLITS_FILE = "splits_final.json"
@@ -21,6 +23,9 @@ SPLITS_SEED = 12345
 """nnU-Net's seed for splits."""
 
 DEFAULT_FOLDS = 5
+
+KEYS = ("train", "val", "unlabeled")
+"""Lists of cases in an entry."""
 
 Entry = dict[str, list[str]]
 
@@ -33,19 +38,26 @@ def load_splits(splits_file: str | os.PathLike[str]) -> list[Entry]:
     """
     expected = f'{splits_file} is not a list of {{"train": [...], "val": [...]}}'
     try:
-        splits = json.loads(Path(splits_file).read_text())
+        splits = read_json(splits_file)
     except ValueError as error:
-        name = os.path.basename(splits_file)
-        raise ValueError(f"{expected}, as {name} is not valid JSON ({error}); correct it or delete it") from None
+        raise ValueError(f"{expected}: {error}; correct it or delete it") from None
     if not isinstance(splits, list):
         raise ValueError(f"{expected}; correct it or delete it")
     for fold, entry in enumerate(splits):
         if not isinstance(entry, dict) or not {"train", "val"} <= entry.keys():
             raise ValueError(f"{expected}, see fold {fold}; correct it or delete it")
-        for key in ("train", "val", "unlabeled"):
+        for key in KEYS:
             cases = entry.get(key, [])
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise ValueError(f'"{key}" of fold {fold} in {splits_file} is not a list of names of cases; correct it')
+            twice = sorted(case for case, count in Counter(cases).items() if count > 1)
+            if twice:
+                raise ValueError(
+                    f'"{key}" of fold {fold} in {splits_file} names cases twice ({shorten(twice)}); correct it'
+                )
+        for key in sorted(entry.keys() - set(KEYS)):
+            if meant := get_close_matches(key.lower(), KEYS, n=1):
+                raise ValueError(f'Fold {fold} in {splits_file} has "{key}", which is spelled "{meant[0]}"; correct it')
     return splits
 
 
@@ -57,12 +69,14 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
         fold: Number of the fold, or ``"all"``, which never has such cases.
 
     Raises:
-        ValueError: See `load_splits`.
+        ValueError: There is no such fold, for which nnU-Net would draw cases of its own; or see `load_splits`.
     """
     if not isinstance(fold, int) or not os.path.isfile(splits_file):
         return []
     splits = load_splits(splits_file)
-    return list(splits[fold].get("unlabeled", [])) if fold < len(splits) else []
+    if fold >= len(splits):
+        raise ValueError(f"{splits_file} has no fold {fold}, but folds 0 to {len(splits) - 1}; train one of these")
+    return list(splits[fold].get("unlabeled", []))
 
 
 def default_splits(cases: Sequence[str]) -> list[Entry]:

@@ -1,10 +1,12 @@
 """Small helpers for files, environment variables and names in messages."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -47,6 +49,35 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         incomplete.replace(target)
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: It is not valid JSON, or nested too deeply to be read.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({' '.join(str(error).split())})") from None
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Raises:
+        ValueError: It does not.
+        OSError: It cannot be read.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; correct it or restore it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object, but begins with {str(content)[:20]!r}; correct or restore it")
+    return content
 
 
 @contextmanager

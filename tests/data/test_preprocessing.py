@@ -290,9 +290,12 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
     shutil.copy(dataset.images / "image_0_0000.nii.gz", folder)
     fails(ValueError, r"in several folders \(image_0\)", **{**options, "folders": [str(dataset.images), str(folder)]})
     capsys.readouterr()
-    assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1, folders=[str(folder)]) == []
-    warning = "Warning: not used, as not named CASE_0000.nii.gz: a.nii.gz, a_0000.nii in"
-    assert warning in capsys.readouterr().err
+    (folder / "notes.txt").touch()
+    failures = preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1, folders=[str(folder)])
+    assert [(failure.case, failure.configuration) for failure in failures] == [
+        (str(folder / name), "images") for name in ("a.nii.gz", "a_0000.nii")
+    ]
+    assert "Warning: not used, as they are no images: notes.txt in" in capsys.readouterr().err
     add_image(dataset, "case_3")
     fails(ValueError, r"among the labeled cases of Dataset901_Tiny too \(case_3\)", name=dataset.name)
     shutil.rmtree(dataset.images)

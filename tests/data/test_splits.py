@@ -10,7 +10,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2_micd.benchmark.folds import budget_entry, tuning_entry
 from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.splits import default_splits
+from nnunetv2_micd.data.splits import default_splits, load_splits
 
 
 @pytest.fixture
@@ -205,3 +205,19 @@ def test_processes_at_the_same_time_lose_no_fold(dataset, read):
         for seed, fold in zip(part, folds, strict=True):
             assert add_budget_splits(dataset.name, "2", [seed])[0][0] == fold
     assert read() == splits
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"unlabelled": ["case_5"]}, '"unlabelled", which is spelled "unlabeled"'),
+        ({"Train": []}, '"Train", which is spelled "train"'),
+        ({"train": ["case_0", "case_0"]}, r'"train" of fold 0 .* names cases twice \(case_0\)'),
+        ({"unlabeled": ["case_5"] * 3}, r'"unlabeled" of fold 0 .* names cases twice \(case_5\)'),
+    ],
+)
+def test_misspelt_keys_and_repeated_cases_are_named(entry, message, tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["case_0"], "val": ["case_3"], "seed": 1, "note": "mine"} | entry]))
+    with pytest.raises(ValueError, match=message):
+        load_splits(file)

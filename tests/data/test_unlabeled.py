@@ -102,7 +102,9 @@ def test_load_split_unlabeled(dataset, tmp_path):
     file = str(dataset.splits_file)
     assert load_split_unlabeled(file, 0) == []
     assert load_split_unlabeled(file, 1) == ["case_1", "case_2", "case_5"]
-    assert load_split_unlabeled(file, 2) == load_split_unlabeled(file, "all") == []
+    assert load_split_unlabeled(file, "all") == []
+    with pytest.raises(ValueError, match=r"has no fold 2, but folds 0 to 1; train one of these"):
+        load_split_unlabeled(file, 2)
     assert load_split_unlabeled(str(tmp_path / "missing.json"), 0) == []
 
 
