@@ -24,6 +24,7 @@ from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.preprocessing_job import INCOMPLETE_FOLDER, PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
+from nnunetv2_micd.data.splits import write_few_folds
 from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -91,7 +92,14 @@ def preprocess_unlabeled(
         for configuration in chosen:
             jobs = [PreprocessingJob(dataset, configuration, case, files) for case, files in images.items()]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
+    _make_few_folds(dataset, next(iter(labeled.values())))
     return failures
+
+
+def _make_few_folds(dataset: Dataset, cases: Sequence[str]) -> None:
+    """Make the folds of fewer than five labeled cases, so that nnU-Net's own trainer has them too."""
+    if len(cases) > 1 and (folds := write_few_folds(cases, dataset.splits_file)):
+        print(f"{dataset.splits_file.name}: {folds} folds, each validates one of the {folds} labeled cases")
 
 
 @contextmanager

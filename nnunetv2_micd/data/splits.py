@@ -82,17 +82,23 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
 def default_splits(cases: Sequence[str]) -> list[Entry]:
     """Return the five folds that nnU-Net makes of sorted cases when there is no file yet.
 
+    Of two to four cases, of which nnU-Net makes none, each is the validation case of a fold.
+
     Raises:
-        ValueError: There are fewer than five cases.
+        ValueError: There are fewer than two cases.
+
+    Examples:
+        >>> default_splits(["a", "b"])
+        [{'train': ['b'], 'val': ['a']}, {'train': ['a'], 'val': ['b']}]
     """
-    if len(cases) < DEFAULT_FOLDS:
+    if len(cases) < 2:
         raise ValueError(
-            f"nnU-Net's default split needs at least {DEFAULT_FOLDS} cases, but there are {len(cases)}; "
-            "write a split first"
+            f"There is {len(cases) or 'no'} labeled case, so none is left for validation; train with it as fold all, "
+            "or label another"
         )
     # This is what scikit-learn's KFold does in nnU-Net's generate_crossval_split, but importing it takes a second.
-    order = np.random.RandomState(SPLITS_SEED).permutation(len(cases))
-    folds = [{cases[index] for index in part} for part in np.array_split(order, DEFAULT_FOLDS)]
+    order = np.random.RandomState(SPLITS_SEED).permutation(len(cases)) if has_five_folds(cases) else range(len(cases))
+    folds = [{cases[index] for index in part} for part in np.array_split(order, min(DEFAULT_FOLDS, len(cases)))]
     return [
         {
             "train": [case for case in cases if case not in validation],
@@ -100,6 +106,30 @@ def default_splits(cases: Sequence[str]) -> list[Entry]:
         }
         for validation in folds
     ]
+
+
+def has_five_folds(cases: Sequence[str]) -> bool:
+    """Return True if there are enough cases for nnU-Net's own folds."""
+    return len(cases) >= DEFAULT_FOLDS
+
+
+def write_few_folds(cases: Sequence[str], path: Path) -> int:
+    """Write the folds of fewer than five cases, unless there are folds already or nnU-Net can make them.
+
+    Returns:
+        Number of folds that were written.
+
+    Raises:
+        ValueError: There are fewer than two cases.
+    """
+    if path.is_file() or has_five_folds(cases):
+        return 0
+    with lock_splits(path):
+        if path.is_file():
+            return 0
+        folds = default_splits(cases)
+        write_splits(folds, path)
+        return len(folds)
 
 
 def lock_splits(path: Path) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
-from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, has_five_folds
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
 from nnunetv2_micd.doctor.finding import Finding
 from nnunetv2_micd.training.memory import estimate_memory
@@ -38,10 +38,20 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         return [Finding("problem", dataset.name, text)]
     findings = [Finding("ok", dataset.name, f"planned: {plans_name} with {', '.join(available)}")]
     if splits is None:
-        findings.append(Finding("ok", "splits", "none yet: the first training makes nnU-Net's five folds"))
+        findings.append(_check_missing_splits(dataset, configuration or available[0]))
     configurations = available if configuration is None else [configuration]
     checks = _excuse([_check_configuration(dataset, name, splits) for name in configurations])
     return findings + [finding for check in checks for finding in check]
+
+
+def _check_missing_splits(dataset: Dataset, configuration: str) -> Finding:
+    cases = list_preprocessed(dataset.labeled_folder(configuration))
+    if has_five_folds(cases) or not cases:
+        return Finding("ok", "splits", "none yet: the first training makes nnU-Net's five folds")
+    if len(cases) == 1:
+        return Finding("warning", "splits", "one labeled case makes no folds", "train with fold all instead of 0")
+    text = f"none yet: preprocess or the first training makes {len(cases)} folds, each with one case for validation"
+    return Finding("ok", "splits", text)
 
 
 def _excuse(alternatives: list[list[Finding]]) -> list[list[Finding]]:

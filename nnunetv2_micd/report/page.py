@@ -9,6 +9,7 @@ from jinja2 import Environment
 
 from nnunetv2_micd.report.figures import Picture
 from nnunetv2_micd.report.tables import Table
+from nnunetv2_micd.utils.markdown import escape
 
 TITLE = "Semi-supervised methods compared"
 CSS_PIXELS = 96
@@ -73,11 +74,11 @@ def _markdown(
     pictures: Sequence[Picture],
     rules: Sequence[str],
 ) -> str:
-    parts = [f"# {TITLE}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    parts = [f"# {TITLE}", "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items())]
     if claims:
-        parts += ["## What can be claimed", *claims]
+        parts += ["## What can be claimed", *map(escape, claims)]
     if notes:
-        parts += ["## To be noted", "\n".join(f"- {note}" for note in notes)]
+        parts += ["## To be noted", "\n".join(f"- {escape(note)}" for note in notes)]
     parts += ["## Tables", *(table.to_markdown() for table in tables if table.rows), "## Figures"]
     for picture in pictures:
         file = picture.file.relative_to(folder).as_posix()

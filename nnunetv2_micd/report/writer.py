@@ -87,7 +87,7 @@ def write_report(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
-        frame.to_csv(folder / f"{name}.csv", index=False)
+        frame.map(_defuse).to_csv(folder / f"{name}.csv", index=False)
     page = write_page(
         folder,
         facts=describe(usual_runs, tolerance, baseline),
@@ -98,6 +98,11 @@ def write_report(
         rules=list_rules(tolerance),
     )
     return page, notes
+
+
+def _defuse(cell: Any) -> Any:
+    """Return a cell that no spreadsheet program takes for a formula: names of cases and trainers may be anybody's."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def _score_all(

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.splits import load_split_unlabeled
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.splits import load_split_unlabeled, write_few_folds
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseudo_label
 from nnunetv2_micd.training import checkpoints
@@ -282,6 +283,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     ) -> list[UnlabeledCase]:
         entry = {"train": list(training), "val": list(validation), "unlabeled": list(without_labels)}
         return find_unlabeled_cases(self.dataset, self.configuration_name, entry)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Divide the cases as nnU-Net does; of fewer than five, of which nnU-Net makes no folds, each validates one."""
+        if self.fold != "all":
+            cases = list_preprocessed(self.preprocessed_dataset_folder)
+            if folds := write_few_folds(cases, self.dataset.splits_file):
+                self.print_to_log_file(f"Made {folds} folds of {folds} labeled cases, each with one for validation.")
+        return super().do_split()
 
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""

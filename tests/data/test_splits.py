@@ -5,12 +5,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers import make_trainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_micd.benchmark.folds import budget_entry, tuning_entry
 from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 from nnunetv2_micd.data.splits import default_splits, load_splits
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 
 
 @pytest.fixture
@@ -110,13 +114,43 @@ def test_configurations_with_different_cases(dataset):
         add_budget_splits(dataset.name, "2")
 
 
-def test_too_few_cases_for_the_default_split(dataset):
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_each_of_few_cases_is_validated_once(number, dataset, read):
+    keep_labeled(dataset, number)
+    cases = sorted(dataset.labeled)[:number]
+    trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset, fold=number - 1)
+    assert trainer.do_split() == (cases[:-1], cases[-1:])
+    assert read() == [{"train": [c for c in cases if c != case], "val": [case]} for case in cases]
+    assert nnUNetTrainer.do_split(make_trainer(nnUNetTrainer, dataset)) == (cases[1:], cases[:1])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_few_cases_are_trained_on(number, dataset):
+    keep_labeled(dataset, number)
+    for fold in ("all", 0):
+        trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset, "2d", fold)
+        if (number, fold) == (1, 0):
+            with pytest.raises(ValueError, match=r"There is 1 labeled case, .*; train with it as fold all"):
+                trainer.run_training()
+            assert not dataset.splits_file.exists()
+        else:
+            trainer.run_training()
+            assert trainer.iteration == 4
+
+
+def test_preprocessing_makes_the_folds_of_few_cases(dataset, read, capsys):
+    keep_labeled(dataset, 3)
+    assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1) == []
+    assert "splits_final.json: 3 folds, each validates one of the 3 labeled cases" in capsys.readouterr().out
+    assert len(read()) == 3
+
+
+def keep_labeled(dataset, number):
     dataset.splits_file.unlink()
-    for case in dataset.labeled[:2]:
+    for case in dataset.labeled[number:]:
         for configuration in ("2d", "3d_fullres"):
-            (dataset.labeled_folder(configuration) / f"{case}.b2nd").unlink()
-    with pytest.raises(ValueError, match="at least 5 cases, but there are 4"):
-        add_budget_splits(dataset.name, "2")
+            for file in dataset.labeled_folder(configuration).glob(f"{case}*"):
+                file.unlink()
 
 
 def test_a_failed_write_keeps_the_old_file(dataset, monkeypatch, read):

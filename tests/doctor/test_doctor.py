@@ -62,6 +62,21 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
     assert sorted(dataset.root.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (1, "warning: one labeled case makes no folds"),
+        (3, "ok: none yet: preprocess or the first training makes 3 folds, each with one case for validation"),
+        (6, "ok: none yet: the first training makes nnU-Net's five folds"),
+    ],
+)
+def test_folds_that_are_not_there_yet(number: int, expected: str, dataset: TinyDataset) -> None:
+    dataset.splits_file.unlink()
+    for case in dataset.labeled[number:]:
+        (dataset.labeled_folder() / f"{case}.b2nd").unlink()
+    assert texts(find("splits", "901", "3d_fullres")) == [expected]
+
+
 def test_one_configuration(dataset: TinyDataset) -> None:
     assert not find("2d", "901", "3d_fullres")
     assert len(find("3d_fullres", "901", "3d_fullres")) == 5
