@@ -24,6 +24,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "-np", metavar="N", type=int, help="number of processes; default: nnU-Net's, but at most one for each core"
     )
+    parser.add_argument(
+        "-num_parts", metavar="N", type=int, default=1, help="number of jobs that share the images, as in a job array"
+    )
+    parser.add_argument("-part_id", metavar="K", type=int, default=0, help="which of these jobs this is, from 0")
     parser.add_argument("--overwrite", action="store_true", help="preprocess images again that are done already")
     parser.set_defaults(run=run)
 
@@ -31,7 +35,7 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Preprocess; list the images that failed, and exit with an error if there are some."""
     from nnunetv2_micd.data.dataset import Dataset
-    from nnunetv2_micd.data.preprocessing import DEFAULT_NUM_PROCESSES, preprocess_unlabeled
+    from nnunetv2_micd.data.preprocessing import DEFAULT_NUM_PROCESSES, Part, preprocess_unlabeled
     from nnunetv2_micd.utils.files import shorten
 
     failures = preprocess_unlabeled(
@@ -40,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         folders=arguments.i,
         num_processes=DEFAULT_NUM_PROCESSES if arguments.np is None else arguments.np,
         overwrite=arguments.overwrite,
+        part=Part(arguments.part_id, arguments.num_parts),
     )
     for failure in failures:
         print(f"{failure.configuration}, {shorten([failure.case])}: {failure.reason}", file=sys.stderr)

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
@@ -22,14 +23,52 @@ from tqdm import tqdm
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
-from nnunetv2_micd.data.preprocessing_job import INCOMPLETE_FOLDER, PreprocessingJob, preprocess_case
+from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
 from nnunetv2_micd.data.splits import write_few_folds
 from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
+INCOMPLETE_FOLDER = ".incomplete"
+"""Folder for files that are being written, inside the folder of the preprocessed images."""
+
 DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
 """nnU-Net's default (8, or ``nnUNet_def_n_proc``), but at most one process for each core."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the images, which one of several jobs preprocesses: those that leave the remainder ``id``.
+
+    Attributes:
+        id: Number of the part, from 0.
+        of: Number of parts.
+
+    Raises:
+        ValueError: There is no such part.
+
+    Examples:
+        >>> Part(1, of=3).select(["a", "b", "c", "d", "e"])
+        ['b', 'e']
+    """
+
+    id: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.id < self.of:
+            raise ValueError(f"There is no part {self.id} of {self.of}; -part_id counts from 0 to -num_parts minus 1")
+
+    def select(self, cases: Sequence[str]) -> list[str]:
+        """Return the cases of this part."""
+        return list(cases[self.id :: self.of])
+
+    def file(self, name: str) -> str:
+        """Return the name of a file that each part has for itself."""
+        return name if self.of == 1 else f"{name}_{self.id}_of_{self.of}"
+
+
+ALL_IMAGES = Part()
 
 
 @dataclass(frozen=True)
@@ -53,6 +92,7 @@ def preprocess_unlabeled(
     folders: Sequence[str] | None = None,
     num_processes: int = DEFAULT_NUM_PROCESSES,
     overwrite: bool = False,
+    part: Part = ALL_IMAGES,
 ) -> list[Failure]:
     """Preprocess the unlabeled images of a dataset. Images that are done already are skipped.
 
@@ -65,6 +105,7 @@ def preprocess_unlabeled(
         folders: Folders of the images. Default: ``imagesUn`` of the raw dataset.
         num_processes: Number of images that are preprocessed at the same time.
         overwrite: Whether to preprocess images again that are done already.
+        part: The images to take, when several jobs share the work. Jobs of different parts may run at the same time.
 
     Returns:
         Images that could not be preprocessed, one entry for each configuration. All others are done.
@@ -86,11 +127,13 @@ def preprocess_unlabeled(
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
     failures = [Failure(file, "images", unused) for file in find_unused(folders, dataset.file_ending)]
     _check_unlabeled(dataset, labeled, images)
-    with _lock_folders(dataset, chosen):
+    cases = part.select(sorted(images))
+    with _lock_folders(dataset, chosen, part):
         for configuration in chosen:
-            _prepare_folder(dataset, configuration, images, overwrite)
+            _prepare_folder(dataset, configuration, cases, overwrite, part)
         for configuration in chosen:
-            jobs = [PreprocessingJob(dataset, configuration, case, files) for case, files in images.items()]
+            incomplete = part.file(INCOMPLETE_FOLDER)
+            jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
     _make_few_folds(dataset, next(iter(labeled.values())))
     return failures
@@ -103,15 +146,17 @@ def _make_few_folds(dataset: Dataset, cases: Sequence[str]) -> None:
 
 
 @contextmanager
-def _lock_folders(dataset: Dataset, configurations: Sequence[str]) -> Iterator[None]:
-    """Wait until no other process preprocesses into these folders, and keep others out."""
+def _lock_folders(dataset: Dataset, configurations: Sequence[str], part: Part) -> Iterator[None]:
+    """Wait until no other process preprocesses the same part into these folders, and keep others out."""
     with ExitStack() as locks:
         for configuration in sorted(
             configurations
         ):  # all processes in the same order, or two could wait for each other
             folder = dataset.unlabeled_folder(configuration)
-            folder.mkdir(parents=True, exist_ok=True)
-            file, activity = folder / ".preprocessing.lock", f"preprocessing unlabeled images into {folder}"
+            file, activity = (
+                _beside(folder, part.file("preprocessing")),
+                f"preprocessing images into {folder}",
+            )
             try:
                 locks.enter_context(hold_lock(file, activity, wait=0))
             except BlockingIOError:
@@ -151,22 +196,34 @@ def _check_unlabeled(dataset: Dataset, labeled: Mapping[str, Sequence[str]], ima
         )
 
 
-def _prepare_folder(dataset: Dataset, configuration: str, images: Collection[str], overwrite: bool) -> None:
+def _prepare_folder(dataset: Dataset, configuration: str, images: Collection[str], overwrite: bool, part: Part) -> None:
     """Make the folder, remove stale files from it, and record there how its images are preprocessed."""
-    folder, fingerprint = dataset.unlabeled_folder(configuration), dataset.fingerprint(configuration)
+    folder = dataset.unlabeled_folder(configuration)
+    # Jobs of different parts start at the same time. The first records the plans, and the others find them the same.
+    with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
+        folder.mkdir(exist_ok=True)
+        _remove_stale(folder, dataset.fingerprint(configuration), images, overwrite)
+    shutil.rmtree(folder / part.file(INCOMPLETE_FOLDER), ignore_errors=True)
+    (folder / part.file(INCOMPLETE_FOLDER)).mkdir()
+
+
+def _beside(folder: Path, purpose: str) -> Path:
+    """Return the file of a lock: beside the folder, in which nothing but images should lie."""
+    return folder.with_name(f".{folder.name}.{purpose}.lock")
+
+
+def _remove_stale(folder: Path, fingerprint: str, images: Collection[str], overwrite: bool) -> None:
     done = list_preprocessed(folder)
     is_same = read_fingerprint(folder) == fingerprint
     if done and not is_same and not overwrite:
         raise ValueError(
             f"The images in {folder} were preprocessed with other plans; to preprocess them all again, add --overwrite"
         )
-    shutil.rmtree(folder / INCOMPLETE_FOLDER, ignore_errors=True)
     for case in done if overwrite else ():
         # With other plans, images that are not among the raw ones now must go, too: they do not fit the new record.
         if case in images or not is_same:
             (folder / f"{case}.b2nd").unlink()
             (folder / f"{case}.pkl").unlink(missing_ok=True)
-    (folder / INCOMPLETE_FOLDER).mkdir(parents=True, exist_ok=True)
     if not is_same:
         with atomic(folder / FINGERPRINT_FILE) as temporary:
             temporary.write_text(json.dumps({"fingerprint": fingerprint}))
@@ -185,7 +242,8 @@ def _preprocess_configuration(
             if reason is not None:
                 failures.append(Failure(case, configuration, reason))
             progress.update()
-    shutil.rmtree(folder / INCOMPLETE_FOLDER, ignore_errors=True)
+    if jobs:
+        shutil.rmtree(folder / jobs[0].incomplete, ignore_errors=True)
     print(
         f"{configuration}: {len(todo) - len(failures)} images preprocessed, {len(jobs) - len(todo)} were done before, "
         f"{len(failures)} failed; they are in {folder}"

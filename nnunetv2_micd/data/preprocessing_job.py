@@ -13,9 +13,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.raw_images import find_data_defect, find_defect
 
-INCOMPLETE_FOLDER = ".incomplete"
-"""Folder for files that are being written, inside the folder of the preprocessed images."""
-
 
 @dataclass(frozen=True)
 class PreprocessingJob:
@@ -26,12 +23,14 @@ class PreprocessingJob:
         configuration: Name of the configuration.
         case: Identifier of the image.
         files: Raw files of its channels.
+        incomplete: Name of the folder for files that are being written, inside the folder of the preprocessed images.
     """
 
     dataset: Dataset
     configuration: str
     case: str
     files: list[str]
+    incomplete: str
 
     @property
     def folder(self) -> Path:
@@ -48,7 +47,7 @@ def preprocess_case(job: PreprocessingJob) -> tuple[str, str | None]:
     Raises:
         OSError: The data cannot be written, so no other image can be written either.
     """
-    incomplete = job.folder / INCOMPLETE_FOLDER
+    incomplete = job.folder / job.incomplete
     with tempfile.TemporaryDirectory(dir=incomplete, ignore_cleanup_errors=True) as temporary:
         target = os.path.join(temporary, job.case)
         defect = _write_case(job, target)

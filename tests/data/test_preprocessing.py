@@ -14,7 +14,8 @@ from helpers import make_volume, write_image
 
 from nnunetv2_micd.data import preprocessing
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.preprocessing import Failure, preprocess_unlabeled
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.preprocessing import Failure, Part, preprocess_unlabeled
 from nnunetv2_micd.utils.locks import hold_lock
 
 
@@ -171,6 +172,8 @@ def test_one_nan_or_inf_voxel_is_found(dataset, scheme, value):
     description = json.loads((dataset.preprocessed / "dataset.json").read_text())
     description["file_ending"] = ".nrrd"  # of NIfTI files SimpleITK reads NaN and Inf as 0, so nnU-Net never sees them
     (dataset.preprocessed / "dataset.json").write_text(json.dumps(description))
+    for file in dataset.images.iterdir():
+        file.unlink()
     image = make_volume(0, (20, 22, 24))[0]
     write_image(dataset.images / "good_0000.nrrd", image)
     image[3, 4, 5] = value
@@ -308,26 +311,40 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
         fails(ValueError, f"nnUNet_{variable} is not set", name=dataset.name)
 
 
-def test_a_second_command_waits_for_the_first_and_finds_its_work_done(dataset, tmp_path):
+def test_a_second_command_waits_for_the_first_and_finds_its_work_done(dataset):
     shutil.rmtree(dataset.unlabeled_folder())
     dataset.unlabeled_folder().mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "nnunetv2_micd",
-        "preprocess",
-        "-d",
-        str(dataset.id),
-        "-c",
-        "3d_fullres",
-        "-np",
-        "1",
-    ]
-    with hold_lock(dataset.unlabeled_folder() / ".preprocessing.lock", "preprocessing"):
+    command = [sys.executable, "-m", "nnunetv2_micd", "preprocess", "-d", "901", "-c", "3d_fullres", "-np", "1"]
+    folder = dataset.unlabeled_folder()
+    with hold_lock(folder.with_name(f".{folder.name}.preprocessing.lock"), "preprocessing"):
         first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert "Another process is preprocessing unlabeled images into" in first.stdout.readline()
+        assert "Another process is preprocessing images into" in first.stdout.readline()
     second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     outputs = [process.communicate()[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert sorted(int(output.partition("3d_fullres: ")[2].split()[0]) for output in outputs) == [0, 4]
     assert not (dataset.unlabeled_folder() / ".incomplete").exists()
+
+
+def test_parts_share_the_images(dataset):
+    shutil.rmtree(dataset.unlabeled_folder())
+    done = []
+    for part_id in (1, 0):
+        assert run(dataset, part=Part(part_id, of=2)) == []
+        done.append(set(list_preprocessed(dataset.unlabeled_folder())))
+    assert done == [{"image_1", "image_3"}, {"image_0", "image_1", "image_2", "image_3"}]
+    before = snapshot(dataset.unlabeled_folder())
+    assert run(dataset, part=Part(0, of=2), overwrite=True) == []
+    changed = {name for name, time in snapshot(dataset.unlabeled_folder()).items() if before.get(name) != time}
+    assert {name.partition(".")[0] for name in changed if name.endswith(".b2nd")} == {"image_0", "image_2"}
+    with pytest.raises(ValueError, match="There is no part 2 of 2; -part_id counts from 0"):
+        Part(2, of=2)
+
+
+def test_parts_run_at_the_same_time(dataset):
+    shutil.rmtree(dataset.unlabeled_folder())
+    command = [sys.executable, "-m", "nnunetv2_micd", "preprocess", "-d", "901", "-c", "3d_fullres", "-np", "1"]
+    jobs = [subprocess.Popen([*command, "-num_parts", "4", "-part_id", str(part)]) for part in range(4)]
+    assert [job.wait() for job in jobs] == [0] * 4
+    assert list_preprocessed(dataset.unlabeled_folder()) == list(dataset.unlabeled)
+    assert not list(dataset.unlabeled_folder().glob(".incomplete*"))
