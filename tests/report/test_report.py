@@ -21,6 +21,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_hex, to_rgb
 from scipy import ndimage, stats
 
+from nnunetv2_micd.benchmark.records import read_record
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.report import run_scores, write_report
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
@@ -98,7 +99,8 @@ class Tree:
             write_image(folder / "predictions" / f"{case}.nii.gz", prediction, SPACING)
         if trainer == "nnUNetTrainer":
             rising = [0.8 - 0.7 * 0.8**epoch for epoch in range(10)]
-            torch.save({"logging": {"mean_fg_dice": rising}}, folder / "checkpoint_final.pth")
+            content = {"network_weights": {"w": torch.ones(1)}, "trainer_name": trainer, "init_args": {}}
+            torch.save({**content, "logging": {"mean_fg_dice": rising}}, folder / "checkpoint_final.pth")
         else:
             lines = [f"{epoch},{0.85 - 0.7 * 0.75**epoch - 0.02 * seed}" for epoch in range(10)]
             (folder / "semi_supervised.csv").write_text("\n".join(["epoch,mean_fg_dice", *lines]))
@@ -267,6 +269,30 @@ def test_the_markdown_names_the_figures_that_lie_beside_it(reported: Tree) -> No
     assert all((reported.root / "report" / file).read_bytes().startswith(b"\x89PNG") for file in files)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_names_of_strangers_do_nothing(tree: Tree) -> None:
+    for prediction in tree.root.rglob("case_0.nii.gz"):
+        prediction.rename(prediction.with_name("=1+1.nii.gz"))
+    tree.cases[0] = "=1+1"
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    tree.change(folder, machine="a machine\n# A heading <script>alert(1)</script> [link](http://a.b)")
+    tree.report()
+    text = (tree.root / "report" / "report.md").read_text()
+    assert "\n# A heading" not in text
+    assert "<script" not in text
+    assert "&lt;script" in text
+    table = pd.read_csv(tree.root / "report" / "cases.csv")
+    assert "'=1+1" in set(table["case"])
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "predictions", "mean_predictions"])
+def test_a_record_leads_to_no_other_folder(field: str, tree: Tree) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    for name in ("../other", "/etc/other", "", ".."):
+        tree.change(folder, **{field: name})
+        with pytest.raises(ValueError, match=f"{field} is .*, which is no name of a file in the folder of the run"):
+            read_record(folder)
 
 
 def test_empty_masks_are_counted(tree: Tree) -> None:
