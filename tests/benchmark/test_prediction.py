@@ -27,8 +27,10 @@ MEASURED = {"training_seconds": 1.0, "prediction_seconds": 2.0}
 
 def write_checkpoint(run: Run, *teachers: str) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    content = {KEY: {"teachers": {name: {"encoder.weight": torch.zeros(1)} for name in teachers}}} if teachers else {}
-    torch.save(content, run.folder / "checkpoint_final.pth")
+    weights = {"encoder.weight": torch.zeros(1)}
+    content = {"network_weights": weights, "trainer_name": run.trainer_class, "init_args": {}}
+    ours = {KEY: {"teachers": dict.fromkeys(teachers, weights)}} if teachers else {}
+    torch.save(content | ours, run.folder / "checkpoint_final.pth")
 
 
 def read(run: Run) -> Record:

@@ -11,6 +11,7 @@ from nnunetv2_micd import TRAINER_FOLDER, __version__
 from nnunetv2_micd.benchmark import CONTROLS
 from nnunetv2_micd.cli import list_trainers
 from nnunetv2_micd.cli.main import COMMANDS, main
+from nnunetv2_micd.data.preprocessing import Part
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
 Capture = pytest.CaptureFixture[str]
@@ -106,13 +107,17 @@ def test_preprocess_passes_its_options_on(dataset: TinyDataset, monkeypatch: pyt
     )
     monkeypatch.setattr("nnunetv2_micd.data.preprocessing.preprocess_unlabeled", record)
     main(
-        ["preprocess", "-d", "901", "-c", "2d", "3d_fullres", "-p", "Other", "-i", "a", "b", "-np", "3", "--overwrite"]
+        [
+            *("preprocess", "-d", "901", "-c", "2d", "3d_fullres", "-p", "Other", "-i", "a", "b", "-np", "3"),
+            *("--overwrite", "-num_parts", "4", "-part_id", "2"),
+        ]
     )
     options = {
         "configurations": ["2d", "3d_fullres"],
         "folders": ["a", "b"],
         "num_processes": 3,
         "overwrite": True,
+        "part": Part(2, of=4),
     }
     assert calls == [(dataset.name, "Other", options)]
 
