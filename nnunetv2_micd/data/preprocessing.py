@@ -125,7 +125,9 @@ def preprocess_unlabeled(
     folders = folders or [str(dataset.raw / IMAGES_FOLDER)]
     images = find_images(folders, dataset.file_ending)
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
-    failures = [Failure(file, "images", unused) for file in find_unused(folders, dataset.file_ending)]
+    # The first part reports them for all.
+    left_out = [] if part.id else find_unused(folders, dataset.file_ending)
+    failures = [Failure(file, "images", unused) for file in left_out]
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
     with _lock_folders(dataset, chosen, part):

@@ -337,6 +337,8 @@ def test_parts_share_the_images(dataset):
     assert run(dataset, part=Part(0, of=2), overwrite=True) == []
     changed = {name for name, time in snapshot(dataset.unlabeled_folder()).items() if before.get(name) != time}
     assert {name.partition(".")[0] for name in changed if name.endswith(".b2nd")} == {"image_0", "image_2"}
+    shutil.copy(dataset.images / "image_0_0000.nii.gz", dataset.images / "odd.nii.gz")
+    assert [len(run(dataset, part=Part(part_id, of=2))) for part_id in (0, 1)] == [1, 0]
     with pytest.raises(ValueError, match="There is no part 2 of 2; -part_id counts from 0"):
         Part(2, of=2)
 
