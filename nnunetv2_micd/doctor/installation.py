@@ -14,6 +14,9 @@ from nnunetv2_micd.doctor.finding import Finding, Level
 NNUNET = "nnunetv2>=2.8.1,<2.9"
 """Supported versions, as in ``pyproject.toml``."""
 
+TORCH = "torch>=2.6"
+"""Supported versions of PyTorch, as in pyproject.toml."""
+
 EXCLUDED_TORCH = (2, 9)
 """Version that nnU-Net excludes."""
 
@@ -45,6 +48,9 @@ def _check_torch() -> Finding:
     version = installed_version("torch")
     if version is None:
         return Finding("problem", "PyTorch", "not installed", "see https://pytorch.org")
+    if _numbers(version) < _numbers(TORCH.removeprefix("torch>=")):
+        text = f"{version}, which runs code in checkpoints that are read as data"
+        return Finding("problem", "PyTorch", text, f'pip install "{TORCH}"')
     if _numbers(version)[:2] == EXCLUDED_TORCH:
         return Finding("warning", "PyTorch", f"{version}, which nnU-Net excludes", 'pip install "torch!=2.9.*"')
     return Finding("ok", "PyTorch", version)

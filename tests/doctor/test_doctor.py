@@ -135,6 +135,8 @@ def test_trainers_of_others(dataset: TinyDataset, tmp_path: Path, monkeypatch: p
         ("nnunetv2", "2.9", "problem"),
         ("nnunetv2", "2.9.0rc1", "problem"),
         ("nnunetv2", None, "problem"),
+        ("torch", "2.5.1+cu121", "problem"),
+        ("torch", "2.6.0", "ok"),
         ("torch", "2.9.1+cu128", "warning"),
         ("torch", "2.10.0", "ok"),
         ("torch", None, "problem"),
@@ -146,7 +148,9 @@ def test_versions(package: str, version: str | None, level: str, monkeypatch: py
 
 
 def test_supported_versions_are_those_of_the_package() -> None:
-    assert f'"{installation.NNUNET}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert f'"{installation.NNUNET}"' in text
+    assert f'"{installation.TORCH}"' in text
 
 
 def test_broken_installation_still_gets_a_report(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
