@@ -37,6 +37,7 @@ from nnunetv2_micd.methods.micd_variants import (
     nnUNetTrainerMICD_SupervisedOnly,
 )
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
@@ -56,6 +57,7 @@ METHODS = [
     nnUNetTrainerMCF,
     nnUNetTrainerMEDL,
     nnUNetTrainerPseudoLabels,
+    nnUNetTrainerSelfTraining,
     nnUNetTrainerTransMedSeg,
     nnUNetTrainerSPCL,
     nnUNetTrainerSPCL_pretrained,
@@ -94,6 +96,7 @@ FIGURES: dict[type, set[str]] = {
     nnUNetTrainerMCF: {"supervised_b", "review", "consistency", "a_is_better", *BRANCHES},
     nnUNetTrainerMEDL: {"supervised_b", "weighted", "pseudo_label", "evidential", "reliability", *BRANCHES},
     nnUNetTrainerPseudoLabels: {"pseudo_label", "agreement"},
+    nnUNetTrainerSelfTraining: {"foreground_teacher"},
     nnUNetTrainerTransMedSeg: {"copy_paste", "augmented", "agreement", "foreground_teacher"},
     nnUNetTrainerSPCL: CONTRASTS,
     nnUNetTrainerSPCL_pretrained: CONTRASTS,

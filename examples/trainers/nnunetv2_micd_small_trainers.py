@@ -2,7 +2,7 @@
 
 nnU-Net finds these trainers because ``nnUNet_extTrainer`` also lists this folder. As everywhere in nnU-Net, you choose
 a trainer by its class name and change settings in a subclass. Each trainer ``X`` becomes ``X_small`` here, with 300
-steps, and ``X_small_800steps``.
+steps, ``X_small_800steps`` and ``X_small_3200steps``.
 
 nnU-Net's own recipe needs thousands of steps. This recipe is the same for all methods, so the comparison is fair, but
 its scores are not the ones that nnU-Net's recipe would reach.
@@ -97,4 +97,5 @@ for base in BASES:
     if issubclass(base, methods.nnUNetTrainerMICD):  # faster, and main memory is large enough for both graphs
         content["config"] = replace(base.config, recompute_peer=False)
     globals()[name] = type(name, (SmallRecipe, base), content)
-    globals()[f"{name}_800steps"] = type(f"{name}_800steps", (globals()[name],), {**content, "small_epochs": 32})
+    for epochs, longer in ((32, f"{name}_800steps"), (128, f"{name}_3200steps")):
+        globals()[longer] = type(longer, (globals()[name],), {**content, "small_epochs": epochs})

@@ -145,3 +145,20 @@ def sample_box(
     """
     edges = torch.tensor([[int(size * share) for size in spatial]])
     return box_mask(sample_starts(edges, spatial, generator), edges, spatial, device)
+
+
+def mix(first: Tensor, second: Tensor, box: Tensor, other_box: Tensor | None = None) -> Tensor:
+    """Paste in both directions: ``first`` with the box of ``second``, followed by ``second`` with the box of ``first``.
+
+    Args:
+        first: Images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
+        second: Batch of the same shape.
+        box: Mask ``(1, 1, *spatial)``, bool, True inside the box.
+        other_box: Mask for the second direction; the same by default.
+
+    Returns:
+        ``2 B`` samples.
+    """
+    boxes = box, box if other_box is None else other_box
+    box, other_box = boxes if first.ndim == box.ndim else (each[:, 0] for each in boxes)
+    return torch.cat((torch.where(box, second, first), torch.where(other_box, first, second)))

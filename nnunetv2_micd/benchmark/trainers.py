@@ -17,7 +17,12 @@ from nnunetv2_micd.training.registry import find_trainer, training_length
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.files import atomic
 
-CONTROLS = ("nnUNetTrainerEMA", "nnUNetTrainerBCP_LabeledOnly", "nnUNetTrainerMICD_SupervisedOnly")
+CONTROLS = (
+    "nnUNetTrainerEMA",
+    "nnUNetTrainerSelfTraining_LabeledOnly",
+    "nnUNetTrainerBCP_LabeledOnly",
+    "nnUNetTrainerMICD_SupervisedOnly",
+)
 """Trainers that use no unlabeled images. Beside the baseline they show what a method gains without such images."""
 
 VALIDATION_SHARE = 5

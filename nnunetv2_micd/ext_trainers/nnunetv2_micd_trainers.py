@@ -7,6 +7,7 @@ from nnunetv2_micd.methods.controls import (
     nnUNetTrainerBCP_half_LabeledOnly,
     nnUNetTrainerBCP_LabeledOnly,
     nnUNetTrainerEMA,
+    nnUNetTrainerSelfTraining_LabeledOnly,
 )
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS, nnUNetTrainerCPS_VOC
 from nnunetv2_micd.methods.dhc import nnUNetTrainerDHC
@@ -40,6 +41,7 @@ from nnunetv2_micd.methods.pseudo_labels.trainer import (
     nnUNetTrainerPseudoLabels,
     nnUNetTrainerPseudoLabels_fullLength,
 )
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
@@ -84,6 +86,8 @@ __all__ = [
     "nnUNetTrainerPseudoLabels_fullLength",
     "nnUNetTrainerSPCL",
     "nnUNetTrainerSPCL_pretrained",
+    "nnUNetTrainerSelfTraining",
+    "nnUNetTrainerSelfTraining_LabeledOnly",
     "nnUNetTrainerTransMedSeg",
     "nnUNetTrainerUAMT",
     "nnUNetTrainerUniMatch",

@@ -7,11 +7,10 @@ from typing import Annotated, Any, ClassVar
 import cc3d
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.masks import sample_box
+from nnunetv2_micd.augmentation.masks import mix, sample_box
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
@@ -48,23 +47,6 @@ class BCPConfig(SemiSupervisedConfig):
         super().__post_init__()
         if self.unlabeled_ratio != 1:
             raise ValueError(f"unlabeled_ratio is {self.unlabeled_ratio}, but must be 1: images are mixed in pairs.")
-
-
-def mix(first: Tensor, second: Tensor, box: Tensor, other_box: Tensor | None = None) -> Tensor:
-    """Paste in both directions: ``first`` with the box of ``second``, followed by ``second`` with the box of ``first``.
-
-    Args:
-        first: Images, masks ``(B, channels, *spatial)`` or hard labels ``(B, *spatial)``.
-        second: Batch of the same shape.
-        box: Mask ``(1, 1, *spatial)``, bool, True inside the box.
-        other_box: Mask for the second direction; the same by default.
-
-    Returns:
-        ``2 B`` samples.
-    """
-    boxes = box, box if other_box is None else other_box
-    box, other_box = boxes if first.ndim == box.ndim else (each[:, 0] for each in boxes)
-    return torch.cat((torch.where(box, second, first), torch.where(other_box, first, second)))
 
 
 def hide(labels: Tensor, hidden: Tensor, ignore_label: int) -> Tensor:
@@ -242,18 +224,9 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
 
     def _loss(self, output: Output, labels: Tensor, hidden: Tensor) -> Tensor:
         """Half of the sum over both directions, as in the paper, whose loss is half of Dice and cross entropy."""
-        target = self._at_all_resolutions(hide(labels, hidden, self.hidden_label))
+        target = self.at_all_resolutions(hide(labels, hidden, self.hidden_label))
         inward, outward = zip(_halves(output), _halves(target), strict=True)
         return (self.masked_loss(*inward) + self.masked_loss(*outward)) / 2
-
-    def _at_all_resolutions(self, target: Tensor) -> Output:
-        # The mixed target as nnU-Net's loader brings an ordinary one to the resolutions of deep supervision, so that
-        # mixing before or after is the same but at the border of the box.
-        scales = self._get_deep_supervision_scales()
-        if scales is None:
-            return target
-        downsampled = DownsampleSegForDSTransform(scales)(segmentation=target.flatten(0, 1))["segmentation"]
-        return [each.view(*target.shape[:2], *each.shape[1:]) for each in downsampled]
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the teacher's label with and without further components, and the mixed images of the last step."""

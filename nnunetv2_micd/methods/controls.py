@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP, nnUNetTrainerBCP_half
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -47,3 +48,12 @@ class nnUNetTrainerBCP_half_LabeledOnly(nnUNetTrainerBCP_half):
     """
 
     config = replace(nnUNetTrainerBCP_half.config, ramp_peak=0.0)
+
+
+class nnUNetTrainerSelfTraining_LabeledOnly(nnUNetTrainerSelfTraining):
+    """Control: self-training whose supervised stage, labeled images mixed with each other, lasts until the last tenth.
+
+    It needs no unlabeled image. Passes of a step: 1 F + 1 backward.
+    """
+
+    config = replace(nnUNetTrainerSelfTraining.config, ramp_peak=0.0)

@@ -31,8 +31,9 @@ STUDENTS, TEACHERS, BACKWARD, SUPERVISED_LOSS, OPTIMIZER, EMA, REST = (
     "other losses and all else",
 )
 PARTS = (STUDENTS, TEACHERS, BACKWARD, SUPERVISED_LOSS, OPTIMIZER, EMA, REST)
-LATE = 0.9
-"""Share of the training before the measured steps: late, when no method waits with its consistency losses."""
+LATE = 0.85
+"""Share of the training before the measured steps: late, when no method waits with its consistency losses, but before
+self-training ends with labels only."""
 
 WARM_UP = 3
 """Rounds before the measured ones: compilation, cuDNN's choice of algorithms, the first allocation of memory."""

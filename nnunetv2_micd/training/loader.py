@@ -11,6 +11,8 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -188,9 +190,30 @@ def loader_arguments(trainer: TrainerLike, images: UnlabeledImages, has_labels: 
     }
 
 
+INTENSITY = ("intensity.", "noise.", "local.", "spatial.low_resolution", "spatial.channel_misalignment")
+"""Modules of batchgeneratorsv2 whose transforms change intensities and keep the geometry."""
+
+
+def without_intensity_changes(transforms: Any) -> ComposeTransforms:
+    """Return nnU-Net's augmentation without what changes intensities: a weak view, only deformed and mirrored.
+
+    Args:
+        transforms: ``ComposeTransforms`` of batchgeneratorsv2, as ``get_training_transforms`` returns it; not changed.
+    """
+
+    def changes_intensities(transform: Any) -> bool:
+        while isinstance(transform, RandomTransform):
+            transform = transform.transform
+        return type(transform).__module__.removeprefix("batchgeneratorsv2.transforms.").startswith(INTENSITY)
+
+    return ComposeTransforms([one for one in transforms.transforms if not changes_intensities(one)])
+
+
 def build_unlabeled_loader(trainer: TrainerLike, images: UnlabeledImages) -> UnlabeledDataLoader:
     """Return a loader of patches without labels, see :func:`loader_arguments`."""
     arguments = loader_arguments(trainer, images, has_labels=False)
+    if trainer.has_weak_views:
+        arguments["transforms"] = without_intensity_changes(arguments["transforms"])
     return UnlabeledDataLoader(**arguments, masked_channels=trainer.masked_channels)
 
 

@@ -13,7 +13,7 @@ class TrainerLike(Protocol):
     """Members of the trainer that functions beside it use: its settings, its augmentation and its log.
 
     mypy does not read nnU-Net's classes and would accept any member of a trainer; it accepts only these. All are
-    nnU-Net's, except ``unlabeled_batch_size``, ``masked_channels`` and ``autocast``.
+    nnU-Net's, except ``unlabeled_batch_size``, ``masked_channels``, ``has_weak_views`` and ``autocast``.
     """
 
     device: torch.device
@@ -30,6 +30,7 @@ class TrainerLike(Protocol):
     output_folder_base: str
     preprocessed_dataset_folder: str
     preprocessed_dataset_folder_base: str
+    has_weak_views: bool
 
     @property
     def unlabeled_batch_size(self) -> int:

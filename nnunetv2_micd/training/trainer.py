@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -59,6 +60,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     Attributes:
         config: Numbers of the method; a variant is a subclass with another config.
+        has_weak_views: Whether unlabeled patches are deformed and mirrored only, without nnU-Net's changes of
+            intensities.
         students: Trained networks by name; ``"a"`` is the network of the plans.
         teachers: Moving averages of the students by the same names. ``teachers["a"]`` is validated, saved under
             ``network_weights`` and therefore predicts.
@@ -88,6 +91,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     """
 
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
+    has_weak_views: ClassVar[bool] = False
     network: Any
     is_ddp: bool
 
@@ -219,6 +223,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return a view of images with other intensities, see :func:`augmentation.strong_view`."""
         masked = self.masked_channels
         return self.change_intensities(images, lambda image: strong_view(image, view, generator, masked))
+
+    def at_all_resolutions(self, target: Tensor) -> Tensor | list[Tensor]:
+        """Bring a target ``(B, channels, *spatial)`` to the resolutions of deep supervision, as nnU-Net's loader does.
+
+        So mixing images before or after is the same but at the border of a box. Without deep supervision the target
+        stays as it is.
+        """
+        scales = self._get_deep_supervision_scales()
+        if scales is None:
+            return target
+        downsampled = DownsampleSegForDSTransform(scales)(segmentation=target.flatten(0, 1))["segmentation"]
+        return [each.view(*target.shape[:2], *each.shape[1:]) for each in downsampled]
 
     # ------------------------------------------------------------------------------------------------- set-up
 

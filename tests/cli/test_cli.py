@@ -63,6 +63,7 @@ def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
         "nnUNetTrainerBCP_LabeledOnly",
         "nnUNetTrainerBCP_half_LabeledOnly",
         "nnUNetTrainerMICD_SupervisedOnly",
+        "nnUNetTrainerSelfTraining_LabeledOnly",
     }
 
 

@@ -103,7 +103,7 @@ def test_targets_at_all_resolutions_are_those_of_nnunets_loader(
         relabel(dataset, description)
     trainer = start(dataset, configuration)
     expected = next(trainer.dataloader_train)["target"]
-    targets = trainer._at_all_resolutions(expected[0])
+    targets = trainer.at_all_resolutions(expected[0])
     assert len(targets) == len(expected) == 2
     assert all(torch.equal(target, other) for target, other in zip(targets, expected, strict=True))
 
@@ -256,7 +256,7 @@ def test_loss_of_regions_is_nnunets_where_nothing_is_hidden(dataset: TinyDataset
     target = next(trainer.dataloader_train)["target"]
     output = [torch.randn_like(each.float()) for each in target]
     nowhere = torch.zeros_like(target[0][:, 0], dtype=torch.bool)
-    masked = trainer.masked_loss(output, trainer._at_all_resolutions(hide(target[0].bool(), nowhere, 3)))
+    masked = trainer.masked_loss(output, trainer.at_all_resolutions(hide(target[0].bool(), nowhere, 3)))
     torch.testing.assert_close(masked, trainer.loss(output, target))
 
 

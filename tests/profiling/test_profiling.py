@@ -29,6 +29,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.micd_variants import nnUNetTrainerMICD_SupervisedOnly
 from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL, nnUNetTrainerSPCL_pretrained
 from nnunetv2_micd.methods.transmedseg import nnUNetTrainerTransMedSeg
 from nnunetv2_micd.methods.uamt import nnUNetTrainerUAMT
@@ -69,6 +70,7 @@ PASSES: dict[type, dict[tuple[str, bool], float]] = {
     nnUNetTrainerMEDL: {("student a", True): 2, ("student b", True): 2},
     nnUNetTrainerMeanTeacher: {("student a", True): 2, ("teacher a", False): 1},
     nnUNetTrainerPseudoLabels: {("student a", True): 2},
+    nnUNetTrainerSelfTraining: {("student a", True): 1, ("teacher a", False): 0.5},
     nnUNetTrainerTransMedSeg: {("student a", True): 2, ("teacher a", False): 1},
     # the encoder alone over twice as many images
     nnUNetTrainerSPCL: {("student a", True): 2},
@@ -119,7 +121,7 @@ def test_passes_of_a_step_are_counted(
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     trainer = make_trainer(method, dataset)
     trainer.on_train_start()
-    trainer.iteration = 4  # after the pre-training of BCP and SPCL
+    trainer.iteration = 3  # after the pre-training of BCP and SPCL
     if method is nnUNetTrainerPseudoLabels:  # as in its second training
         monkeypatch.setattr(trainer, "dataloader_unlabeled", trainer.dataloader_train)
     counted: Counter = Counter()
@@ -137,7 +139,7 @@ def test_passes_of_a_step_are_counted(
     # the parts of the network are called one by one, for which the outputs of low resolution are not counted
     with_deep_supervision |= {nnUNetTrainerM3HL: 0, nnUNetTrainerTransMedSeg: 0}
     assert supervised == with_deep_supervision.get(method, len(trainer.students.keys() & {"a", "b"}))
-    assert trainer.iteration == 4
+    assert trainer.iteration == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
