@@ -45,7 +45,8 @@ def _add_further_runs(parser: argparse.ArgumentParser) -> None:
         "--controls",
         action="store_true",
         help="also train parts of the methods that use no unlabeled images: nnUNetTrainerEMA, "
-        "nnUNetTrainerSelfTraining_LabeledOnly, nnUNetTrainerBCP_LabeledOnly, nnUNetTrainerMICD_SupervisedOnly; name your own controls with -tr",
+        "nnUNetTrainerSelfTraining_LabeledOnly, nnUNetTrainerBCP_LabeledOnly, "
+        "nnUNetTrainerMICD_SupervisedOnly; name your own controls with -tr",
     )
     parser.add_argument(
         "--tuned",
