@@ -25,6 +25,7 @@ from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
+from nnunetv2_micd.data.sources import describe, find_gone, read_sources, write_sources
 from nnunetv2_micd.data.splits import write_few_folds
 from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
@@ -132,7 +133,7 @@ def preprocess_unlabeled(
     cases = part.select(sorted(images))
     with _lock_folders(dataset, chosen, part):
         for configuration in chosen:
-            _prepare_folder(dataset, configuration, cases, overwrite, part)
+            _prepare_folder(dataset, configuration, images, cases, overwrite, part)
         for configuration in chosen:
             incomplete = part.file(INCOMPLETE_FOLDER)
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
@@ -198,13 +199,30 @@ def _check_unlabeled(dataset: Dataset, labeled: Mapping[str, Sequence[str]], ima
         )
 
 
-def _prepare_folder(dataset: Dataset, configuration: str, images: Collection[str], overwrite: bool, part: Part) -> None:
-    """Make the folder, remove stale files from it, and record there how its images are preprocessed."""
+def _prepare_folder(
+    dataset: Dataset,
+    configuration: str,
+    images: Mapping[str, Sequence[str]],
+    cases: Sequence[str],
+    overwrite: bool,
+    part: Part,
+) -> None:
+    """Make the folder, remove stale files from it, and record there of what and how its images are preprocessed.
+
+    Args:
+        dataset: Dataset with the plans.
+        configuration: Name of the configuration.
+        images: Raw files of all images.
+        cases: The images of this part.
+        overwrite: Whether these are preprocessed again.
+        part: The part.
+    """
     folder = dataset.unlabeled_folder(configuration)
     # Jobs of different parts start at the same time. The first records the plans, and the others find them the same.
     with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
         folder.mkdir(exist_ok=True)
-        _remove_stale(folder, dataset.fingerprint(configuration), images, overwrite)
+        _remove_stale(folder, dataset.fingerprint(configuration), cases, overwrite)
+        _remove_changed(folder, images, cases)
     shutil.rmtree(folder / part.file(INCOMPLETE_FOLDER), ignore_errors=True)
     (folder / part.file(INCOMPLETE_FOLDER)).mkdir()
 
@@ -229,6 +247,23 @@ def _remove_stale(folder: Path, fingerprint: str, images: Collection[str], overw
     if not is_same:
         with atomic(folder / FINGERPRINT_FILE) as temporary:
             temporary.write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> None:
+    """Remove preprocessed images whose raw files were replaced or deleted, and record the raw files of this part."""
+    sources, done = read_sources(folder), list_preprocessed(folder)
+    now = {case: describe(images[case]) for case in cases if all(map(os.path.exists, images[case]))}
+    replaced = [case for case in done if case in now and case in sources and sources[case].files != now[case].files]
+    gone = find_gone(sources, [case for case in done if case not in images])
+    for case in (*replaced, *gone):
+        (folder / f"{case}.b2nd").unlink()
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+        sources.pop(case)
+    if replaced:
+        print(f"Preprocessed again, as their files have changed: {shorten(replaced)}")
+    if gone:
+        print(f"Removed from {folder}, as their raw files are gone: {shorten(gone)}")
+    write_sources(folder, sources | now)
 
 
 def _preprocess_configuration(

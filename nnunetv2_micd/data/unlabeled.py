@@ -16,6 +16,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
+from nnunetv2_micd.data.sources import find_gone, find_replaced, read_sources
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
 from nnunetv2_micd.utils.files import shorten
 
@@ -67,7 +68,10 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     _check_preprocessed(preprocessed, folder, dataset, configuration, command)
     _check_hidden(hidden, labeled_folder, dataset, {*labeled, *preprocessed})
     missing = sorted(set(_raw_cases(dataset)) - set(preprocessed))
-    cases = [UnlabeledCase(name, folder) for name in preprocessed]
+    sources = read_sources(folder)
+    gone = find_gone(sources, preprocessed)
+    replaced = find_replaced(sources, preprocessed)
+    cases = [UnlabeledCase(name, folder) for name in preprocessed if name not in set(gone)]
     cases += [UnlabeledCase(name, labeled_folder) for name in dict.fromkeys(hidden)]
     if not cases and missing:
         raise ValueError(f"The {len(missing)} unlabeled images are not preprocessed yet; run: {command}")
@@ -80,6 +84,18 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
         warnings.warn(
             f"{len(missing)} of the images in {IMAGES_FOLDER} are not preprocessed and not used ({shorten(missing)}); "
             f"to use them, run: {command}",
+            stacklevel=2,
+        )
+    if gone:
+        warnings.warn(
+            f"{len(gone)} preprocessed images are not used, because their raw files are gone ({shorten(gone)}); to "
+            f"remove them for good, run: {command}",
+            stacklevel=2,
+        )
+    if replaced:
+        warnings.warn(
+            f"The raw files of {len(replaced)} images have changed since they were preprocessed ({shorten(replaced)}); "
+            f"to train on the new ones, run: {command}",
             stacklevel=2,
         )
     return sorted(cases, key=lambda case: case.identifier)

@@ -24,7 +24,8 @@ def load(folder, case):
 
 
 def snapshot(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    """Return the time of each file but the record of the sources, which each run writes."""
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != "sources.json"}
 
 
 def run(dataset, **options):

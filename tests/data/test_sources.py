@@ -1,0 +1,122 @@
+"""Raw images that are deleted, replaced or moved after they were preprocessed."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+from helpers import TinyDataset, make_volume, write_image
+
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.preprocessing import Part, preprocess_unlabeled
+from nnunetv2_micd.data.sources import SOURCES_FILE, describe, read_sources
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
+
+ENTRY = {"train": ["case_0"], "val": ["case_1"]}
+IMAGES = ["image_0", "image_1", "image_2", "image_3"]
+
+
+@pytest.fixture
+def preprocessed(dataset: TinyDataset) -> TinyDataset:
+    run(dataset)
+    return dataset
+
+
+def run(dataset: TinyDataset, **options: object) -> None:
+    assert preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=1, **options) == []
+
+
+def file_of(dataset: TinyDataset, case: str) -> Path:
+    return dataset.images / f"{case}_0000.nii.gz"
+
+
+def used(dataset: TinyDataset) -> list[str]:
+    return [case.identifier for case in find_unlabeled_cases(Dataset.find(dataset.id), "3d_fullres", ENTRY)]
+
+
+def preprocessed_at(dataset: TinyDataset) -> dict[str, int]:
+    return {file.stem: file.stat().st_mtime_ns for file in dataset.unlabeled_folder().glob("*.b2nd")}
+
+
+def test_untouched_images(preprocessed: TinyDataset) -> None:
+    before = preprocessed_at(preprocessed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert used(preprocessed) == IMAGES
+    run(preprocessed)
+    assert preprocessed_at(preprocessed) == before
+
+
+def test_a_deleted_image_is_not_used_and_removed_by_preprocess(
+    preprocessed: TinyDataset, capsys: pytest.CaptureFixture
+) -> None:
+    file_of(preprocessed, "image_1").unlink()
+    with pytest.warns(UserWarning, match=r"1 preprocessed images are not used, .* gone \(image_1\).*preprocess -d 901"):
+        assert used(preprocessed) == ["image_0", "image_2", "image_3"]
+    run(preprocessed)
+    assert "as their raw files are gone: image_1" in capsys.readouterr().out
+    assert list_preprocessed(preprocessed.unlabeled_folder()) == ["image_0", "image_2", "image_3"]
+    assert "image_1" not in read_sources(preprocessed.unlabeled_folder())
+
+
+def test_a_replaced_image_is_noticed_and_preprocessed_again(
+    preprocessed: TinyDataset, capsys: pytest.CaptureFixture
+) -> None:
+    before = preprocessed_at(preprocessed)
+    write_image(file_of(preprocessed, "image_2"), make_volume(77, (20, 22, 26))[0])
+    with pytest.warns(UserWarning, match=r"raw files of 1 images have changed .*\(image_2\).*preprocess -d 901"):
+        assert used(preprocessed) == IMAGES
+    run(preprocessed)
+    assert "Preprocessed again, as their files have changed: image_2" in capsys.readouterr().out
+    after = preprocessed_at(preprocessed)
+    assert [case for case in IMAGES if after[case] != before[case]] == ["image_2"]
+    test_untouched_images(preprocessed)
+
+
+def test_raw_images_that_are_not_on_this_machine_are_not_missed(preprocessed: TinyDataset) -> None:
+    shutil.move(preprocessed.images, preprocessed.root / "elsewhere")
+    assert used(preprocessed) == IMAGES
+    preprocessed.images.mkdir()  # emptied to make room
+    assert used(preprocessed) == IMAGES
+
+
+def test_moved_images_are_not_preprocessed_again(preprocessed: TinyDataset) -> None:
+    before = preprocessed_at(preprocessed)
+    shutil.move(preprocessed.images, preprocessed.root / "elsewhere")
+    run(preprocessed, folders=[str(preprocessed.root / "elsewhere")])
+    assert preprocessed_at(preprocessed) == before
+
+
+def test_images_of_other_parts_and_folders_stay(preprocessed: TinyDataset) -> None:
+    before = preprocessed_at(preprocessed)
+    other = preprocessed.root / "other"
+    write_image(other / "image_9_0000.nii.gz", make_volume(5, (20, 22, 26))[0])
+    run(preprocessed, folders=[str(other)])
+    run(preprocessed, part=Part(1, of=3))
+    assert {name: time for name, time in preprocessed_at(preprocessed).items() if name != "image_9"} == before
+    assert set(read_sources(preprocessed.unlabeled_folder())) == {*IMAGES, "image_9"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"image_0": 5}', '{"image_0": ["folder", 5]}'])
+def test_a_damaged_record_is_written_anew(content: str, preprocessed: TinyDataset) -> None:
+    record = preprocessed.unlabeled_folder() / SOURCES_FILE
+    record.write_text(content)
+    assert used(preprocessed) == IMAGES
+    run(preprocessed)
+    assert read_sources(record.parent)["image_0"] == describe([str(file_of(preprocessed, "image_0"))])
+
+
+def test_a_changed_channel_is_a_changed_image(tmp_path: Path) -> None:
+    files = [tmp_path / f"image_000{channel}.nii.gz" for channel in (0, 1)]
+    for file in files:
+        file.write_text("old")
+    source = describe([str(file) for file in files])
+    assert not source.is_replaced()
+    os.utime(files[1], ns=(0, 0))
+    assert source.is_replaced()
+    assert not source.is_gone()
+    files[1].unlink()
+    assert source.is_gone()
+    assert not source.is_replaced()
