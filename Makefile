@@ -1,5 +1,7 @@
 # make quickstart   train and predict on the small data set in examples/, in minutes on two CPU cores
-# make test         ruff, mypy, import-linter and all tests but the slow ones; make test-all runs those too
+# make test         ruff, mypy, import-linter, the documentation and all tests but the slow ones; make test-all runs
+#                   those too
+# make docs         build the documentation into site/, and fail on a dead link
 # make clean        remove everything that the targets above made
 # The environment lies in .venv; another interpreter for it: make test PYTHON=python3.12
 
@@ -8,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
@@ -16,10 +18,10 @@ quickstart: $(INSTALLED)
 # One worker for each core, each with one thread: more threads would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-test: lint
+test: lint docs
 	$(PYTEST) -m "not slow"
 
-test-all: lint
+test-all: lint docs
 	$(PYTEST)
 
 lint: $(INSTALLED)
@@ -27,6 +29,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,4 +41,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

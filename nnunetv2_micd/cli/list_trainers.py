@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_micd import TRAINER_FOLDER
+from nnunetv2_micd.cli.options import DEFAULT_TRAINER
 
 PACKAGE = Path(TRAINER_FOLDER).parent
 EXPORTS = f"{PACKAGE.name}.ext_trainers.nnunetv2_micd_trainers"
 """Module that nnU-Net searches; its ``__all__`` names the trainers."""
 
 
-RECOMMENDED = "nnUNetTrainerMICD"
-
 GROUPS = {
     "recommended": "Recommended",
-    "variant": "Variants of MICD",
+    "micd": "MICD and its variants",
     "method": "Other methods",
     "reconstruction": "Reconstructions of methods without public code: do not compare them with published figures",
     "control": "Controls, which learn from labeled images only",
@@ -59,13 +58,13 @@ def group_of(name: str, summary: str) -> str:
         >>> group_of("nnUNetTrainerEMA", "Control: nnU-Net with averaged weights.")
         'control'
     """
-    if name == RECOMMENDED:
+    if name == DEFAULT_TRAINER:
         return "recommended"
     if summary.startswith("Control:"):
         return "control"
     if summary.startswith("Reconstruction of "):
         return "reconstruction"
-    return "variant" if name.startswith(RECOMMENDED) else "method"
+    return "micd" if name.startswith("nnUNetTrainerMICD") else "method"
 
 
 def read_summaries() -> dict[str, str]:

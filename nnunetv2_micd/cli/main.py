@@ -7,9 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from nnunetv2_micd import __version__
-from nnunetv2_micd.cli import benchmark, doctor, export, list_trainers, path, preprocess, profile, report, split, tune
+from nnunetv2_micd.cli import (
+    benchmark,
+    doctor,
+    export,
+    list_trainers,
+    new_dataset,
+    path,
+    preprocess,
+    profile,
+    report,
+    split,
+    tune,
+)
 
-COMMANDS = (path, preprocess, split, list_trainers, doctor, export, report, benchmark, tune, profile)
+COMMANDS = (path, new_dataset, preprocess, split, list_trainers, doctor, export, report, benchmark, tune, profile)
 """Modules of the subcommands in the order of ``nnUNetv2_micd --help``."""
 
 

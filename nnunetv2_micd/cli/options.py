@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DEFAULT_PLANS = "nnUNetPlans"
-DEFAULT_TRAINER = "nnUNetTrainerMICD"
+DEFAULT_TRAINER = "nnUNetTrainerSelfTraining"
 DEFAULT_BASELINE = "nnUNetTrainer"
 
 

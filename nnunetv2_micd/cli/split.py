@@ -41,16 +41,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_folds(name: str, arguments: argparse.Namespace) -> None:
     from nnunetv2_micd.data.budgets import add_budget_splits
-    from nnunetv2_micd.data.folders import labeled_folders
 
     splits = add_budget_splits(name, arguments.n, arguments.seeds, arguments.val)
     print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")
     for fold, seed, entry in splits:
         print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}")
-    has_3d = any(folder.endswith("3d_fullres") for folder in labeled_folders(name))
+    configuration = _configuration(name)
     print("Train with:")
     for fold, _, _ in splits:
-        print(f"nnUNetv2_train {arguments.d} {'3d_fullres' if has_3d else '2d'} {fold} -tr {options.DEFAULT_TRAINER}")
+        print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {options.DEFAULT_TRAINER}")
+
+
+def _configuration(name: str) -> str:
+    """Return the configuration for the commands that are printed."""
+    from nnunetv2_micd.data.folders import labeled_folders
+
+    try:
+        folders = list(labeled_folders(name))
+    except FileNotFoundError:  # a dataset with raw images only, from which others may be derived
+        return "3d_fullres"
+    return "3d_fullres" if any(folder.endswith("3d_fullres") for folder in folders) else "2d"
 
 
 def _derive_datasets(name: str, arguments: argparse.Namespace) -> None:
@@ -63,4 +73,4 @@ def _derive_datasets(name: str, arguments: argparse.Namespace) -> None:
     number = arguments.as_dataset
     print("Plan, preprocess and train each like any other dataset, here with all its labeled cases:")
     print(f"nnUNetv2_plan_and_preprocess -d {number} && nnUNetv2_micd preprocess -d {number}")
-    print(f"nnUNetv2_train {number} 3d_fullres all -tr {options.DEFAULT_TRAINER}")
+    print(f"nnUNetv2_train {number} {_configuration(name)} all -tr {options.DEFAULT_TRAINER}")

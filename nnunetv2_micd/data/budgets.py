@@ -36,13 +36,17 @@ def add_budget_splits(
         Fold number, seed and entry for each seed. An entry that existed before is listed, too.
 
     Raises:
-        ValueError: ``count`` is malformed, or no labeled, unlabeled or validation case is left.
+        ValueError: ``count`` is malformed, a seed is given twice, or no labeled, unlabeled or validation case is left.
         OSError: The dataset is not preprocessed, or the file cannot be written.
 
     Examples:
         >>> add_budget_splits("Dataset004_Hippocampus", "10%", seeds=[0, 1])  # doctest: +SKIP
         [(5, 0, {'train': [...], 'val': [...], 'unlabeled': [...]}), (6, 1, {...})]
     """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"A seed is given twice ({' '.join(map(str, seeds))}), which would be the same fold; name it once"
+        )
     cases = list_cases(dataset_name)
     path = preprocessed_folder(dataset_name) / SPLITS_FILE
     groups = load_groups(dataset_name)
@@ -112,6 +116,7 @@ def _parse_count(count: str, num_cases: int, unit: str) -> int:
         raise ValueError(f'The number of labeled cases must be like "6" or "10%", not "{count}"') from None
     if number >= num_cases:
         raise ValueError(
-            f"{count} labeled {unit} leave none unlabeled: besides those for validation there are {num_cases}"
+            f"{count} labeled {unit} leave none whose labels could be hidden: besides those for validation there are "
+            f"{num_cases}"
         )
     return number

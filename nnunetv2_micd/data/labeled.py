@@ -42,6 +42,6 @@ def check_labeled_cases(
     if damaged:
         raise ValueError(
             f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(sorted(damaged))}); correct the "
-            f"split or run: nnUNetv2_preprocess -d {dataset.name} -plans_name {dataset.plans.plans_name} "
+            f"split or run: nnUNetv2_preprocess -d {dataset.number} -plans_name {dataset.plans.plans_name} "
             f"-c {configuration}"
         )

@@ -67,6 +67,7 @@ def _write_case(job: PreprocessingJob, target: str) -> str | None:
             return defect
         data, properties = dataset.plans.image_reader_writer_class().read_images(job.files)
         defect = find_data_defect(
+            job.case,
             data,
             properties["spacing"],
             dataset.plans.transpose_forward,

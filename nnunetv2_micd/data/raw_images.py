@@ -7,7 +7,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -23,8 +23,15 @@ IMAGE_ENDINGS = (
 """Endings of files that are meant as images, whether or not they are named as nnU-Net wants."""
 
 MOST_ENLARGED = 8
-"""Largest allowed length of an image relative to a typical labeled one, averaged over the axes. With the wrong unit of
-the spacing, such as cm for mm, an image is at least 10 times as long and fits into no memory."""
+"""Length of an image relative to a typical labeled one, averaged over the axes, from which its cost is worth a word.
+With the wrong unit of the spacing, such as cm for mm, an image is at least 10 times as long."""
+
+WRONG_UNIT = 5
+"""Ratio of an image's spacing to that of the plans, averaged over the axes, at which a long image has the wrong unit
+rather than showing more than the labeled ones do."""
+
+MOST_VOXELS = 2**31
+"""Number of voxels that fit into no memory while they are resampled, 8 GiB for each of several copies."""
 
 
 def group_images(folder: str | os.PathLike[str], file_ending: str) -> dict[str, list[str]]:
@@ -93,6 +100,7 @@ def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | Non
 
 
 def find_data_defect(
+    case: str,
     data: np.ndarray,
     spacing: Sequence[float],
     axes: Sequence[int],
@@ -100,9 +108,10 @@ def find_data_defect(
     typical_shape: Sequence[float],
     num_channels: int,
 ) -> str | None:
-    """Return what makes an image useless for training, or None.
+    """Return what makes an image useless for training, or None. Warn of an image that is far larger than labeled ones.
 
     Args:
+        case: Identifier of the image.
         data: Image of shape ``(channels, *spatial)`` as nnU-Net read it.
         spacing: Spacing of ``data`` in mm.
         axes: Spatial axes of ``data`` in the order of the plans (``transpose_forward``).
@@ -121,17 +130,31 @@ def find_data_defect(
         return "is two-dimensional, which a 3D configuration cannot use; remove it, or preprocess for -c 2d only"
     # A 2D configuration does not resample across slices.
     resampled = slice(-len(target_spacing), None)
-    shape = [
-        round(number * old / new)
-        for number, old, new in zip(size[resampled], spacing[resampled], target_spacing, strict=True)
-    ]
-    if not 0 < math.prod(shape) <= math.prod(MOST_ENLARGED * number for number in typical_shape):
-        return (
-            f"would have {' x '.join(map(str, shape))} voxels at the spacing of the plans, labeled images have about "
-            f"{' x '.join(f'{number:.0f}' for number in typical_shape)}; correct the spacing in its header, which is "
-            f"{' x '.join(f'{number:g}' for number in spacing)}"
+    ratios = [old / new for old, new in zip(spacing[resampled], target_spacing, strict=True)]
+    shape = [round(number * ratio) for number, ratio in zip(size[resampled], ratios, strict=True)]
+    voxels, typical = math.prod(shape), math.prod(typical_shape)
+    is_long = voxels > MOST_ENLARGED ** len(shape) * typical
+    sizes = (
+        f"would have {_times(shape)} voxels at the spacing of the plans, labeled images have about "
+        f"{_times(round(number) for number in typical_shape)}"
+    )
+    if voxels == 0 or (is_long and math.prod(ratios) > WRONG_UNIT ** len(ratios)):
+        # A 2D image has one slice of a spacing that nnU-Net made up.
+        own = spacing[resampled] if size[0] == 1 else spacing
+        return f"{sizes}; correct its spacing, which is {_times(f'{number:g}' for number in own)} in the plans' order"
+    if voxels > MOST_VOXELS:
+        return f"{sizes}, and fits into no memory; cut it into parts, or crop it as the labeled images are"
+    if is_long:
+        print(
+            f"Warning: {case} {sizes}; it takes as much longer to preprocess and to load, unless you crop it as the "
+            "labeled images are",
+            file=sys.stderr,
         )
     return None
+
+
+def _times(numbers: Iterable[object]) -> str:
+    return " x ".join(map(str, numbers))
 
 
 def _is_image(name: str) -> bool:

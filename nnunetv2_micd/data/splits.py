@@ -74,6 +74,8 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
     if not isinstance(fold, int) or not os.path.isfile(splits_file):
         return []
     splits = load_splits(splits_file)
+    if not splits:
+        raise ValueError(f"{splits_file} has no folds; delete it, and the next training makes nnU-Net's own")
     if fold >= len(splits):
         raise ValueError(f"{splits_file} has no fold {fold}, but folds 0 to {len(splits) - 1}; train one of these")
     return list(splits[fold].get("unlabeled", []))

@@ -13,6 +13,7 @@ from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, has_five_folds
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
+from nnunetv2_micd.doctor.advice import advise
 from nnunetv2_micd.doctor.finding import Finding
 from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import check_architecture
@@ -41,7 +42,19 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         findings.append(_check_missing_splits(dataset, configuration or available[0]))
     configurations = available if configuration is None else [configuration]
     checks = _excuse([_check_configuration(dataset, name, splits) for name in configurations])
-    return findings + [finding for check in checks for finding in check]
+    return findings + [finding for check in checks for finding in check] + _advise(dataset, configurations, splits)
+
+
+def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
+    """Say what to train, by the numbers of images of the first fold of the first configuration that has any."""
+    for name in configurations:
+        labeled = list_preprocessed(dataset.labeled_folder(name))
+        entry = splits[0] if splits else {"train": labeled, "val": []}
+        if not entry["train"]:
+            continue
+        unlabeled = {*list_preprocessed(dataset.unlabeled_folder(name)), *entry.get("unlabeled", [])}
+        return [advise(len(entry["train"]), len(unlabeled))]
+    return []
 
 
 def _check_missing_splits(dataset: Dataset, configuration: str) -> Finding:
@@ -70,7 +83,8 @@ def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None
     if not labeled:
         return [Finding("problem", name, "not preprocessed", remedy)]
     try:
-        check_architecture(dataset.configuration(name).network_arch_class_name)
+        configuration = dataset.configuration(name)
+        check_architecture(configuration.network_arch_class_name, configuration.network_arch_init_kwargs)
         memory = check_memory(dataset, name)
     except ValueError as error:
         return [Finding("problem", name, str(error))]
@@ -86,6 +100,12 @@ def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None
     unlabeled = len(list_preprocessed(dataset.unlabeled_folder(name)))
     findings.append(Finding("ok", name, f"{_count_raw(dataset)} images in {IMAGES_FOLDER}, {unlabeled} preprocessed"))
     findings.append(memory)
+    if any(configuration.use_mask_for_norm) and dataset.plans.get_label_manager(dataset.dataset_json).has_ignore_label:
+        text = (
+            "nnU-Net normalizes images inside of their nonzero mask, and takes voxels with the ignore label for "
+            "inside; unlabeled images have none, so they may be normalized differently"
+        )
+        findings.append(Finding("warning", name, text, "give the ignore label to voxels of the body only"))
     findings += _check_labeled_files(dataset, name, labeled, remedy)
     return findings + _check_folds(dataset, name, labeled, splits)
 
@@ -96,13 +116,10 @@ def check_memory(dataset: Dataset, name: str) -> Finding:
     channels = determine_num_input_channels(dataset.plans, configuration, dataset.dataset_json)
     labels = dataset.plans.get_label_manager(dataset.dataset_json)
     estimate = estimate_memory(configuration, channels, labels.num_segmentation_heads, labels.has_ignore_label)
-    text = (
-        f"about {_gib(estimate.micd)} of GPU memory for a training of MICD "
-        f"(nnU-Net's own: about {_gib(estimate.nnunet)}, by its planner's measure)"
-    )
+    text = f"about {_gib(estimate)} of GPU memory for a training of MICD"
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     memory = max((torch.cuda.get_device_properties(index).total_memory for index in gpus), default=None)
-    if memory is None or memory >= estimate.micd:
+    if memory is None or memory >= estimate:
         return Finding("ok", name, text)
     remedy = "if it does not fit, copy the plans under another name with a smaller batch_size, and train with these: -p"
     return Finding("warning", name, f"{text}, more than the {_gib(memory)} of the GPU", remedy)

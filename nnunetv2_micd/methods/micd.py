@@ -74,7 +74,7 @@ class StudentOutput(NamedTuple):
 
 
 class nnUNetTrainerMICD(TwoStudents):
-    """MICD, as recommended: two different networks learn from the labels, from each other and from their own past, on
+    """MICD: two different networks learn from the labels, from each other and from their own past, on
     masked images.
 
     The printed method is :class:`~nnunetv2_micd.methods.micd_paper.nnUNetTrainerMICD_paper`. Here eq. 3 has no class

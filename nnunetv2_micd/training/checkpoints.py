@@ -62,8 +62,8 @@ def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
     version = checkpoint[KEY]["version"]
     if _release(version) != _release(nnunetv2_micd.__version__):
         raise ValueError(
-            f"{filename} was written by version {version} of nnunetv2-micd, this is {nnunetv2_micd.__version__}; to "
-            f"continue it, run: pip install nnunetv2-micd=={version}"
+            f"{filename} was written by version {version} of nnunetv2-micd, this is {nnunetv2_micd.__version__}; "
+            f"install version {version} to use it, or train anew without --c"
         )
     return checkpoint[KEY]
 

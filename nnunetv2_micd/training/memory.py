@@ -1,13 +1,12 @@
 """Estimates the GPU memory of a training of MICD from the plans."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunetv2_micd.training.networks import PLAIN, RESIDUAL, build_peer
+from nnunetv2_micd.training.networks import build_peer
 
 BYTES_PER_WEIGHT = 18
 """Weight, gradient and momentum of the student and weight of the teacher in float32, and a copy in half precision."""
@@ -21,34 +20,11 @@ CUDA_BYTES = 3 * 2**30
 nnU-Net's published figures (``resenc_presets.md``: 7.7 GB for its default, 9.1 GB for its residual encoder M, by
 nvidia-smi) and the tensors of one step of such networks (4.7 and 6.8 GiB with two patches of 128 cubed)."""
 
-PLANNER_REFERENCE = {
-    (PLAIN, 2): (85_000_000, 12),
-    (PLAIN, 3): (560_000_000, 2),
-    (RESIDUAL, 2): (135_000_000, 12),
-    (RESIDUAL, 3): (680_000_000, 2),
-}
-"""Size of a network's feature maps and batch size that fill 8 GB by the reckoning of nnU-Net's planners."""
-
-PLANNER_BYTES = 8 * 2**30
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Estimate of GPU memory in bytes.
-
-    Attributes:
-        micd: Memory of nnUNetTrainerMICD.
-        nnunet: Memory of nnU-Net's own trainer, by the measure with which its planner chooses patch and batch size.
-    """
-
-    micd: float
-    nnunet: float
-
 
 def estimate_memory(
     configuration: ConfigurationManager, input_channels: int, classes: int, labeled_consistency: bool = False
-) -> MemoryEstimate:
-    """Estimate the GPU memory of a training with this configuration. Nothing is computed, and no GPU is needed.
+) -> float:
+    """Return the estimated GPU memory of a training in bytes. Nothing is computed, and no GPU is needed.
 
     The formula was fitted to the peak of all tensors that are alive at once in a step with mixed precision. The peak
     was measured with tensors without content, as in ``tests/training/test_memory.py``, for 7 plans: both
@@ -83,8 +59,4 @@ def estimate_memory(
     of_voxel = of_channel * network.encoder.output_channels[0] + of_class * classes
     of_sample = of_feature * max(features, features_of_peer) + of_voxel * torch.Size(patch_size).numel()
     weights = sum(parameter.numel() for net in (network, peer) for parameter in net.parameters())
-    reference, reference_batch = PLANNER_REFERENCE[configuration.network_arch_class_name, len(patch_size)]
-    return MemoryEstimate(
-        micd=CUDA_BYTES + BYTES_PER_WEIGHT * weights + batch_size * of_sample,
-        nnunet=PLANNER_BYTES * features / reference * batch_size / reference_batch,
-    )
+    return CUDA_BYTES + BYTES_PER_WEIGHT * weights + batch_size * of_sample

@@ -14,16 +14,27 @@ CONVOLUTIONS_PER_BLOCK = 2  # of BasicBlockD, the block of ResidualEncoderUNet
 PLAIN_CONVOLUTIONS = 2  # per stage, of nnU-Net's default planner
 
 
-def check_architecture(class_name: str) -> None:
-    """Refuse networks whose decoder features are not known.
+def check_architecture(class_name: str, kwargs: Mapping[str, Any], deep_supervision: bool = True) -> None:
+    """Refuse networks whose decoder features are not known, or whose loss nnU-Net cannot weigh.
+
+    Args:
+        class_name: ``network_arch_class_name`` of the plans.
+        kwargs: ``network_arch_init_kwargs`` of the plans.
+        deep_supervision: Whether the training uses it.
 
     Raises:
-        ValueError: if the plans' architecture is neither a PlainConvUNet nor a ResidualEncoderUNet.
+        ValueError: if the plans' architecture is neither a PlainConvUNet nor a ResidualEncoderUNet, or has two stages.
     """
     if class_name not in (PLAIN, RESIDUAL):
         raise ValueError(
             f"The plans ask for the network '{class_name}', which is not supported; plan with "
             f"nnU-Net's default planner (PlainConvUNet) or a residual encoder preset (ResidualEncoderUNet)."
+        )
+    # nnU-Net gives the coarsest output no weight, and with two stages there is no other: its weights are 0 / 0.
+    if deep_supervision and kwargs["n_stages"] < 3:
+        raise ValueError(
+            f"The network of the plans has {kwargs['n_stages']} stages, too few for nnU-Net's deep supervision; plan "
+            "with larger images, or use a trainer without deep supervision."
         )
 
 
@@ -48,7 +59,7 @@ def peer_architecture(class_name: str, kwargs: Mapping[str, Any]) -> tuple[str, 
     Raises:
         ValueError: see :func:`check_architecture`.
     """
-    check_architecture(class_name)
+    check_architecture(class_name, kwargs, deep_supervision=False)
     peer = dict(kwargs)
     if class_name == PLAIN:
         convolutions = peer.pop("n_conv_per_stage")

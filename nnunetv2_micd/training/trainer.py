@@ -244,7 +244,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Raises:
             ValueError: for plans with an architecture that is not supported, before any time is spent.
         """
-        check_architecture(self.configuration_manager.network_arch_class_name)
+        configuration = self.configuration_manager
+        check_architecture(
+            configuration.network_arch_class_name, configuration.network_arch_init_kwargs, self.enable_deep_supervision
+        )
         with self._as_one_process():  # without DistributedDataParallel, see utils.distributed
             super().initialize()
         networks = {"a": getattr(self.network, "_orig_mod", self.network)}  # without the wrapper of torch.compile

@@ -109,7 +109,7 @@ def test_folds_come_after_those_of_nnunet(dataset: TinyDataset, grid: Grid) -> N
     [
         ({"trainers": ["nnUNetTrainerMCID"]}, "There is no trainer nnUNetTrainerMCID"),
         ({"trainers": ["DC_and_CE_loss"]}, "DC_and_CE_loss cannot be used as a trainer|There is no trainer"),
-        ({"budgets": ["5"]}, "5 labeled cases leave none unlabeled"),
+        ({"budgets": ["5"]}, "5 labeled cases leave none whose labels could be hidden"),
         ({"budgets": ["few"]}, "must be like"),
         ({"budgets": ["2", "40%"]}, "-n 2 with seed 0 and -n 40% with seed 0 label the same cases"),
         ({"budgets": ["1"], "seeds": range(30)}, "label the same cases"),

@@ -54,7 +54,8 @@ def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
     recommended, variants, methods, reconstructions, controls = groups.values()
     assert sorted(name for group in groups.values() for name in group) == sorted(exported.__all__)
     assert all(sentence.endswith(".") for group in groups.values() for sentence in group.values())
-    assert recommended["nnUNetTrainerMICD"].startswith("MICD, as recommended: two different networks")
+    assert list(recommended) == ["nnUNetTrainerSelfTraining"]
+    assert variants["nnUNetTrainerMICD"].startswith("MICD: two different networks")
     assert {"nnUNetTrainerMICD_paper", "nnUNetTrainerMICD_50epochs"} <= set(variants)
     assert {"nnUNetTrainerMeanTeacher", "nnUNetTrainerM3HL"} <= set(methods)
     assert "nnUNetTrainerTransMedSeg" in reconstructions
@@ -83,7 +84,7 @@ def test_split_prints_the_folds_and_the_commands(dataset: TinyDataset, capsys: C
         ["2", "0", "2", "2", "2"],
         ["3", "7", "2", "2", "2"],
     ]
-    assert lines[-1] == "nnUNetv2_train 901 3d_fullres 3 -tr nnUNetTrainerMICD"
+    assert lines[-1] == "nnUNetv2_train 901 3d_fullres 3 -tr nnUNetTrainerSelfTraining"
 
 
 def test_preprocess_lists_failures_and_exits_with_1(dataset: TinyDataset, capsys: Capture) -> None:
@@ -141,7 +142,8 @@ def test_the_help_names_the_controls(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("split -d 901 -n 99", "error: 99 labeled cases leave none unlabeled"),
+        ("split -d 901 -n 2 --seeds 0 0 1", "error: A seed is given twice (0 0 1)"),
+        ("split -d 901 -n 99", "error: 99 labeled cases leave none whose labels could be hidden"),
         ("preprocess -d 902", "error: There must be one dataset with the number 902"),
         ("preprocess -d 901 -np 0", "error: The number of processes must be at least 1, not 0"),
         ("doctor -c 2d", "error: The configuration 2d can only be checked together with a dataset"),

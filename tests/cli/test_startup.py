@@ -6,7 +6,19 @@ import sys
 import pytest
 from helpers import TinyDataset
 
-COMMANDS = "path", "preprocess", "split", "list", "doctor", "export", "report", "benchmark", "tune", "profile"
+COMMANDS = (
+    "path",
+    "dataset",
+    "preprocess",
+    "split",
+    "list",
+    "doctor",
+    "export",
+    "report",
+    "benchmark",
+    "tune",
+    "profile",
+)
 SLOW = "torch", "blosc2", "sklearn", "scipy", "matplotlib", "pandas", "nnunetv2.utilities.plans_handling.plans_handler"
 
 

@@ -212,6 +212,15 @@ def test_a_two_dimensional_image_is_used_in_2d(fresh: TinyDataset) -> None:
     assert train(fresh, "2d") == {*fresh.unlabeled, "new"}
 
 
+def test_a_whole_image_beside_crops_is_used_with_a_word_on_its_cost(
+    fresh: TinyDataset, capfd: pytest.CaptureFixture
+) -> None:
+    write_image(fresh.images / "whole_0000.nii.gz", np.tile(VOLUME, (9, 9, 9)))
+    assert preprocess_unlabeled(Dataset.find(fresh.id), ["3d_fullres"], num_processes=1) == []
+    assert "Warning: whole would have 180 x 198 x 234 voxels at the spacing of the plans" in capfd.readouterr().err
+    assert used(fresh) == {*fresh.unlabeled, "whole"}
+
+
 @pytest.mark.filterwarnings("ignore:1 of the images in imagesUn")
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_image_is_named(fresh: TinyDataset, run: Callable) -> None:

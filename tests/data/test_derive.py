@@ -115,6 +115,16 @@ def test_command_makes_one_for_each_seed(dataset: TinyDataset, capsys: pytest.Ca
     assert dataset.splits_file.read_text() == before
 
 
+def test_command_names_a_configuration_that_the_dataset_has(
+    dataset: TinyDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["split", "-d", "901", "-n", "2", "--as-dataset", "902"])
+    assert "nnUNetv2_train 902 3d_fullres all" in capsys.readouterr().out
+    shutil.rmtree(dataset.labeled_folder("3d_fullres"))
+    main(["split", "-d", "901", "-n", "2", "--as-dataset", "903"])
+    assert "nnUNetv2_train 903 2d all" in capsys.readouterr().out
+
+
 def test_its_unlabeled_images_can_be_preprocessed(dataset: TinyDataset) -> None:
     name, entry = derive_dataset(dataset.name, 902, "2")
     folder = dataset.root / "preprocessed" / name

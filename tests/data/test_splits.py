@@ -90,7 +90,9 @@ def test_counts_that_are_no_numbers(dataset, count, read):
 
 @pytest.mark.parametrize("count", ["5", "6", "100%"])
 def test_budgets_that_leave_nothing_unlabeled(dataset, count):
-    with pytest.raises(ValueError, match=f"{count} labeled cases leave none unlabeled: .* there are 5"):
+    with pytest.raises(
+        ValueError, match=f"{count} labeled cases leave none whose labels could be hidden: .* there are 5"
+    ):
         add_budget_splits(dataset.name, count)
 
 
@@ -181,7 +183,7 @@ def test_groups_are_counted_and_never_divided(dataset, read):
     for _, _, entry in add_budget_splits(dataset.name, "1", seeds=[0, 1, 2], val_fraction=0.3):
         assert {len(cases) for cases in entry.values()} == {2}
         assert all(len({pairs[case] for case in cases}) == 1 for cases in entry.values())
-    with pytest.raises(ValueError, match=r"groups of cases leave none unlabeled.* there are 2"):
+    with pytest.raises(ValueError, match=r"groups of cases leave none whose labels could be hidden.* there are 2"):
         add_budget_splits(dataset.name, "2", val_fraction=0.3)
 
 

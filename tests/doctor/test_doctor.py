@@ -50,14 +50,14 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
         expected += [
             f"ok       {name:21}  6 labeled cases preprocessed",
             f"ok       {name:21}  4 images in imagesUn, 4 preprocessed",
-            f"ok       {name:21}  about 3.0 GiB of GPU memory for a training of MICD (nnU-Net's own: about 0.0 GiB, "
-            "by its planner's measure)",
+            f"ok       {name:21}  about 3.0 GiB of GPU memory for a training of MICD",
             f"ok       {name:21}  fold 0: 3 labeled, 4 unlabeled, 2 validation",
             f"ok       {name:21}  fold 1: 1 labeled, 7 unlabeled, 2 validation",
         ]
-    assert [line.split() for line in lines[start:]] == [
-        line.split() for line in [*expected, "", "no problems, 1 warning"]
-    ]
+    advice = next(i for i, line in enumerate(lines) if line.startswith("ok       advice"))
+    assert [line.split() for line in lines[start:advice]] == [line.split() for line in expected]
+    assert "with 3 labeled and 4 unlabeled images: " in lines[advice]
+    assert lines[-2:] == ["", "no problems, 1 warning"]
     assert len({line.index(text) for line, text in ((lines[0], "3."), (lines[start], "planned"))}) == 1  # aligned
     assert sorted(dataset.root.rglob("*")) == before
 
@@ -232,6 +232,12 @@ def other_network(dataset: TinyDataset) -> None:
     dataset.plans_file.write_text(json.dumps(plans))
 
 
+def network_of_two_stages(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = 2
+    dataset.plans_file.write_text(json.dumps(plans))
+
+
 def no_training_case(dataset: TinyDataset) -> None:
     dataset.splits_file.write_text(json.dumps([{"train": [], "val": ["case_3"]}]))
 
@@ -253,6 +259,7 @@ def trained_on_validation_cases(dataset: TinyDataset) -> None:
         (lost_case, "problem", "folds 0, 1: splits_final.json names cases that are not preprocessed (case_0)", "corr"),
         (lost_unused_case, "warning", "5 labeled cases preprocessed, but 6 in dataset.json", "nnUNetv2_preprocess"),
         (other_network, "problem", "The plans ask for the network 'somewhere.Transformer'", ""),
+        (network_of_two_stages, "problem", "The network of the plans has 2 stages", ""),
         (no_training_case, "problem", "fold 0: no labeled training case", "add some"),
         (trained_on_validation_cases, "warning", "fold 0: training cases are validation cases, too (case_3)", "corr"),
     ],
@@ -265,6 +272,19 @@ def test_defects_of_a_dataset(
     assert [finding.level for finding in findings if finding.text.startswith(text)] == [level]
     assert next(finding.remedy for finding in findings if finding.text.startswith(text)).startswith(remedy)
     assert any(finding.level == "problem" for finding in findings) == (level == "problem")
+
+
+def test_a_mask_that_the_ignore_label_enlarges(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["use_mask_for_norm"] = [True]
+    dataset.plans_file.write_text(json.dumps(plans))
+    text = "takes voxels with the ignore label for inside"
+    assert not [finding for finding in find("3d_fullres", "901", "3d_fullres") if text in finding.text]
+    description = json.loads((dataset.preprocessed / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (dataset.preprocessed / "dataset.json").write_text(json.dumps(description))
+    [finding] = [finding for finding in find("3d_fullres", "901", "3d_fullres") if text in finding.text]
+    assert finding.level == "warning"
 
 
 def test_one_fit_configuration_is_enough(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> None:

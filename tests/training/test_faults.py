@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_release(dataset: TinyDataset, monkeypatch: pyte
     trainer.save_checkpoint(path)
     monkeypatch.undo()
     dataset.set_environment(monkeypatch)
-    with pytest.raises(ValueError, match=r"version 0\.0\.9 .*pip install nnunetv2-micd==0\.0\.9"):
+    with pytest.raises(ValueError, match=r"version 0\.0\.9 .*install version 0\.0\.9"):
         make_trainer(nnUNetTrainerMICD, dataset).load_checkpoint(path)
 
 

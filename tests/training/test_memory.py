@@ -1,4 +1,4 @@
-"""The estimate of GPU memory against hand-made numbers, nnU-Net's planners, and steps on tensors without content."""
+"""The estimate of GPU memory against hand-made numbers and steps on tensors without content."""
 
 import json
 from itertools import repeat
@@ -9,8 +9,6 @@ from weakref import finalize
 import pytest
 import torch
 from helpers import TinyDataset, make_trainer
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.experiment_planners.resencUNet_planner import ResEncUNetPlanner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -85,18 +83,15 @@ def test_estimate_is_weights_and_batch_and_cuda(name: str, dataset: TinyDataset)
     none, two, six = (
         estimate_memory(plan(dataset, name, batch_size=size).get_configuration(name), 1, 3) for size in (0, 2, 6)
     )
-    assert none.micd == 3 * GIB + 18 * weights
-    assert (none.nnunet, six.nnunet) == (0, pytest.approx(3 * two.nnunet))
-    assert six.micd - none.micd == pytest.approx(3 * (two.micd - none.micd))
+    assert none == 3 * GIB + 18 * weights
+    assert six - none == pytest.approx(3 * (two - none))
 
 
 def test_numbers_of_nnunets_default_network(dataset: TinyDataset) -> None:
     plan_in_full_size(dataset, "3d_fullres", PLAIN, (128, 128, 128), 2)
     finding = check_memory(Dataset.find(dataset.id), "3d_fullres")
     assert (finding.level, finding.subject, finding.remedy) == ("ok", "3d_fullres", "")
-    assert finding.text == (
-        "about 9.4 GiB of GPU memory for a training of MICD (nnU-Net's own: about 6.5 GiB, by its planner's measure)"
-    )
+    assert finding.text == "about 9.4 GiB of GPU memory for a training of MICD"
 
 
 @pytest.mark.parametrize(("gib", "level"), [(80, "ok"), (12, "ok"), (8, "warning")])
@@ -111,27 +106,6 @@ def test_gpu_that_is_too_small(gib: int, level: str, dataset: TinyDataset, monke
     if level == "warning":
         assert "more than the 8.0 GiB of the GPU" in finding.text
         assert "smaller batch_size" in finding.remedy
-
-
-def test_planners_measure_is_that_of_nnunet(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # the threads that the planner works with
-    for class_name, planner in ((PLAIN, ExperimentPlanner(901)), (RESIDUAL, ResEncUNetPlanner(901))):
-        assert planner.UNet_reference_val_corresp_GB * GIB == memory.PLANNER_BYTES
-        for dimensions, reference, batch_size in (
-            (2, planner.UNet_reference_val_2d, planner.UNet_reference_val_corresp_bs_2d),
-            (3, planner.UNet_reference_val_3d, planner.UNet_reference_val_corresp_bs_3d),
-        ):
-            assert memory.PLANNER_REFERENCE[class_name, dimensions] == (reference, batch_size)
-    configuration = PlansManager(str(dataset.plans_file)).get_configuration("3d_fullres")
-    features = ExperimentPlanner.static_estimate_VRAM_usage(
-        configuration.patch_size,
-        1,
-        3,
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-    )
-    assert estimate_memory(configuration, 1, 3).nnunet == pytest.approx(features / 560e6 * 8 * GIB)
 
 
 class WithoutContent(FakeTensorMode):
@@ -239,7 +213,7 @@ def test_estimate_agrees_with_a_step(
 ) -> None:
     plan_in_full_size(dataset, name, class_name, patch_size, batch_size)
     set_number_of_classes(dataset, classes)
-    estimate = estimate_memory(PlansManager(str(dataset.plans_file)).get_configuration(name), 1, classes).micd
+    estimate = estimate_memory(PlansManager(str(dataset.plans_file)).get_configuration(name), 1, classes)
     assert measure_step(nnUNetTrainerMICD, dataset, name, monkeypatch) == pytest.approx(
         estimate - memory.CUDA_BYTES, rel=0.07
     )

@@ -11,6 +11,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.training.networks import (
     PLAIN,
     RESIDUAL,
+    check_architecture,
     forward_with_features,
     forward_with_outputs,
     forward_with_scaled_features,
@@ -101,6 +102,13 @@ def test_forward_with_outputs_is_the_forward_pass(class_name: str, deep_supervis
 def test_unknown_architecture_names_what_is_supported() -> None:
     with pytest.raises(ValueError, match=r"'a\.Transformer'.*PlainConvUNet.*ResidualEncoderUNet"):
         peer_architecture("a.Transformer", {})
+
+
+def test_two_stages_leave_deep_supervision_without_weights() -> None:
+    with pytest.raises(ValueError, match="has 2 stages, too few for nnU-Net's deep supervision"):
+        check_architecture(PLAIN, {"n_stages": 2})
+    check_architecture(PLAIN, {"n_stages": 2}, deep_supervision=False)
+    check_architecture(PLAIN, {"n_stages": 3})
 
 
 @pytest.mark.slow

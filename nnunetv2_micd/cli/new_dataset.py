@@ -1,0 +1,72 @@
+"""``nnUNetv2_micd dataset``: makes a raw dataset from ordinary folders."""
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the subparsers of nnUNetv2_micd."""
+    parser = commands.add_parser(
+        "dataset",
+        help="make a raw dataset from folders of images and labels",
+        description="Lays out the raw dataset that nnU-Net wants, of links to your files, which stay as they are. "
+        "Reads all labels to find their values, and checks that they fit their images. Ends with the next commands.",
+    )
+    parser.add_argument("-d", metavar="NUMBER", type=int, required=True, help="number of the new dataset")
+    parser.add_argument("-n", metavar="NAME", required=True, help="its name, such as Liver")
+    parser.add_argument(
+        "-i",
+        metavar="FOLDER",
+        nargs="+",
+        required=True,
+        help="folder of the labeled images; with several channels one for each, with files of the same names",
+    )
+    parser.add_argument("-l", metavar="FOLDER", required=True, help="folder of their labels, named like the images")
+    parser.add_argument("-u", metavar="FOLDER", nargs="+", default=[], help="folders of the unlabeled images, like -i")
+    parser.add_argument(
+        "--channels", metavar="NAME", nargs="+", help="name of each channel: CT for CT, such as MR or T1 T2 otherwise"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="name of each value of the labels but 0, in their order",
+    )
+    parser.add_argument("--copy", action="store_true", help="copy the files instead of linking to them")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the dataset, and print the next commands."""
+    from nnunetv2_micd.cli.options import DEFAULT_TRAINER
+    from nnunetv2_micd.data.new_dataset import Sources, inspect, make_dataset
+
+    content = inspect(Sources(arguments.i, arguments.l, arguments.u))
+    channels = arguments.channels or content.default_channels or _ask(content.num_channels)
+    folder = make_dataset(arguments.d, arguments.n, content, channels, arguments.classes, arguments.copy)
+    values = ", ".join(map(str, [0, *content.values]))
+    print(f"{folder}: {len(content.labeled)} labeled and {len(content.unlabeled)} unlabeled images, labels {values}")
+    print("Next:")
+    print(f"nnUNetv2_plan_and_preprocess -d {arguments.d} --verify_dataset_integrity")
+    if content.unlabeled:
+        print(f"nnUNetv2_micd preprocess -d {arguments.d}")
+    print(f"nnUNetv2_micd doctor -d {arguments.d}")
+    fold = 0 if len(content.labeled) > 1 else "all"
+    configuration = "2d" if content.default_channels else "3d_fullres"
+    print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {DEFAULT_TRAINER}")
+
+
+def _ask(number: int) -> list[str]:
+    """Ask for the names of the channels, by which nnU-Net chooses the normalization.
+
+    Raises:
+        ValueError: There is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise ValueError(
+            f"nnU-Net chooses the normalization by the names of the {number} channels; give them: --channels CT for CT "
+            "images, --channels MR or T1 T2 for others"
+        )
+    return [input(f"Name of channel {index} (CT for CT images, or such as MR, T1, PET): ") for index in range(number)]

@@ -1,0 +1,196 @@
+"""From ordinary folders to a raw dataset."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+from helpers import TinyDataset, write_image
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from skimage.io import imread, imsave
+
+from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.new_dataset import Sources, inspect
+
+VOLUME = np.random.RandomState(0).randint(0, 250, (6, 8, 10)).astype(np.int16)
+LABEL = (VOLUME > 125).astype(np.uint8) + (VOLUME > 200)
+
+
+@pytest.fixture
+def home(dataset: TinyDataset) -> Path:
+    """A folder with two labeled and one unlabeled image, beside nnU-Net's folders."""
+    home = dataset.root / "home"
+    for name in "ab":
+        write_image(home / "images" / f"{name}.nii.gz", VOLUME)
+        write_image(home / "labels" / f"{name}.nii.gz", LABEL)
+    write_image(home / "more" / "c.nii.gz", VOLUME)
+    return home
+
+
+def call(home: Path, *options: str) -> None:
+    folders = [f"-{key}={home / name}" for key, name in (("i", "images"), ("l", "labels"), ("u", "more"))]
+    main(["dataset", "-d", "42", "-n", "New", *folders, *options])
+
+
+def made(home: Path) -> Path:
+    return home.parent / "raw" / "Dataset042_New"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_from_folders_to_commands(home: Path, capsys: pytest.CaptureFixture) -> None:
+    call(home, "--channels", "MR", "--classes", "edema", "tumor")
+    folder = made(home)
+    assert names(folder / "imagesTr") == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    assert names(folder / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
+    assert names(folder / "imagesUn") == ["c_0000.nii.gz"]
+    assert (folder / "labelsTr" / "a.nii.gz").resolve() == (home / "labels" / "a.nii.gz").resolve()
+    assert json.loads((folder / "dataset.json").read_text()) == {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "edema": 1, "tumor": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    verify_dataset_integrity(str(folder), 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("2 labeled and 1 unlabeled images, labels 0, 1, 2") for line in lines)
+    assert "nnUNetv2_micd preprocess -d 42" in lines
+    assert "nnUNetv2_train 42 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in lines
+
+
+def test_nothing_is_overwritten(home: Path) -> None:
+    call(home, "--channels", "MR")
+    before = (made(home) / "dataset.json").stat().st_mtime_ns
+    with pytest.raises(SystemExit, match="The number 42 belongs to Dataset042_New already"):
+        call(home, "--channels", "MR")
+    assert (made(home) / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_copies(home: Path) -> None:
+    call(home, "--channels", "MR", "--copy")
+    file = made(home) / "imagesTr" / "a_0000.nii.gz"
+    assert not file.is_symlink()
+    assert file.read_bytes() == (home / "images" / "a.nii.gz").read_bytes()
+
+
+def test_several_channels(home: Path) -> None:
+    for name in ("images", "more"):
+        for file in (home / name).iterdir():
+            write_image(home / f"{name}2" / file.name, VOLUME + 1)
+    folders = [str(home / name) for name in ("images", "images2", "labels", "more", "more2")]
+    options = ["-i", *folders[:2], "-l", folders[2], "-u", *folders[3:], "--channels", "T1", "T2"]
+    main(["dataset", "-d", "42", "-n", "New", *options])
+    assert names(made(home) / "imagesUn") == ["c_0000.nii.gz", "c_0001.nii.gz"]
+    second = sitk.GetArrayFromImage(sitk.ReadImage(str(made(home) / "imagesTr" / "a_0001.nii.gz")))
+    np.testing.assert_array_equal(second, VOLUME + 1)
+    verify_dataset_integrity(str(made(home)), 1)
+
+
+def test_names_as_in_nnunet_and_labels_with_an_addition(home: Path) -> None:
+    for folder, addition in (("images", "_0000"), ("more", "_0000"), ("labels", "_seg")):
+        for file in list((home / folder).iterdir()):
+            file.rename(file.with_name(file.name.replace(".nii", f"{addition}.nii")))
+    call(home, "--channels", "MR")
+    assert names(made(home) / "imagesTr") == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    assert names(made(home) / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_photographs_with_masks_of_255(home: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder in ("png", "masks"):
+        (home / folder).mkdir()
+    image = np.random.RandomState(1).randint(0, 255, (12, 14, 3)).astype(np.uint8)
+    mask = (image[..., 0] > 99).astype(np.uint8) * 255
+    for name in ("x", "y"):
+        imsave(home / "png" / f"{name}.png", image, check_contrast=False)
+        imsave(home / "masks" / f"{name}.png", mask, check_contrast=False)
+    main(["dataset", "-d", "42", "-n", "New", "-i", str(home / "png"), "-l", str(home / "masks")])
+    np.testing.assert_array_equal(imread(made(home) / "labelsTr" / "x.png"), mask // 255)
+    assert imread(home / "masks" / "x.png").max() == 255  # the user's file stays
+    description = json.loads((made(home) / "dataset.json").read_text())
+    assert description["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert description["labels"] == {"background": 0, "class_255": 1}
+    verify_dataset_integrity(str(made(home)), 1)
+    out = capsys.readouterr().out
+    assert "nnUNetv2_train 42 2d 0" in out
+    assert "nnUNetv2_micd preprocess" not in out
+
+
+def test_spacing_of_tiffs(home: Path) -> None:
+    for folder, array in (("tif", VOLUME), ("tif_labels", LABEL)):
+        (home / folder).mkdir()
+        tifffile.imwrite(home / folder / "x.tif", array)
+        (home / folder / "x.json").write_text('{"spacing": [2, 1, 1]}')
+    options = ["-i", str(home / "tif"), "-l", str(home / "tif_labels"), "--channels", "EM"]
+    main(["dataset", "-d", "42", "-n", "New", *options])
+    assert names(made(home) / "imagesTr") == ["x.json", "x_0000.tif"]
+    assert names(made(home) / "labelsTr") == ["x.json", "x.tif"]
+
+
+def test_channels_are_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="give them: --channels CT for CT"):
+        call(home)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "CT")
+    call(home)
+    assert json.loads((made(home) / "dataset.json").read_text())["channel_names"] == {"0": "CT"}
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda home: (home / name).unlink()
+
+
+def put(name: str, array: np.ndarray, spacing: tuple[float, float, float] = (1, 1, 1)) -> Callable[[Path], None]:
+    return lambda home: write_image(home / name, array, spacing)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("labels/a.nii.gz"), r"have no label in .*: a; name the labels like the images, and move .* \(-u\)"),
+        (remove("images/a.nii.gz"), r"labels in .* have no image: a; rename or remove them"),
+        (put("more/a.nii.gz", VOLUME), r"labeled and unlabeled \(a\); rename or remove"),
+        (put("labels/a.nii.gz", LABEL[1:]), r"a has 6 x 8 x 10 voxels, but its label .* has 5 x 8 x 10"),
+        (put("labels/a.nii.gz", LABEL, (2, 1, 1)), "a has the spacing .* but its label"),
+        (put("labels/a.nii.gz", VOLUME / 3), "a.nii.gz is no label: it has"),
+        (put("images/a.mha", VOLUME), r"files of several kinds \(.mha, .nii.gz\); keep one kind"),
+        (lambda home: (home / "images" / "a.nii.gz").write_bytes(b"no image"), "a cannot be read"),
+        (lambda home: os.rename(home / "more", home / "less"), "There is no folder .*more; name an existing one"),
+        (lambda home: [path.unlink() for path in (home / "more").iterdir()], "There are no images in .*more"),
+    ],
+)
+def test_wrong_folders(damage: Callable[[Path], object], message: str, home: Path) -> None:
+    damage(home)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        call(home, "--channels", "MR")
+    assert not made(home).exists()
+    assert not list(made(home).parent.glob("incomplete*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--channels", "T1", "T2"),
+            "There are 1 channels of the images, which need as many different names, not T1 T2",
+        ),
+        (("--channels", "MR", "--classes", "liver"), r"There are 2 values of the labels \(1, 2\), which need as many"),
+        (("--channels", "MR", "-n", "../x"), "letters, digits, - and _ only, not '../x'"),
+        (("--channels", "MR", "-d", "1000"), "needs a number from 1 to 999, not 1000"),
+    ],
+)
+def test_wrong_options(options: tuple[str, ...], message: str, home: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        call(home, *options)
+
+
+def test_jpegs_are_refused(home: Path) -> None:
+    (home / "jpg").mkdir()
+    (home / "jpg" / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"are \.jpg files, which nnU-Net does not read; convert them"):
+        inspect(Sources([str(home / "jpg")], str(home / "labels")))

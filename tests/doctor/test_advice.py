@@ -1,0 +1,50 @@
+"""The advice of the doctor says what the tables in docs/results say."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_micd.doctor import advice
+from nnunetv2_micd.doctor.advice import MEASUREMENTS, Measurement, advise
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def read(measurement: Measurement, table: str) -> tuple[float, float, float]:
+    """Return difference and interval of a table, in points."""
+    with (RESULTS / measurement.table / table).open() as file:
+        [row] = [
+            row
+            for row in csv.DictReader(file)
+            if (row["metric"], row["budget"], row["trainer"])
+            == ("dice", measurement.budget, f"nnUNetTrainer{measurement.trainer}")
+        ]
+    return tuple(round(100 * float(row[name]), 1) for name in ("difference", "low", "high"))
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda one: f"{one.table}-{one.budget}")
+def test_measurements_are_those_of_the_tables(measurement: Measurement) -> None:
+    assert measurement.over_nnunet == read(measurement, "comparisons.csv")
+    assert measurement.over_control == read(measurement, "against_control.csv")
+    assert f"nnUNetTrainer{measurement.trainer}" in exported.__all__
+    with (RESULTS / measurement.table / "summary.csv").open() as file:
+        assert str(measurement.labeled) in {
+            row["num_labeled"] for row in csv.DictReader(file) if row["budget"] == measurement.budget
+        }
+
+
+def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2")
+    many = Measurement("hearts", 20, 50, "B", (1.0, 0.0, 2.0), (0.5, 0.0, 1.0), "many", "20")
+    monkeypatch.setattr(advice, "MEASUREMENTS", (few, many))
+    assert advise(1, 10).text == "with 1 labeled and 10 unlabeled images: -tr nnUNetTrainerA"
+    assert advise(15, 10).text.endswith("nnUNetTrainerB")
+    assert advise(40, 10).text.endswith("nnUNetTrainerB")
+    assert "was not measured" in advise(41, 10).text
+    assert advise(5, 0).text == "with 5 labeled and no unlabeled images: nnU-Net itself"
+    assert advise(2, 10).remedy == (
+        "on livers with 2 labeled and 50 unlabeled images it gained +3.0 Dice points over nnU-Net (95 % interval 2.0 "
+        "to 4.0), and +1.0 (95 % interval 0.5 to 1.5) over the best training without unlabeled images: docs/results/few"
+    )
