@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from nnunetv2_micd import __version__
 from nnunetv2_micd.cli import (
     benchmark,
+    dataset,
     doctor,
     export,
     list_trainers,
-    new_dataset,
     path,
     preprocess,
     profile,
@@ -21,7 +21,7 @@ from nnunetv2_micd.cli import (
     tune,
 )
 
-COMMANDS = (path, new_dataset, preprocess, split, list_trainers, doctor, export, report, benchmark, tune, profile)
+COMMANDS = (path, dataset, preprocess, split, list_trainers, doctor, export, report, benchmark, tune, profile)
 """Modules of the subcommands in the order of ``nnUNetv2_micd --help``."""
 
 
