@@ -18,16 +18,13 @@ from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.report.runs import FinishedRun, display_name, find_classes
+from nnunetv2_micd.utils.figures import label_color
 
 QUANTILES = (0.1, 0.5, 0.9)
 """Quantiles of the baseline's Dice over the cases. The cases at these are shown, to avoid cherry-picking."""
 MARGIN = 0.35
 """Margin around the truth as a share of its size."""
 MAX_COLUMNS = 7
-LABEL_COLORS = (
-    *("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b"),
-    *("#bcbd22", "#1b2a8a", "#f7b6d2", "#006d5b", "#aec7e8", "#b22222", "#76ff03", "#c49c94"),
-)
 OPACITY = 0.55
 """Opacity of a label over the image."""
 
@@ -110,11 +107,7 @@ def _class_legend(run: FinishedRun) -> list[Patch]:
     for name, labels in find_classes(run).items():
         for label in labels:
             names.setdefault(label, []).append(name)
-    return [Patch(color=_color_of(label), alpha=OPACITY, label=", ".join(names[label])) for label in sorted(names)]
-
-
-def _color_of(label: int) -> str:
-    return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
+    return [Patch(color=label_color(label), alpha=OPACITY, label=", ".join(names[label])) for label in sorted(names)]
 
 
 def _percent(dice: float) -> str:
@@ -125,7 +118,7 @@ def _draw_labels(panel: Axes, labels: np.ndarray, run: FinishedRun, aspect: floa
     """Draw a label map over the image; the color of a label is the same in all panels."""
     ignore = run.ignore_label
     highest = max(run.plans_manager.get_label_manager(run.dataset_json).all_labels)
-    colors = [_color_of(label) for label in range(1, max(2, highest + 1))]
+    colors = [label_color(label) for label in range(1, max(2, highest + 1))]
     panel.imshow(
         np.ma.masked_where((labels == 0) | (labels == ignore), labels),
         cmap=ListedColormap(colors),

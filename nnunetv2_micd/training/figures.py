@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
-from nnunetv2_micd.utils.figures import default_style
+from nnunetv2_micd.utils.figures import default_style, label_color
 from nnunetv2_micd.utils.files import atomic
 
 Row = Mapping[str, float]
@@ -56,35 +58,49 @@ def _draw_history(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def save_patches(panels: Mapping[str, Tensor], path: str) -> None:
+def save_patches(
+    panels: Mapping[str, Tensor], path: str, title: str = "", cases: Sequence[str] = (), names: Mapping[int, str] = {}
+) -> None:
     """Draw the middle slice of some patches, a row each.
 
     Args:
         panels: Panels ``(B, *patch)`` of two or three spatial axes by title. Floats are drawn as images, integers as
             labels, bools as marks.
         path: File of the picture, a PNG; its folder is made.
+        title: Title of the picture.
+        cases: Name of the image of each patch.
+        names: Name of each label, for the legend.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with default_style():
-        _draw_patches(panels).savefig(path, dpi=100)
+        figure = _draw_patches(panels, cases)
+        figure.suptitle(title, fontsize=10)
+        handles = [Patch(color=label_color(label), label=name) for label, name in names.items()]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+        figure.savefig(path, dpi=100)
 
 
-def _draw_patches(panels: Mapping[str, Tensor]) -> Figure:
+def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:
     rows = min(PATCHES_SHOWN, *(len(panel) for panel in panels.values()))
     figure = Figure(figsize=(2.5 * len(panels), 2.6 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, len(panels), squeeze=False)
     for column, (title, panel) in enumerate(panels.items()):
         axes[0, column].set_title(title, fontsize=9)
-        highest_label = max(1, int(panel.max())) if not panel.is_floating_point() else None
+        highest = 0 if panel.is_floating_point() else max(1, int(panel.max()))
+        colors = ListedColormap(["black", *map(label_color, range(1, highest + 1))])
         for row in range(rows):
-            axes[row, column].set_axis_off()
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].spines[:].set_visible(False)
+            if column == 0 and row < len(cases):
+                axes[row, column].set_ylabel(cases[row], fontsize=8)
             picture = _middle_slice(panel[row]).cpu()
             if panel.is_floating_point():
                 axes[row, column].imshow(picture.float().numpy(), cmap="gray")
             else:
-                colors = "Reds" if panel.dtype == torch.bool else "nipy_spectral"
+                marks = panel.dtype == torch.bool
                 axes[row, column].imshow(
-                    picture.numpy(), cmap=colors, vmin=0, vmax=highest_label, interpolation="nearest"
+                    picture.numpy(), cmap="Reds" if marks else colors, vmin=0, vmax=highest, interpolation="nearest"
                 )
     return figure
 

@@ -113,6 +113,26 @@ class Monitor:
         self._log(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         return figures
 
+    def summary(self, seconds: float) -> str:
+        """Return a sentence on the whole training.
+
+        Args:
+            seconds: Time of all epochs.
+        """
+        text = f"Trained {len(self.history)} epochs in {seconds / 60:.0f} minutes"
+        rows = [row for row in self.history if "mean_fg_dice" in row]
+        if not rows:
+            return text + "."
+        text += f"; online Dice of the network that predicts: {_mean_dice(rows):.3f} at the end"
+        # What methods report only of unlabeled images.
+        used = [any(name in row for name in ("agreement", "foreground_teacher", "foreground")) for row in rows]
+        if True in used[1:] and not used[0]:
+            start = used.index(True)
+            text += f", {_mean_dice(rows[:start]):.3f} before it learned from unlabeled images (epoch {start - 1})"
+        if "agreement" in rows[-1]:
+            text += f"; agreement on unlabeled voxels: {rows[-1]['agreement']:.2f}"
+        return text + "."
+
     def watch_for_collapse(self, dice: float, best_dice: float) -> None:
         """Warn once when the deployed network has fallen far below its best while unsupervised losses are on.
 
@@ -132,7 +152,13 @@ class Monitor:
             f"predict with checkpoint_best (-chk checkpoint_best.pth)."
         )
 
-    def write(self, folder: str, draw_patches: Callable[[], Mapping[str, Tensor]] | None) -> None:
+    def write(
+        self,
+        folder: str,
+        draw_patches: Callable[[], Mapping[str, Tensor]] | None,
+        cases: Sequence[str] = (),
+        names: Mapping[int, str] = {},
+    ) -> None:
         """Write the history as a table and a plot, and a picture of unlabeled patches.
 
         A file that cannot be written does not end the training.
@@ -140,12 +166,20 @@ class Monitor:
         Args:
             folder: Results folder of the training.
             draw_patches: Function that returns the panels of the picture; None if there is none to draw.
+            cases: Name of the image of each patch.
+            names: Name of each label.
         """
         epoch = int(self.history[-1]["epoch"])
         try:
             write_csv(self.history, os.path.join(folder, "semi_supervised.csv"))
             plot_history(self.history, os.path.join(folder, "semi_supervised.png"))
             if draw_patches is not None:
-                save_patches(draw_patches(), os.path.join(folder, "unlabeled_patches", f"epoch_{epoch:04d}.png"))
+                path = os.path.join(folder, "unlabeled_patches", f"epoch_{epoch:04d}.png")
+                save_patches(draw_patches(), path, f"Unlabeled images after epoch {epoch}", cases, names)
         except OSError as error:  # a full disk, or a table that a spreadsheet program keeps open
             self._log(f"The figures of epoch {epoch} could not be written: {error}")
+
+
+def _mean_dice(rows: Sequence[Mapping[str, float]]) -> float:
+    """Return the mean online Dice of the last epochs, as that of a single one is noisy."""
+    return float(np.mean([row["mean_fg_dice"] for row in rows[-5:]]))

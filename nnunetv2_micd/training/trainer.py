@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
 from nnunetv2_micd.data.dataset import Dataset
@@ -118,6 +119,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.unlabeled_origin = Origin([], torch.zeros(0, 0))
         self.unlabeled_images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
+        self._progress: tqdm | None = None
         self._workers: dict[str, list[BaseProcess]] = {}
         self._saved_random: dict[str, Any] | None = None
 
@@ -411,6 +413,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
         self.dataloader_unlabeled = None
+        starts, ends = (self.logger.get_value(f"epoch_{end}_timestamps", step=None) for end in ("start", "end"))
+        self.print_to_log_file(self.monitor.summary(sum(end - start for start, end in zip(starts, ends, strict=False))))
         if not self.disable_checkpointing:
             self.print_to_log_file(next_commands(self), add_timestamp=False)
 
@@ -426,6 +430,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Put all students into training mode."""
         super().on_train_epoch_start()
         self.networks.train()
+        # On a terminal only, so that log files stay readable.
+        self._progress = tqdm(
+            total=self.num_iterations_per_epoch,
+            desc=f"epoch {self.current_epoch} of {self.num_epochs}",
+            unit="step",
+            leave=False,
+            disable=None if self.local_rank == 0 else True,
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Take all students out of training mode."""
@@ -455,6 +467,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._optimizer_step()
             self.networks.update_teachers(self.iteration)
         self.iteration += 1
+        if self._progress is not None:
+            self._progress.update()
         return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
 
     def _to_device(self, data: Any) -> Any:
@@ -489,6 +503,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the figures of the steps."""
+        if self._progress is not None:
+            self._progress.close()
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         self.monitor.end_training_steps(self.current_epoch, train_outputs)
 
@@ -504,7 +520,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             has_picture = epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1
             draw = self._draw_patches if has_picture and self._last_unlabeled is not None else None
-            self.monitor.write(self.output_folder, draw)
+            self.monitor.write(self.output_folder, draw, self.unlabeled_origin.keys, self._label_names())
+
+    def _label_names(self) -> dict[int, str]:
+        if self.label_manager.has_regions:  # pictures show how many regions a voxel belongs to
+            return {
+                number: f"in {number} region{'s' * (number > 1)}"
+                for number in range(1, self.label_manager.num_segmentation_heads + 1)
+            }
+        values = self.label_manager.label_dict.items()
+        return {int(value): name for name, value in values if value not in (0, self.label_manager.ignore_label)}
 
     def _draw_patches(self) -> dict[str, Tensor]:
         assert self._last_unlabeled is not None

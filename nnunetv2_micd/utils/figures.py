@@ -5,6 +5,11 @@ from contextlib import contextmanager
 
 import matplotlib.style
 
+LABEL_COLORS = (
+    *("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b"),
+    *("#bcbd22", "#1b2a8a", "#f7b6d2", "#006d5b", "#aec7e8", "#b22222", "#76ff03", "#c49c94"),
+)
+
 
 @contextmanager
 def default_style() -> Iterator[None]:
@@ -20,3 +25,13 @@ def default_style() -> Iterator[None]:
     """
     with matplotlib.style.context("default"):
         yield
+
+
+def label_color(label: int) -> str:
+    """Return the color of a label above 0, the same in all figures.
+
+    Examples:
+        >>> label_color(1) == label_color(1 + len(LABEL_COLORS))
+        True
+    """
+    return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
