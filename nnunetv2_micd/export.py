@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import peer_architecture
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
-from nnunetv2_micd.utils.files import read_json_object
+from nnunetv2_micd.utils.files import atomic_folder, read_json_object
+from nnunetv2_micd.utils.locks import hold_lock
 
 JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -59,18 +61,17 @@ def export_model(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
     checkpoints = {fold: _find_checkpoint(model, fold, checkpoint_name) for fold in folds}
-    # Complete or absent: the folder gets its name when everything is in it.
-    incomplete = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        incomplete.mkdir(parents=True)
-        _export_json_files(model, incomplete, network, next(iter(checkpoints.values())))
-        for fold, checkpoint in checkpoints.items():
-            _export_fold(checkpoint, incomplete / f"fold_{fold}", network, trainer_class)
-        if target.exists():
-            target.rmdir()  # Windows does not replace a folder, not even an empty one
-        incomplete.rename(target)
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(f".{target.name}.lock")
+    with hold_lock(lock, f"exporting to {target}", wait=0):
+        try:
+            with atomic_folder(target) as incomplete:
+                _export_json_files(model, incomplete, network, next(iter(checkpoints.values())))
+                for fold, checkpoint in checkpoints.items():
+                    _export_fold(checkpoint, incomplete / f"fold_{fold}", network, trainer_class)
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                lock.unlink()  # nobody waits for it
     return target
 
 

@@ -144,7 +144,8 @@ def test_another_checkpoint_and_trainer(
     final = Path(trainer.output_folder, "checkpoint_final.pth")
     final.rename(final.with_name("checkpoint_best.pth"))
     (tmp_path / "model").mkdir()  # empty, so it may be used
-    arguments = ["export", "-d", "901", "-c", "3d_fullres", "-f", "0", "-o", str(tmp_path / "model")]
+    arguments = ["export", "-d", "901", "-c", "3d_fullres", "-tr", "nnUNetTrainerMICD", "-f", "0"]
+    arguments += ["-o", str(tmp_path / "model")]
     with pytest.raises(SystemExit, match=r"nnUNetv2_train 901 3d_fullres 0 .*-chk checkpoint_best\.pth"):
         main(arguments)
     capsys.readouterr()

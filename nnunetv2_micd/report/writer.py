@@ -30,6 +30,8 @@ from nnunetv2_micd.report.scores import check_tolerance
 from nnunetv2_micd.report.tables import format_tables
 from nnunetv2_micd.report.texts import describe, describe_methods, find_caveats, list_rules
 from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.files import replaced_together
+from nnunetv2_micd.utils.locks import hold_lock
 
 
 def write_report(
@@ -86,18 +88,20 @@ def write_report(
     }
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in frames.items():
-        frame.map(_defuse).to_csv(folder / f"{name}.csv", index=False)
-    page = write_page(
-        folder,
-        facts=describe(usual_runs, tolerance, baseline),
-        claims=list_claims(frames, best),
-        notes=notes,
-        tables=[*format_tables(frames, _names_of(scored)), describe_methods(usual_runs)],
-        pictures=draw_all(usual_runs, scores, costs, frames["comparisons"], folder / "figures"),
-        rules=list_rules(tolerance),
-    )
-    return page, notes
+    lock = hold_lock(folder / ".report.lock", f"writing a report into {folder}", wait=0)
+    with lock, replaced_together(folder, last="report.html") as incomplete:
+        for name, frame in frames.items():
+            frame.map(_defuse).to_csv(incomplete / f"{name}.csv", index=False)
+        page = write_page(
+            incomplete,
+            facts=describe(usual_runs, tolerance, baseline),
+            claims=list_claims(frames, best),
+            notes=notes,
+            tables=[*format_tables(frames, _names_of(scored)), describe_methods(usual_runs)],
+            pictures=draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures"),
+            rules=list_rules(tolerance),
+        )
+    return folder / page.name, notes
 
 
 def _defuse(cell: Any) -> Any:

@@ -33,7 +33,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that gets this name at the end of the block.
 
-    If the block fails, nothing is left. There must be no folder ``path`` yet.
+    If the block fails, nothing is left, and what a killed process left is removed by the next one. There must be no
+    folder ``path`` yet, unless it is empty.
 
     Examples:
         >>> with atomic_folder("Dataset902_Few") as incomplete:  # doctest: +SKIP
@@ -46,7 +47,37 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         incomplete.mkdir(parents=True)
         yield incomplete
+        if target.exists():
+            target.rmdir()  # Windows does not replace a folder, not even an empty one
         incomplete.replace(target)
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+
+
+@contextmanager
+def replaced_together(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
+    """Yield an empty folder whose files replace those of ``folder`` at the end of the block, all within a moment.
+
+    If the block fails or the process is killed, the old files stay. Files of other names stay as well.
+
+    Args:
+        folder: Folder of the files; it is made.
+        last: File that comes last, so that it never refers to older ones.
+
+    Examples:
+        >>> with replaced_together("report", last="report.html") as incomplete:  # doctest: +SKIP
+        ...     (incomplete / "report.html").write_text("<p>new</p>")
+    """
+    folder = Path(folder)
+    incomplete = folder / ".incomplete"
+    shutil.rmtree(incomplete, ignore_errors=True)  # a killed process may have left one
+    incomplete.mkdir(parents=True)
+    try:
+        yield incomplete
+        files = sorted(path.relative_to(incomplete) for path in incomplete.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda file: file.as_posix() == last):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (incomplete / file).replace(folder / file)
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
 

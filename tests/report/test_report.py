@@ -27,13 +27,14 @@ from nnunetv2_micd.report import run_scores, write_report
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
 from nnunetv2_micd.report.collect import collect_runs
 from nnunetv2_micd.report.comparisons import compare_all
-from nnunetv2_micd.report.examples import LABEL_COLORS, choose_examples, draw_examples
+from nnunetv2_micd.report.examples import choose_examples, draw_examples
 from nnunetv2_micd.report.figures import read_curve
 from nnunetv2_micd.report.plots import choose_colors, choose_markers, draw_budgets, draw_cases, draw_differences
 from nnunetv2_micd.report.run_scores import load_scores
 from nnunetv2_micd.report.runs import FinishedRun, find_classes
 from nnunetv2_micd.report.statistics import compare_paired, correct_holm
 from nnunetv2_micd.report.texts import find_caveats
+from nnunetv2_micd.utils.figures import LABEL_COLORS
 
 NAME = "Dataset902_Report"
 METHODS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMICD")
