@@ -14,12 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
-import SimpleITK as sitk
 import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from small_plans import PLANS, write_small_plans
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,7 +50,8 @@ def main() -> None:
     training_seconds = time.monotonic() - training_start
 
     title("Predict the 12 test images with nnU-Net's own command and compare them with their labels")
-    images, labels, output = (shlex.quote(relative(path)) for path in (raw / "imagesTs", raw / "labelsTs", predictions))
+    paths = raw / "imagesTs", raw / "labelsTs", predictions, WORK / "prediction.png"
+    images, labels, output, picture = (shlex.quote(relative(path)) for path in paths)
     run(
         f"nnUNetv2_predict -i {images} -o {output} -d 4 -c 3d_fullres -f all -p {PLANS} -tr {TRAINER} "
         f"-npp {processes} -nps {processes} -device {device}"
@@ -66,7 +62,8 @@ def main() -> None:
     )
     summary = json.loads((predictions / "summary.json").read_text())
     class_names = {str(value): name for name, value in json.loads((raw / "dataset.json").read_text())["labels"].items()}
-    draw_predictions(raw, predictions, summary, class_names, WORK / "prediction.png")
+    title("Draw some predictions, from the worst to the best")
+    run(f"nnUNetv2_micd draw -i {images} -l {labels} -p {output} -o {picture} -n {CASES_SHOWN}")
     report(summary, class_names, training_seconds, time.monotonic() - start)
 
 
@@ -99,41 +96,6 @@ def run(command: str) -> None:
         subprocess.run(shlex.split(command), check=True, cwd=REPOSITORY)
     except subprocess.CalledProcessError as error:
         sys.exit(f"\nThe quickstart stopped because this command failed (exit code {error.returncode}): {command}")
-
-
-def draw_predictions(raw: Path, predictions: Path, summary: dict, class_names: dict[str, str], path: Path) -> None:
-    """Draw one column per case, from the worst to the best: the slice with the most foreground."""
-    dice = {}
-    for case in summary["metric_per_case"]:
-        name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
-        dice[name] = np.mean([metrics["Dice"] for metrics in case["metrics"].values()])
-    ranked = sorted(dice, key=dice.__getitem__)
-    cases = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, CASES_SHOWN)]
-    colors = {int(value): mpl.colormaps["tab10"](int(value)) for value in class_names if value != "0"}
-    figure = Figure(figsize=(2.1 * len(cases) + 0.4, 9), layout="constrained")
-    for case, column in zip(cases, figure.subplots(3, len(cases)).T, strict=True):
-        image = read(raw / "imagesTs" / f"{case}_0000.nii.gz")
-        truth, prediction = read(raw / "labelsTs" / f"{case}.nii.gz"), read(predictions / f"{case}.nii.gz")
-        fullest = int(np.argmax((truth > 0).sum((1, 2))))
-        for axes, labels, name in zip(column, (None, truth, prediction), ("image", "truth", "prediction"), strict=True):
-            axes.imshow(image[fullest], cmap="gray", origin="lower")
-            axes.set(xticks=[], yticks=[], ylabel=name if case == cases[0] else "")
-            for value, color in colors.items() if labels is not None else ():
-                if (labels[fullest] == value).any():
-                    axes.contour(labels[fullest] == value, levels=[0.5], colors=[color], linewidths=1.5)
-        column[0].set_title(f"{case}\nslice {fullest}, Dice {dice[case]:.2f}", fontsize=9)
-    figure.legend(
-        [Line2D([], [], color=color) for color in colors.values()],
-        [class_names[str(value)] for value in colors],
-        loc="outside lower center",
-        ncols=len(colors),
-    )
-    figure.suptitle("Test cases, worst to best (Dice of the volume, mean over the classes)", fontsize=11)
-    figure.savefig(path, dpi=120)
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def report(summary: dict, class_names: dict[str, str], training_seconds: float, total_seconds: float) -> None:

@@ -11,6 +11,7 @@ from nnunetv2_micd.cli import (
     benchmark,
     dataset,
     doctor,
+    draw,
     export,
     list_trainers,
     path,
@@ -21,7 +22,7 @@ from nnunetv2_micd.cli import (
     tune,
 )
 
-COMMANDS = (path, dataset, preprocess, split, list_trainers, doctor, export, report, benchmark, tune, profile)
+COMMANDS = (path, dataset, preprocess, split, list_trainers, doctor, export, draw, report, benchmark, tune, profile)
 """Modules of the subcommands in the order of ``nnUNetv2_micd --help``."""
 
 

@@ -14,6 +14,7 @@ COMMANDS = (
     "list",
     "doctor",
     "export",
+    "draw",
     "report",
     "benchmark",
     "tune",

@@ -1,0 +1,159 @@
+"""A picture of predictions beside their images and, where there are any, their labels."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_micd.data.raw_images import group_images
+from nnunetv2_micd.utils.figures import default_style, label_color
+from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Slices of a case: image, labels by column, Dice by column, and the aspect ratio of its pixels."""
+
+    name: str
+    image: np.ndarray
+    labels: dict[str, np.ndarray]
+    dice: dict[str, float]
+    aspect: float
+
+
+def draw_predictions(
+    images: str | os.PathLike[str],
+    predictions: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    truth: str | os.PathLike[str] | None = None,
+    number: int = 4,
+) -> Path:
+    """Draw some cases, a row each: the slice with the most foreground, outlined in the colors of the labels.
+
+    With labels the cases range from the worst to the best of the first predictions, without from the first to the last
+    by name.
+
+    Args:
+        images: Folder of the images, named ``CASE_0000``.
+        predictions: Folders that ``nnUNetv2_predict`` has written, of the same dataset; a column each.
+        output: File of the picture, such as ``picture.png``.
+        truth: Folder of the labels; None if there are none.
+        number: Number of cases.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        ValueError: The folders do not fit each other.
+        OSError: A file is missing or cannot be written.
+    """
+    if number < 1:
+        raise ValueError(f"The number of cases must be at least 1, not {number}")
+    folders = [Path(folder) for folder in predictions]
+    description, plans = (_read_settings(folders[0], name) for name in ("dataset.json", "plans.json"))
+    reader: Any = PlansManager(plans).image_reader_writer_class()
+    ending = description["file_ending"]
+    sources = {_unique(folder.name, folders, folder): folder for folder in folders}
+    if truth is not None:
+        sources = {"truth": Path(truth), **sources}
+    files = group_images(images, ending)
+    cases = [case for case in files if all((folder / f"{case}{ending}").is_file() for folder in sources.values())]
+    if not cases:
+        others = shorten([str(folder) for folder in sources.values()])
+        raise ValueError(
+            f"No image in {images} has a file of the same name in {others}; name folders of the same cases"
+        )
+    names = {value: name for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
+    if truth is not None:
+        cases = _rank(cases, reader, Path(truth), folders[0], ending)
+    chosen = [cases[index] for index in dict.fromkeys(np.linspace(0, len(cases) - 1, number).round().astype(int))]
+    drawn = [_read(case, files[case], sources, reader, ending) for case in chosen]
+    with default_style(), atomic(output) as temporary:
+        _draw(drawn, list(sources), names).savefig(temporary, dpi=120, format=Path(output).suffix[1:] or "png")
+    return Path(output)
+
+
+def _read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Read a file that nnU-Net keeps with its predictions or, for a validation, in the folder of the model."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        if (place / name).is_file():
+            return read_json_object(place / name)
+    raise FileNotFoundError(f"There is no {name} in {folder}; name a folder that nnUNetv2_predict has written")
+
+
+def _unique(name: str, folders: Sequence[Path], folder: Path) -> str:
+    return name if sum(other.name == name for other in folders) == 1 else str(folder)
+
+
+def _rank(cases: Sequence[str], reader: Any, truth: Path, prediction: Path, ending: str) -> list[str]:
+    """Return the cases from the worst to the best Dice."""
+    dice = {
+        case: _dice(*(reader.read_seg(str(folder / f"{case}{ending}"))[0] for folder in (truth, prediction)))
+        for case in cases
+    }
+    return sorted(cases, key=dice.__getitem__)
+
+
+def _dice(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Return the mean Dice of the labels that are in either."""
+    scores = []
+    for label in sorted({*np.unique(truth), *np.unique(prediction)} - {0}):
+        first, second = truth == label, prediction == label
+        scores.append(2 * (first & second).sum() / (first.sum() + second.sum()))
+    return float(np.mean(scores)) if scores else 1.0
+
+
+def _read(case: str, files: Sequence[str], sources: Mapping[str, Path], reader: Any, ending: str) -> _Case:
+    image, properties = reader.read_images(list(files))
+    labels = {name: reader.read_seg(str(folder / f"{case}{ending}"))[0][0] for name, folder in sources.items()}
+    dice = {name: _dice(labels["truth"], labels[name]) for name in labels if "truth" in labels and name != "truth"}
+    if different := [name for name, one in labels.items() if one.shape != image.shape[1:]]:
+        raise ValueError(
+            f"{case} in {sources[different[0]]} has another size than its image; they are of different images"
+        )
+    spacing = properties["spacing"]
+    # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
+    across = 0 if image.shape[1] == 1 else int(np.argmax(spacing))
+    foreground = next(iter(labels.values())) > 0
+    position = int(foreground.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
+    rest = [length for axis, length in enumerate(spacing) if axis != across]
+    slices = np.take(image, position, axis=1 + across)
+    picture = _to_rgb(slices) if len(slices) == 3 else slices[0]
+    cut = {name: np.take(one, position, axis=across) for name, one in labels.items()}
+    return _Case(case, picture, cut, dice, rest[0] / rest[1])
+
+
+def _to_rgb(channels: np.ndarray) -> np.ndarray:
+    low, high = channels.min(), channels.max()
+    return np.moveaxis((channels - low) / max(high - low, 1e-8), 0, -1)
+
+
+def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, str]) -> Figure:
+    figure = Figure(figsize=(2.6 * (1 + len(columns)), 2.7 * len(cases) + 0.5), layout="constrained")
+    grid = figure.subplots(len(cases), 1 + len(columns), squeeze=False)
+    for number, (row, case) in enumerate(zip(grid, cases, strict=True)):
+        row[0].set_ylabel(case.name, fontsize=8)
+        for axes, column in zip(row, [None, *columns], strict=True):
+            axes.imshow(case.image, cmap="gray", aspect=case.aspect)
+            axes.set(xticks=[], yticks=[])
+            if column is not None:
+                _outline(axes, case.labels[column])
+            title = (column or "image") if number == 0 else ""
+            score = f"Dice {100 * case.dice[column]:.0f} %" if column in case.dice else ""
+            axes.set_title("\n".join(filter(None, (title, score))), fontsize=9)
+    handles = [Line2D([], [], color=label_color(label), label=name) for label, name in sorted(names.items())]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=9)
+    return figure
+
+
+def _outline(axes: Axes, labels: np.ndarray) -> None:
+    for label in sorted(set(np.unique(labels)) - {0}):
+        axes.contour(labels == label, [0.5], colors=[label_color(int(label))], linewidths=1.4)
