@@ -1,6 +1,7 @@
 """Entry point of the command ``nnUNetv2_micd``, for everything that nnU-Net's own commands do not do."""
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,15 @@ from nnunetv2_micd.cli import (
     split,
     tune,
 )
+
+REMEDIES = {
+    errno.EACCES: "change the permissions of this file or its folder, or choose another place",
+    errno.EPERM: "change the permissions of this file or its folder, or choose another place",
+    errno.EROFS: "the place cannot be written to, choose another",
+    errno.ENOSPC: "make room on the disk and run the same command again",
+    errno.EDQUOT: "make room on the disk and run the same command again",
+}
+"""What to do about errors of the system."""
 
 COMMANDS = (path, dataset, preprocess, split, list_trainers, doctor, export, draw, report, benchmark, tune, profile)
 """Modules of the subcommands in the order of ``nnUNetv2_micd --help``."""
@@ -45,7 +55,15 @@ def errors_in_one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_describe(error)}")
+
+
+def _describe(error: Exception) -> str:
+    """Return the message of an error; of one of the system itself, what to do about it."""
+    remedy = REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if remedy is None or not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}; {remedy}"
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -148,4 +148,7 @@ def _raw_cases(dataset: Dataset) -> list[str]:
     if not nnUNet_raw.get():
         return []
     folder = os.path.join(str(nnUNet_raw), dataset.name, IMAGES_FOLDER)
-    return list(group_images(folder, dataset.file_ending)) if os.path.isdir(folder) else []
+    try:
+        return list(group_images(folder, dataset.file_ending)) if os.path.isdir(folder) else []
+    except PermissionError:  # nor are they needed
+        return []

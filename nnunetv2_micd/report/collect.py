@@ -64,7 +64,7 @@ def collect_runs(
         damage = f" ({left_out[0]})" if left_out else ""
         raise FileNotFoundError(
             f"There are no finished runs of {name} in {root}{damage}; make some first: "
-            f"nnUNetv2_micd benchmark -d {dataset_id(name)}"
+            f"nnUNetv2_micd benchmark -d {dataset_id(name)} -c CONFIG -tr TRAINER -n COUNT"
         )
     runs, longer = _split_longer(runs)
     check_comparable(runs)

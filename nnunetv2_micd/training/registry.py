@@ -6,11 +6,13 @@ be imported therefore hides all trainers in its folder and in the folders after 
 
 import json
 import os
+import re
 import tempfile
 import traceback
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.utils.files import environment
 
 STOCK = "nnUNetTrainer"
@@ -69,8 +72,12 @@ def find_trainer(name: str) -> FoundTrainer:
         if folder is None:
             return FoundTrainer(candidate, None, ())
         return FoundTrainer(candidate, folder, (folder,) if _is_found_in(folder, name) else folders)
+    exports = "".join(file.read_text(encoding="utf-8") for file in Path(TRAINER_FOLDER).glob("*.py"))
+    meant = get_close_matches(name, set(re.findall(r"\bnnUNetTrainer\w+", exports)), n=1)
+    question = f" (did you mean {meant[0]}?)" if meant else ""
     raise ValueError(
-        f"There is no trainer {name}; see: nnUNetv2_micd list ; or, if it is your own, add its folder to {EXT_TRAINER}"
+        f"There is no trainer {name}{question}; see: nnUNetv2_micd list ; or, if it is your own, add its folder to "
+        f"{EXT_TRAINER}"
     )
 
 

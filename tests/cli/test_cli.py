@@ -1,4 +1,6 @@
+import errno
 import inspect
+import os
 import subprocess
 import sys
 import warnings
@@ -10,7 +12,7 @@ from helpers import TinyDataset
 from nnunetv2_micd import TRAINER_FOLDER, __version__
 from nnunetv2_micd.benchmark import CONTROLS
 from nnunetv2_micd.cli import list_trainers
-from nnunetv2_micd.cli.main import COMMANDS, main
+from nnunetv2_micd.cli.main import COMMANDS, errors_in_one_sentence, main
 from nnunetv2_micd.data.preprocessing import Part
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
@@ -182,3 +184,18 @@ def test_warnings_of_torch_about_its_future_are_not_shown(capsys: Capture) -> No
         ("torchmetrics.py", FutureWarning),
         ("torch.py", UserWarning),
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "Permission denied; change the permissions of this file or its folder"),
+        (errno.EROFS, "Read-only file system; the place cannot be written to, choose another"),
+        (errno.ENOSPC, "No space left on device; make room on the disk"),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(number: int, remedy: str) -> None:
+    with pytest.raises(SystemExit, match=rf"^error: /data/file: {remedy}"), errors_in_one_sentence():
+        raise OSError(number, os.strerror(number), "/data/file")
+    with pytest.raises(SystemExit, match=r"^error: our own words$"), errors_in_one_sentence():
+        raise PermissionError("our own words")

@@ -72,7 +72,10 @@ def test_what_is_not_a_trainer(folders: tuple[Path, Path]) -> None:
     (folders[0] / "names.py").write_text("NOTHING = 1\n")
     with pytest.raises(ValueError, match="NOTHING cannot be used as a trainer"):
         find_trainer("NOTHING")
-    with pytest.raises(ValueError, match="There is no trainer nnUNetTrainerMCID; see: nnUNetv2_micd list"):
+    with pytest.raises(
+        ValueError,
+        match=r"nnUNetTrainerMCID \(did you mean nnUNetTrainerMICD\?\); see: nnUNetv2_micd",
+    ):
         find_trainer("nnUNetTrainerMCID")
 
 
