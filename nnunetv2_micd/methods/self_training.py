@@ -66,6 +66,11 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
         return max(1, self.batch_size // 2)
 
     @property
+    def needs_unlabeled(self) -> bool:
+        """Whether the current step learns from unlabeled patches."""
+        return self.stage == "self-training"
+
+    @property
     def stage(self) -> str:
         """The stage of the current step: ``"supervised"``, ``"self-training"`` or ``"labels only"``."""
         epoch = self.iteration // self.num_iterations_per_epoch

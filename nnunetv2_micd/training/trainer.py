@@ -56,8 +56,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     A method is a configuration and :meth:`compute_losses`. Where it needs more it defines
     :meth:`build_further_networks`, :meth:`build_method`, :meth:`prepare_method`, :meth:`method_state`,
-    :meth:`load_method_state` and :meth:`picture_panels`. A method that learns from more than unlabeled patches defines
-    :attr:`loads_unlabeled`, :meth:`build_unlabeled_loader` and :meth:`next_unlabeled` as well.
+    :meth:`load_method_state` and :meth:`picture_panels`. A method that learns from more than unlabeled patches, or not
+    in all steps, defines :attr:`needs_unlabeled`, :attr:`loads_unlabeled`, :meth:`build_unlabeled_loader` and
+    :meth:`next_unlabeled` as well.
 
     Attributes:
         config: Numbers of the method; a variant is a subclass with another config.
@@ -347,6 +348,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return self.config.ramp_peak > 0
 
     @property
+    def needs_unlabeled(self) -> bool:
+        """Whether the current step learns from unlabeled patches; where not, none are loaded."""
+        return True
+
+    @property
     def unlabeled_batch_size(self) -> int:
         """Number of unlabeled patches in a step."""
         return max(1, round(self.config.unlabeled_ratio * self.batch_size))
@@ -448,7 +454,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Take one optimizer step on the losses of the method and update the teachers."""
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
         unlabeled = None
-        if self.dataloader_unlabeled is not None and self.iteration % self.config.consistency_every == 0:
+        is_due = self.iteration % self.config.consistency_every == 0
+        # The picture shows unlabeled patches from the first epoch on.
+        if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self._last_unlabeled is None):
             unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics = {}

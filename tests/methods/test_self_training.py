@@ -98,6 +98,16 @@ def test_stages(dataset: TinyDataset) -> None:
     assert group.named["supervised"] == expected
 
 
+def test_unlabeled_patches_are_loaded_when_they_are_needed(dataset: TinyDataset) -> None:
+    trainer = start(dataset, supervised=0.5)
+    loaded = []
+    original = trainer.next_unlabeled
+    trainer.next_unlabeled = lambda: loaded.append(trainer.iteration) or original()
+    for _ in range(4):  # two epochs of two steps, of which the second has pseudo-labels
+        trainer.train_step(next(trainer.dataloader_train))
+    assert loaded == [0, 2, 3]  # the first for the picture
+
+
 def test_without_unlabeled_images_the_supervised_stage_goes_on(dataset: TinyDataset) -> None:
     trainer = start(dataset)
     labeled, _ = batch(trainer)
