@@ -166,7 +166,13 @@ def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer
         },
     }
     fold_folder.mkdir()
-    torch.save(exported, fold_folder / FINAL)
+    try:
+        torch.save(exported, fold_folder / FINAL)
+    except RuntimeError as error:  # as which torch reports a full disk
+        raise OSError(
+            f"Cannot write {fold_folder / FINAL} ({' '.join(str(error).split())}), most often because the disk is "
+            "full; make room and run the same command again"
+        ) from error
 
 
 def _select_weights(checkpoint: dict[str, Any], network: str, checkpoint_file: Path) -> dict[str, torch.Tensor]:

@@ -123,10 +123,9 @@ def plan_tuning(grid: Grid, weights: Sequence[str]) -> list[Run]:
         find_competitor(name, grid.length, dataset, grid.configuration) for name in dict.fromkeys(grid.trainers)
     ]
     for competitor in competitors:
-        if not competitor.needs_unlabeled:
-            raise ValueError(
-                f"{competitor.trainer} uses no unlabeled images, so it has no weight to tune; leave it out of -tr"
-            )
+        if not (competitor.needs_unlabeled and competitor.has_weight):
+            reason = "has no unsupervised losses" if competitor.needs_unlabeled else "uses no unlabeled images"
+            raise ValueError(f"{competitor.trainer} {reason}, so it has no weight to tune; leave it out of -tr")
     cases = _list_labeled_cases(grid, dataset)
     entries = {key: tuning_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)

@@ -129,6 +129,7 @@ class Competitor:
         epochs: Number of epochs.
         iterations: Number of iterations in an epoch.
         needs_unlabeled: True if it uses unlabeled images.
+        has_weight: True if it has an unsupervised weight.
         weight: Factor of its unsupervised weight, such as ``"1/3"``.
     """
 
@@ -137,6 +138,7 @@ class Competitor:
     epochs: int
     iterations: int
     needs_unlabeled: bool
+    has_weight: bool = True
     weight: str = PUBLISHED
 
     def with_weight(self, weight: str) -> "Competitor":
@@ -168,6 +170,7 @@ def find_competitor(name: str, length: Length, dataset: Dataset, configuration: 
         epochs=length.epochs or epochs,
         iterations=length.iterations or iterations,
         needs_unlabeled=issubclass(trainer_class, SemiSupervisedTrainer) and trainer_class.config.ramp_peak > 0,
+        has_weight=issubclass(trainer_class, SemiSupervisedTrainer) and trainer_class.has_unsupervised_losses,
     )
 
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"nnUNetv2_micd preprocess -d {arguments.d}")
     print(f"nnUNetv2_micd doctor -d {arguments.d}")
     fold = 0 if len(content.labeled) > 1 else "all"
-    configuration = "2d" if content.default_channels else "3d_fullres"
+    configuration = "2d" if content.is_2d else "3d_fullres"
     print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {DEFAULT_TRAINER}")
 
 

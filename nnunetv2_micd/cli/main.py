@@ -61,9 +61,9 @@ def errors_in_one_sentence() -> Iterator[None]:
 def _describe(error: Exception) -> str:
     """Return the message of an error; of one of the system itself, what to do about it."""
     remedy = REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
-    if remedy is None or not isinstance(error, OSError) or error.filename is None:
+    if remedy is None or not isinstance(error, OSError):
         return str(error)
-    return f"{error.filename}: {error.strerror}; {remedy}"
+    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}; {remedy}"
 
 
 def make_parser() -> argparse.ArgumentParser:

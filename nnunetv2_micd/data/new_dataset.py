@@ -57,6 +57,7 @@ class Content:
         unlabeled: Image files of each unlabeled case.
         values: Values of the labels but 0, sorted.
         num_channels: Number of channels.
+        is_2d: Whether all labeled images have a single slice, so that nnU-Net makes no 3D configuration.
     """
 
     ending: str
@@ -65,6 +66,7 @@ class Content:
     unlabeled: Cases
     values: list[int] = field(default_factory=list)
     num_channels: int = 1
+    is_2d: bool = False
 
     @property
     def default_channels(self) -> list[str] | None:
@@ -79,7 +81,10 @@ def inspect(sources: Sources) -> Content:
         ValueError: Files do not belong together. The message names them.
         OSError: A folder or file cannot be read.
     """
-    labeled, ending = _find_cases(sources.images)
+    labels_of_names = _files(sources.labels, _ending(sources.labels))
+    # Photographs may have names that end in four digits; then their labels have the same names.
+    has_channels = labels_of_names.keys().isdisjoint(_files(sources.images[0], _ending(sources.images[0])))
+    labeled, ending = _find_cases(sources.images, has_channels)
     unlabeled: Cases = {}
     if sources.unlabeled:
         if len(sources.unlabeled) != len(sources.images):
@@ -87,16 +92,22 @@ def inspect(sources: Sources) -> Content:
                 f"There are {len(sources.images)} folders of labeled images, one for each channel, but "
                 f"{len(sources.unlabeled)} of unlabeled ones; name as many, in the same order"
             )
-        unlabeled, its_ending = _find_cases(sources.unlabeled)
+        unlabeled, its_ending = _find_cases(sources.unlabeled, has_channels)
         if its_ending != ending:
             raise ValueError(
                 f"The labeled images are {ending} files, the unlabeled ones {its_ending} files; convert one"
             )
+    counts = {len(files) for files in (*labeled.values(), *unlabeled.values())}
+    if len(counts) > 1:
+        raise ValueError(
+            f"Some images have {min(counts)} and others {max(counts)} files, one for each channel; name all as in "
+            f"nnU-Net, CASE_0000{ending}, CASE_0001{ending} and so on, or put each channel into a folder of its own"
+        )
     if both := sorted(labeled.keys() & unlabeled.keys()):
         raise ValueError(f"Images of the same name are labeled and unlabeled ({shorten(both)}); rename or remove some")
     labels = _find_labels(sources.labels, ending, labeled)
-    values, channels = _read(labeled, labels, ending)
-    return Content(ending, labeled, labels, unlabeled, values, channels)
+    values, channels, is_2d = _read(labeled, labels, ending)
+    return Content(ending, labeled, labels, unlabeled, values, channels, is_2d)
 
 
 def make_dataset(
@@ -128,8 +139,10 @@ def make_dataset(
         (channels, content.num_channels, "channels of the images"),
         (classes, len(content.values), f"values of the labels ({', '.join(map(str, content.values))})"),
     ):
-        if len(set(given)) != expected:
+        if not expected == len(given) == len(set(given)):
             raise ValueError(f"There are {expected} {what}, which need as many different names, not {' '.join(given)}")
+    if "background" in classes:
+        raise ValueError("The value 0 is called background; give another name to the other values")
     full_name = f"Dataset{number:03d}_{name}"
     check_number(number, full_name)
     folder = raw_folder(full_name)
@@ -150,16 +163,22 @@ def make_dataset(
     return folder
 
 
-def _find_cases(folders: Sequence[str]) -> tuple[Cases, str]:
-    """Return the files of each case and their ending."""
+def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]:
+    """Return the files of each case and their ending.
+
+    Args:
+        folders: One folder, or one for each channel.
+        has_channels: Whether ``_0000`` at the end of all names in a single folder is the number of the channel.
+    """
     endings = {folder: _ending(folder) for folder in folders}
     if len(set(endings.values())) > 1:
         raise ValueError(f"The folders hold different kinds of files ({', '.join(endings.values())}); convert some")
     ending = endings[folders[0]]
     if len(folders) == 1:
-        named = group_images(folders[0], ending)
         files = _files(folders[0], ending)
-        if named and sum(map(len, named.values())) == len(files):
+        named = group_images(folders[0], ending)
+        numbered = {f"{case}_{channel:04d}" for case in named for channel in range(len(named[case]))}
+        if has_channels and files.keys() == numbered:
             return named, ending
         return {case: [file] for case, file in files.items()}, ending
     channels = [_files(folder, ending) for folder in folders]
@@ -189,11 +208,13 @@ def _ending(folder: str) -> str:
             f"The folder {folder} holds files of several kinds ({', '.join(sorted(found))}); keep one kind"
         )
     [ending] = found
-    if ending not in SUPPORTED or not any(name.endswith(ending) for name in names):
+    if ending not in SUPPORTED:
         raise ValueError(
             f"The images in {folder} are {ending} files, which nnU-Net does not read; convert them, without loss of "
             f"quality, to one of {', '.join(SUPPORTED)}"
         )
+    if others := sorted(name for name in names if _is_image(name) and not name.endswith(ending)):
+        raise ValueError(f"nnU-Net wants the ending {ending} in small letters; rename {shorten(others)} in {folder}")
     return ending
 
 
@@ -208,8 +229,8 @@ def _find_labels(folder: str, ending: str, cases: Mapping[str, Sequence[str]]) -
         )
     files = _files(folder, ending)
     labels = {case: files.pop(case) for case in cases if case in files}
-    for case in cases:
-        # With an addition, such as _seg. Longer names of other cases were found before.
+    for case in sorted(cases, key=len, reverse=True):
+        # With an addition, such as _seg. The labels of longer names were found before.
         added = [name for name in files if re.match(re.escape(case) + r"[_.-]", name)]
         if case not in labels and len(added) == 1:
             labels[case] = files.pop(added[0])
@@ -223,9 +244,10 @@ def _find_labels(folder: str, ending: str, cases: Mapping[str, Sequence[str]]) -
     return labels
 
 
-def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[int], int]:
-    """Return the values of all labels but 0, and the number of channels."""
+def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[int], int, bool]:
+    """Return the values of all labels but 0, the number of channels, and whether there is only one slice of each."""
     values: set[int] = set()
+    is_2d = True
     channels: dict[int, str] = {}
     for case, files in tqdm(cases.items(), desc="reading images and labels"):
         try:
@@ -244,17 +266,22 @@ def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[in
         # nnU-Net looks for the spacing of a TIFF beside a file that is named as in a dataset.
         if not ending.startswith(".tif") and not np.allclose(spacing, its_spacing, rtol=1e-3):
             raise ValueError(f"{case} has the spacing {spacing}, but its label {its_spacing}; export it again")
+        if len(label) > 1 and (label != label[:1]).any():
+            raise ValueError(f"{labels[case]} is a colored image; export it with the number of the class as gray value")
         found = np.unique(label)
-        if len(found) > MOST_CLASSES or (found != found.astype(int)).any():
-            raise ValueError(f"{labels[case]} is no label: it has {len(found)} different values, whole numbers or not")
+        if (found != found.astype(int)).any() or found.min() < 0:
+            raise ValueError(f"{labels[case]} is no label: its values are not whole numbers from 0 on")
         values.update(found.astype(int).tolist())
+        if len(values) > MOST_CLASSES:
+            raise ValueError(f"The labels have more than {MOST_CLASSES} values up to {labels[case]}; are they images?")
         channels[len(image)] = case
+        is_2d &= image.shape[1] == 1
     if len(channels) > 1:
         counts = ", ".join(f"{case} has {number}" for number, case in channels.items())
         raise ValueError(f"The images have different numbers of channels: {counts}; export them alike")
     if not values - {0}:
         raise ValueError("All labels are empty: they have no value but 0")
-    return sorted(values - {0}), next(iter(channels))
+    return sorted(values - {0}), next(iter(channels)), is_2d
 
 
 def _size(array: np.ndarray) -> str:

@@ -254,8 +254,11 @@ def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Se
     sources, done = read_sources(folder), list_preprocessed(folder)
     now = {case: describe(images[case]) for case in cases if all(map(os.path.exists, images[case]))}
     replaced = [case for case in done if case in now and case in sources and sources[case].files != now[case].files]
-    gone = find_gone(sources, [case for case in done if case not in images])
-    for case in (*replaced, *gone):
+    # A link whose file was deleted is still among the images.
+    gone = find_gone(sources, [case for case in done if not all(map(os.path.exists, images.get(case, [""])))])
+    for case in replaced:  # not done any more; the image itself stays for a training that is running
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+    for case in gone:
         (folder / f"{case}.b2nd").unlink()
         (folder / f"{case}.pkl").unlink(missing_ok=True)
         sources.pop(case)
@@ -271,6 +274,7 @@ def _preprocess_configuration(
 ) -> list[Failure]:
     folder = dataset.unlabeled_folder(configuration)
     present = list_preprocessed(folder)
+    present = [case for case in present if (folder / f"{case}.pkl").is_file()]
     done = set(present).difference(find_damaged(folder, present, dataset.dataset_json))
     todo = [job for job in jobs if job.case not in done]
     failures = []

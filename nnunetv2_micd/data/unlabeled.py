@@ -67,7 +67,7 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     _check_not_labeled(preprocessed, folder, labeled)
     _check_preprocessed(preprocessed, folder, dataset, configuration, command)
     _check_hidden(hidden, labeled_folder, dataset, {*labeled, *preprocessed})
-    missing = sorted(set(_raw_cases(dataset)) - set(preprocessed))
+    missing = sorted(set(raw_cases(dataset)) - set(preprocessed))
     sources = read_sources(folder)
     gone = find_gone(sources, preprocessed)
     replaced = find_replaced(sources, preprocessed)
@@ -143,7 +143,7 @@ def _check_hidden(hidden: Sequence[str], labeled_folder: str, dataset: Dataset, 
         )
 
 
-def _raw_cases(dataset: Dataset) -> list[str]:
+def raw_cases(dataset: Dataset) -> list[str]:
     """Return the raw unlabeled images; none if the raw data is not on the machine of the training."""
     if not nnUNet_raw.get():
         return []

@@ -12,7 +12,7 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, has_five_folds
-from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
 from nnunetv2_micd.doctor.advice import advise
 from nnunetv2_micd.doctor.finding import Finding
 from nnunetv2_micd.training.memory import estimate_memory
@@ -46,15 +46,14 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
 
 
 def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
-    """Say what to train, by the numbers of images of the first fold of the first configuration that has any."""
-    for name in configurations:
-        labeled = list_preprocessed(dataset.labeled_folder(name))
-        entry = splits[0] if splits else {"train": labeled, "val": []}
-        if not entry["train"]:
-            continue
-        unlabeled = {*list_preprocessed(dataset.unlabeled_folder(name)), *entry.get("unlabeled", [])}
-        return [advise(len(entry["train"]), len(unlabeled))]
-    return []
+    """Say what to train, by the numbers of images of the first fold."""
+    labeled = [list_preprocessed(dataset.labeled_folder(name)) for name in configurations]
+    entry = splits[0] if splits else {"train": max(labeled, key=len, default=[]), "val": []}
+    if not entry["train"]:
+        return []
+    unlabeled = [list_preprocessed(dataset.unlabeled_folder(name)) for name in configurations]
+    number = max(map(len, [*unlabeled, raw_cases(dataset)]), default=0) + len(set(entry.get("unlabeled", [])))
+    return [advise(len(entry["train"]), number)]
 
 
 def _check_missing_splits(dataset: Dataset, configuration: str) -> Finding:

@@ -18,7 +18,7 @@ from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 @dataclass(frozen=True)
 class SelfTrainingConfig(SemiSupervisedConfig):
-    """Numbers of self-training. ``unlabeled_ratio`` and the ramp-up have no meaning here.
+    """Numbers of self-training. ``unlabeled_ratio`` and the ramp-up have no meaning here; ``ramp_peak`` is a switch.
 
     Attributes:
         supervised: Share of the training before the first pseudo-label, rounded down to whole epochs, in which labeled
@@ -48,11 +48,13 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
     A label of an image without foreground is taken as it is, and a class may have several parts. Voxels with the ignore
     label have no loss.
 
-    Passes of a step, forward F and backward on B images: 1 F + 1 backward, teacher half a F.
+    Passes of a step, forward F and backward on B images: 1 F + 1 backward, teacher half a F. Of a batch of one image,
+    as several GPUs may have, two mixed ones are made, which takes twice as much.
     """
 
     config: ClassVar[SelfTrainingConfig] = SelfTrainingConfig()
     has_weak_views = True
+    has_unsupervised_losses = False
     num_epochs: int
     num_iterations_per_epoch: int
 

@@ -16,6 +16,8 @@ from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.utils.figures import default_style, label_color
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
 
+LEGEND_COLUMNS = 6
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -70,11 +72,15 @@ def draw_predictions(
         raise ValueError(
             f"No image in {images} has a file of the same name in {others}; name folders of the same cases"
         )
-    names = {value: name for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
+    values = {name: value for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
+    ignore_label = values.pop("ignore", None)
+    names = {value: name for name, value in values.items()}
+    segmentations = _Segmentations(reader, sources, ending, ignore_label)
     if truth is not None:
-        cases = _rank(cases, reader, Path(truth), folders[0], ending)
+        first = list(sources)[1]
+        cases = sorted(cases, key=lambda case: segmentations.dice(segmentations.read(case))[first])
     chosen = [cases[index] for index in dict.fromkeys(np.linspace(0, len(cases) - 1, number).round().astype(int))]
-    drawn = [_read(case, files[case], sources, reader, ending) for case in chosen]
+    drawn = [_read(case, files[case], segmentations) for case in chosen]
     with default_style(), atomic(output) as temporary:
         _draw(drawn, list(sources), names).savefig(temporary, dpi=120, format=Path(output).suffix[1:] or "png")
     return Path(output)
@@ -92,13 +98,39 @@ def _unique(name: str, folders: Sequence[Path], folder: Path) -> str:
     return name if sum(other.name == name for other in folders) == 1 else str(folder)
 
 
-def _rank(cases: Sequence[str], reader: Any, truth: Path, prediction: Path, ending: str) -> list[str]:
-    """Return the cases from the worst to the best Dice."""
-    dice = {
-        case: _dice(*(reader.read_seg(str(folder / f"{case}{ending}"))[0] for folder in (truth, prediction)))
-        for case in cases
-    }
-    return sorted(cases, key=dice.__getitem__)
+@dataclass(frozen=True)
+class _Segmentations:
+    """Labels and predictions of the cases, by column."""
+
+    reader: Any
+    folders: Mapping[str, Path]
+    ending: str
+    ignore_label: int | None
+
+    def read(self, case: str) -> dict[str, np.ndarray]:
+        """Return the segmentations of a case; voxels that nobody annotated are background in all of them."""
+        labels = {}
+        for name, folder in self.folders.items():
+            file = folder / f"{case}{self.ending}"
+            try:
+                labels[name] = self.reader.read_seg(str(file))[0][0]
+            except Exception as error:  # readers raise various types for damaged files
+                raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
+        first, *others = labels
+        for other in others:
+            if labels[other].shape != labels[first].shape:
+                raise ValueError(
+                    f"{case} has another size in {self.folders[other]} than in {self.folders[first]}; they are of "
+                    "different images"
+                )
+        if self.ignore_label is not None and "truth" in labels:
+            ignored = labels["truth"] == self.ignore_label
+            labels = {name: np.where(ignored, 0, one) for name, one in labels.items()}
+        return labels
+
+    def dice(self, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return the Dice of each prediction; none without a truth."""
+        return {name: _dice(labels["truth"], labels[name]) for name in labels if "truth" in labels and name != "truth"}
 
 
 def _dice(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -110,13 +142,13 @@ def _dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     return float(np.mean(scores)) if scores else 1.0
 
 
-def _read(case: str, files: Sequence[str], sources: Mapping[str, Path], reader: Any, ending: str) -> _Case:
-    image, properties = reader.read_images(list(files))
-    labels = {name: reader.read_seg(str(folder / f"{case}{ending}"))[0][0] for name, folder in sources.items()}
-    dice = {name: _dice(labels["truth"], labels[name]) for name in labels if "truth" in labels and name != "truth"}
-    if different := [name for name, one in labels.items() if one.shape != image.shape[1:]]:
+def _read(case: str, files: Sequence[str], segmentations: _Segmentations) -> _Case:
+    labels = segmentations.read(case)
+    image, properties = segmentations.reader.read_images(list(files))
+    first = next(iter(labels))
+    if labels[first].shape != image.shape[1:]:
         raise ValueError(
-            f"{case} in {sources[different[0]]} has another size than its image; they are of different images"
+            f"{case} in {segmentations.folders[first]} has another size than its image; they are of different images"
         )
     spacing = properties["spacing"]
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
@@ -127,7 +159,7 @@ def _read(case: str, files: Sequence[str], sources: Mapping[str, Path], reader: 
     slices = np.take(image, position, axis=1 + across)
     picture = _to_rgb(slices) if len(slices) == 3 else slices[0]
     cut = {name: np.take(one, position, axis=across) for name, one in labels.items()}
-    return _Case(case, picture, cut, dice, rest[0] / rest[1])
+    return _Case(case, picture, cut, segmentations.dice(labels), rest[0] / rest[1])
 
 
 def _to_rgb(channels: np.ndarray) -> np.ndarray:
@@ -136,7 +168,10 @@ def _to_rgb(channels: np.ndarray) -> np.ndarray:
 
 
 def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, str]) -> Figure:
-    figure = Figure(figsize=(2.6 * (1 + len(columns)), 2.7 * len(cases) + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(2.6 * (1 + len(columns)), 2.7 * len(cases) + 0.5 + 0.25 * (len(names) // LEGEND_COLUMNS)),
+        layout="constrained",
+    )
     grid = figure.subplots(len(cases), 1 + len(columns), squeeze=False)
     for number, (row, case) in enumerate(zip(grid, cases, strict=True)):
         row[0].set_ylabel(case.name, fontsize=8)
@@ -148,9 +183,11 @@ def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, st
             title = (column or "image") if number == 0 else ""
             score = f"Dice {100 * case.dice[column]:.0f} %" if column in case.dice else ""
             axes.set_title("\n".join(filter(None, (title, score))), fontsize=9)
-    handles = [Line2D([], [], color=label_color(label), label=name) for label, name in sorted(names.items())]
+    shown = {label for case in cases for one in case.labels.values() for label in np.unique(one).tolist()}
+    drawn = [(label, name) for label, name in sorted(names.items()) if label in shown]
+    handles = [Line2D([], [], color=label_color(label), label=name) for label, name in drawn]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), fontsize=9)
     return figure
 
 

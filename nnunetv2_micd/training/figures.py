@@ -22,6 +22,7 @@ SHARES = (
 """Figures between 0 and 1 that methods report: shares of voxels, patches or steps, and mean weights."""
 
 PATCHES_SHOWN = 3
+LEGEND_COLUMNS = 6
 
 
 def write_csv(rows: Sequence[Row], path: str) -> None:
@@ -75,9 +76,13 @@ def save_patches(
     with default_style():
         figure = _draw_patches(panels, cases)
         figure.suptitle(title, fontsize=10)
-        handles = [Patch(color=label_color(label), label=name) for label, name in names.items()]
+        shown = {
+            label for panel in panels.values() if not panel.is_floating_point() for label in panel.unique().tolist()
+        }
+        handles = [Patch(color=label_color(label), label=name) for label, name in names.items() if label in shown]
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+            figure.set_figheight(figure.get_figheight() + 0.25 * (1 + len(handles) // LEGEND_COLUMNS))
+            figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=9)
         figure.savefig(path, dpi=100)
 
 

@@ -146,10 +146,12 @@ class Monitor:
         if not (self.watches_for_collapse and is_both and dice < COLLAPSE * best_dice):
             return
         self.watches_for_collapse = False
+        weighs = row.get("unsupervised_share", 0) > 0
+        weaker = "try a trainer whose config has a smaller ramp_peak, or " if weighs else ""
         self._log(
-            f"WARNING: the online Dice has fallen from {best_dice:.3f} to {dice:.3f} while the unsupervised losses are "
-            f"on. Look at the pictures in unlabeled_patches; try a trainer whose config has a smaller ramp_peak, or "
-            f"predict with checkpoint_best (-chk checkpoint_best.pth)."
+            f"WARNING: the online Dice has fallen from {best_dice:.3f} to {dice:.3f} in a training with unlabeled "
+            f"images. Look at the pictures in unlabeled_patches; {weaker}predict with checkpoint_best "
+            "(-chk checkpoint_best.pth)."
         )
 
     def write(

@@ -64,6 +64,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         config: Numbers of the method; a variant is a subclass with another config.
         has_weak_views: Whether unlabeled patches are deformed and mirrored only, without nnU-Net's changes of
             intensities.
+        has_unsupervised_losses: Whether there are losses that ``config.ramp_peak`` weighs. Where not, it is only a
+            switch: at 0 no unlabeled image is read.
         students: Trained networks by name; ``"a"`` is the network of the plans.
         teachers: Moving averages of the students by the same names. ``teachers["a"]`` is validated, saved under
             ``network_weights`` and therefore predicts.
@@ -94,6 +96,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
     has_weak_views: ClassVar[bool] = False
+    has_unsupervised_losses: ClassVar[bool] = True
     network: Any
     is_ddp: bool
 
@@ -455,8 +458,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
         unlabeled = None
         is_due = self.iteration % self.config.consistency_every == 0
-        # The picture shows unlabeled patches from the first epoch on.
-        if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self._last_unlabeled is None):
+        # The first step always loads some, for the pictures of the epochs that need none.
+        if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self.iteration == 0):
             unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics = {}

@@ -121,6 +121,51 @@ def test_photographs_with_masks_of_255(home: Path, capsys: pytest.CaptureFixture
     assert "nnUNetv2_micd preprocess" not in out
 
 
+def write_png(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    imsave(path, array.astype(np.uint8), check_contrast=False)
+
+
+PHOTO = np.random.RandomState(2).randint(0, 255, (12, 14))
+
+
+def test_photographs_with_numbers_in_their_names(home: Path) -> None:
+    for number in (1, 2):
+        write_png(home / "png" / f"img_000{number}.png", PHOTO)
+        write_png(home / "masks" / f"img_000{number}.png", PHOTO > 99)
+        write_png(home / "frames" / f"frame_000{number}.png", PHOTO)
+    options = ["-i", str(home / "png"), "-l", str(home / "masks"), "-u", str(home / "frames")]
+    main(["dataset", "-d", "42", "-n", "New", *options])
+    assert names(made(home) / "imagesTr") == ["img_0001_0000.png", "img_0002_0000.png"]
+    assert names(made(home) / "imagesUn") == ["frame_0001_0000.png", "frame_0002_0000.png"]
+    verify_dataset_integrity(str(made(home)), 1)
+
+
+def test_names_that_begin_alike(home: Path) -> None:
+    for case in ("a", "a_b"):
+        write_image(home / "two" / f"{case}.nii.gz", VOLUME)
+        write_image(home / "two_labels" / f"{case}_seg.nii.gz", LABEL)
+    main(["dataset", "-d", "42", "-n", "New", f"-i={home / 'two'}", f"-l={home / 'two_labels'}", "--channels", "MR"])
+    assert (made(home) / "labelsTr" / "a.nii.gz").resolve().name == "a_seg.nii.gz"
+    assert (made(home) / "labelsTr" / "a_b.nii.gz").resolve().name == "a_b_seg.nii.gz"
+
+
+def test_colored_masks_are_refused(home: Path) -> None:
+    colors = np.stack([PHOTO > 99, PHOTO > 50, PHOTO < 0], -1) * 128
+    write_png(home / "png" / "a.png", PHOTO)
+    write_png(home / "masks" / "a.png", colors)
+    with pytest.raises(ValueError, match=r"a\.png is a colored image; export it with the number of the class"):
+        inspect(Sources([str(home / "png")], str(home / "masks")))
+
+
+def test_endings_in_capitals_are_named(home: Path) -> None:
+    write_png(home / "png" / "a.png", PHOTO)
+    (home / "png" / "a.png").rename(home / "png" / "B.PNG")
+    write_png(home / "png" / "a.png", PHOTO)
+    with pytest.raises(ValueError, match=r"wants the ending \.png in small letters; rename B\.PNG"):
+        inspect(Sources([str(home / "png")], str(home / "labels")))
+
+
 def test_spacing_of_tiffs(home: Path) -> None:
     for folder, array in (("tif", VOLUME), ("tif_labels", LABEL)):
         (home / folder).mkdir()
@@ -157,7 +202,12 @@ def put(name: str, array: np.ndarray, spacing: tuple[float, float, float] = (1, 
         (put("more/a.nii.gz", VOLUME), r"labeled and unlabeled \(a\); rename or remove"),
         (put("labels/a.nii.gz", LABEL[1:]), r"a has 6 x 8 x 10 voxels, but its label .* has 5 x 8 x 10"),
         (put("labels/a.nii.gz", LABEL, (2, 1, 1)), "a has the spacing .* but its label"),
-        (put("labels/a.nii.gz", VOLUME / 3), "a.nii.gz is no label: it has"),
+        (put("labels/a.nii.gz", VOLUME / 3), "a.nii.gz is no label: its values are not whole numbers from 0 on"),
+        (put("labels/a.nii.gz", LABEL - 1.0), "a.nii.gz is no label: its values are not whole numbers from 0 on"),
+        (
+            put("labels/a.nii.gz", np.arange(480).reshape(VOLUME.shape)),
+            "The labels have more than 255 values up to .*a.nii.gz; are they images",
+        ),
         (put("images/a.mha", VOLUME), r"files of several kinds \(.mha, .nii.gz\); keep one kind"),
         (lambda home: (home / "images" / "a.nii.gz").write_bytes(b"no image"), "a cannot be read"),
         (lambda home: os.rename(home / "more", home / "less"), "There is no folder .*more; name an existing one"),
@@ -180,6 +230,8 @@ def test_wrong_folders(damage: Callable[[Path], object], message: str, home: Pat
             "There are 1 channels of the images, which need as many different names, not T1 T2",
         ),
         (("--channels", "MR", "--classes", "liver"), r"There are 2 values of the labels \(1, 2\), which need as many"),
+        (("--channels", "MR", "--classes", "liver", "liver"), "There are 2 values"),
+        (("--channels", "MR", "--classes", "background", "liver"), "The value 0 is called background"),
         (("--channels", "MR", "-n", "../x"), "letters, digits, - and _ only, not '../x'"),
         (("--channels", "MR", "-d", "1000"), "needs a number from 1 to 999, not 1000"),
     ],

@@ -61,6 +61,17 @@ def test_a_deleted_image_is_not_used_and_removed_by_preprocess(
     assert "image_1" not in read_sources(preprocessed.unlabeled_folder())
 
 
+def test_a_link_whose_file_was_deleted(preprocessed: TinyDataset, capsys: pytest.CaptureFixture) -> None:
+    file = file_of(preprocessed, "image_1")
+    file.unlink()
+    file.symlink_to("nowhere.nii.gz")
+    failures = preprocess_unlabeled(Dataset.find(preprocessed.id), ["3d_fullres"], num_processes=1)
+    assert [failure.case for failure in failures] == ["image_1"]
+    assert list_preprocessed(preprocessed.unlabeled_folder()) == ["image_0", "image_2", "image_3"]
+    with pytest.warns(UserWarning, match=r"1 of the images in imagesUn are not preprocessed"):
+        assert used(preprocessed) == ["image_0", "image_2", "image_3"]
+
+
 def test_a_replaced_image_is_noticed_and_preprocessed_again(
     preprocessed: TinyDataset, capsys: pytest.CaptureFixture
 ) -> None:

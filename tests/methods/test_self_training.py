@@ -108,6 +108,31 @@ def test_unlabeled_patches_are_loaded_when_they_are_needed(dataset: TinyDataset)
     assert loaded == [0, 2, 3]  # the first for the picture
 
 
+def test_continued_training_takes_the_same_unlabeled_patches(dataset: TinyDataset) -> None:
+    def patches(trainer: Any, epochs: int) -> list[torch.Tensor]:
+        seen = []
+        original = trainer.next_unlabeled
+        trainer.next_unlabeled = lambda: seen.append(original()) or seen[-1]
+        for _ in range(2 * epochs):
+            trainer.train_step(next(trainer.dataloader_train))
+        trainer.next_unlabeled = original
+        return seen
+
+    torch.manual_seed(3)
+    whole = start(dataset, supervised=0.5)
+    path = str(Path(whole.output_folder) / "checkpoint_latest.pth")
+    first = patches(whole, 1)
+    whole.save_checkpoint(path)
+    rest = patches(whole, 1)
+    continued = make_trainer(nnUNetTrainerSelfTraining, dataset)
+    continued.config = whole.config
+    continued.load_checkpoint(path)
+    continued.on_train_start()
+    again = patches(continued, 1)
+    assert (len(first), len(rest), len(again)) == (1, 2, 2)
+    assert all(torch.equal(*pair) for pair in zip(rest, again, strict=True))
+
+
 def test_without_unlabeled_images_the_supervised_stage_goes_on(dataset: TinyDataset) -> None:
     trainer = start(dataset)
     labeled, _ = batch(trainer)

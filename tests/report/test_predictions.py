@@ -92,11 +92,39 @@ def test_wrong_folders(folders: dict[str, Path], tmp_path: Path) -> None:
     write_image(folders["ours"] / "case_1.nii.gz", np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(ValueError, match=r"case_1 in .*ours has another size than its image"):
         draw_predictions(folders["images"], [folders["ours"]], output)
+    with pytest.raises(ValueError, match=r"case_1 has another size in .*ours than in .*labels"):
+        draw_predictions(folders["images"], [folders["ours"]], output, folders["labels"])
     for file in folders["ours"].glob("*.nii.gz"):
         file.unlink()
     with pytest.raises(ValueError, match=r"No image in .* has a file of the same name in .*ours"):
         draw_predictions(folders["images"], [folders["ours"]], output)
     assert not output.exists()
+
+
+def test_voxels_that_nobody_annotated_do_not_count(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folders["ours"] / "dataset.json"
+    description = json.loads(path.read_text())
+    description["labels"]["ignore"] = 3
+    path.write_text(json.dumps(description))
+    truth = np.full(SHAPE, 3, np.uint8)
+    truth[4:8] = 0
+    truth[6, 4:12, 4:12] = 1
+    everywhere = np.ones(SHAPE, np.uint8)
+    everywhere[4:8] = truth[4:8]
+    for number in range(3):
+        write_image(folders["labels"] / f"case_{number}.nii.gz", truth)
+        write_image(folders["ours"] / f"case_{number}.nii.gz", everywhere)
+    calls = drawn(monkeypatch)
+    draw_predictions(folders["images"], [folders["ours"]], folders["images"] / "picture.png", folders["labels"])
+    [(cases, _, names)] = calls
+    assert [case.dice["ours"] for case in cases] == [1, 1, 1]
+    assert 3 not in names
+
+
+def test_a_damaged_prediction_is_named(folders: dict[str, Path]) -> None:
+    (folders["ours"] / "case_1.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"case_1.nii.gz cannot be read"):
+        draw_predictions(folders["images"], [folders["ours"]], folders["images"] / "picture.png")
 
 
 def test_regions_are_drawn_by_their_values(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
