@@ -190,7 +190,7 @@ def test_groups_are_counted_and_never_divided(dataset, read):
 def test_groups_beside_the_splits_come_first(dataset):
     write_groups(dataset.raw, {})
     write_groups(dataset.preprocessed, {f"case_{i}": str(i // 3) for i in range(6)})
-    with pytest.raises(ValueError, match="none unlabeled"):
+    with pytest.raises(ValueError, match="leave none whose labels could be hidden"):
         add_budget_splits(dataset.name, "1")
 
 
