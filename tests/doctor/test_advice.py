@@ -18,7 +18,7 @@ def read(measurement: Measurement, table: str) -> tuple[float, float, float]:
         [row] = [
             row
             for row in csv.DictReader(file)
-            if (row["metric"], row["budget"], row["trainer"])
+            if (row["metric"], row["budget"], row["trainer"].removesuffix(" (control)"))
             == ("dice", measurement.budget, f"nnUNetTrainer{measurement.trainer}")
         ]
     return tuple(round(100 * float(row[name]), 1) for name in ("difference", "low", "high"))
@@ -47,7 +47,10 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(15, 10).text.endswith("nnUNetTrainerB")
     assert advise(40, 10).text.endswith("nnUNetTrainerB")
     assert "nothing was measured" in advise(41, 10).text
-    assert advise(5, 0).text == "with 5 labeled and no unlabeled images: nnU-Net itself"
+    assert "nothing was measured" in advise(5, 0).text
+    mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4")
+    monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few, mixed))
+    assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     livers, lungs = advise(2, 10).remedy.split("; ")
     assert livers == (
         "measured gains in points of Dice (95 % intervals), with small networks: livers with 2 labeled and 50 "
