@@ -1,6 +1,7 @@
 """What to run with so many labeled and unlabeled images, and what was measured with about as many."""
 
 from dataclasses import dataclass
+from math import log
 
 from nnunetv2_micd.doctor.finding import Finding
 
@@ -54,6 +55,8 @@ class Measurement:
 MEASUREMENTS = (
     Measurement("hearts", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", budget="f0"),
     Measurement("hearts", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", budget="f0"),
+    Measurement("hearts", 14, 126, "SelfTraining", (6.4, 3.4, 9.5), (0.0, -0.9, 0.9), "acdc", budget="f1"),
+    Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (6.3, 3.5, 9.4), None, "acdc", budget="f1"),
     Measurement(
         "hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9), "hippocampus_1_label", budget="1"
     ),
@@ -77,15 +80,14 @@ def advise(labeled: int, unlabeled: int) -> Finding:
         'with 6 labeled and 100 unlabeled images: -tr nnUNetTrainerSelfTraining'
     """
     images = f"with {labeled} labeled and {unlabeled or 'no'} unlabeled images"
+    # What needs no unlabeled image can be trained with some as well.
     near = [
-        one
-        for one in MEASUREMENTS
-        if 1 / FAR <= one.labeled / labeled <= FAR and (one.unlabeled > 0) == (unlabeled > 0)
+        one for one in MEASUREMENTS if 1 / FAR <= one.labeled / labeled <= FAR and (unlabeled > 0 or one.unlabeled == 0)
     ]
     if not near:
         text = f"{images}: nnU-Net itself first; with about as many labels nothing was measured"
         return Finding("ok", "advice", text)
-    near.sort(key=lambda one: (not one.has_gained, -(one.over_control or one.over_nnunet)[0]))
+    near.sort(key=lambda one: (not one.has_gained, abs(log(one.labeled / labeled)), -one.over_nnunet[0]))
     trainer = f"-tr nnUNetTrainer{near[0].trainer}" if near[0].has_gained else "nnU-Net itself"
     measured = "measured gains in points of Dice (95 % intervals), with small networks: "
     return Finding("ok", "advice", f"{images}: {trainer}", measured + "; ".join(one.sentence for one in near))

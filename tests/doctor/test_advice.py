@@ -51,6 +51,8 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4")
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few, mixed))
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
+    assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
+    monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
     livers, lungs = advise(2, 10).remedy.split("; ")
     assert livers == (
         "measured gains in points of Dice (95 % intervals), with small networks: livers with 2 labeled and 50 "
