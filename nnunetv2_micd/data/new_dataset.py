@@ -26,8 +26,8 @@ SUPPORTED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif"
 MOST_CLASSES = 255
 """More values than this are those of an image, not of a label."""
 
-COLORS = {1: ["gray"], 3: ["R", "G", "B"]}
-"""Channels of images without a physical meaning that a file of nnU-Net's reader for photographs holds."""
+PHOTOGRAPH_CHANNELS = {1: ["gray"], 3: ["R", "G", "B"]}
+"""Names of the channels of a photograph by their number; nnU-Net's normalization does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Content:
     @property
     def default_channels(self) -> list[str] | None:
         """Names of the channels, where they have no meaning for the normalization; None if the user has to say it."""
-        return COLORS.get(self.num_channels) if self.ending in (".png", ".bmp") else None
+        return PHOTOGRAPH_CHANNELS.get(self.num_channels) if self.ending in (".png", ".bmp") else None
 
 
 def inspect(sources: Sources) -> Content:

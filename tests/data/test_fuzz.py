@@ -20,7 +20,10 @@ from nnunetv2_micd.data.sources import SOURCES_FILE, find_gone, find_replaced, r
 from nnunetv2_micd.data.splits import load_split_unlabeled, load_splits
 
 SETTINGS = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 WORDS = st.sampled_from(["train", "val", "unlabeled", "unlabelled", "case_0", "case_1", "fingerprint", "labels", "run"])
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | WORDS

@@ -19,7 +19,10 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 
 SETTINGS = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 READERS = {
     "SimpleITKIO": ".nii.gz",
