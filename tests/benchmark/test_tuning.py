@@ -89,6 +89,7 @@ def test_as_many_cases_are_labeled_as_are_reported(dataset: TinyDataset, grid: G
         ({"budgets": ["f0"]}, "-n f0 labels 3 of the 3 cases"),
         ({"budgets": ["2", "40%"]}, "label the same cases"),
         ({"seeds": [-1]}, "A seed must lie between"),
+        ({"trainers": ["nnUNetTrainerSelfTraining"]}, "SelfTraining has no unsupervised losses, so it has no weight"),
     ],
 )
 def test_bad_tunings_are_refused(dataset: TinyDataset, grid: Grid, change: dict[str, Any], message: str) -> None:

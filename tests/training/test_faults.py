@@ -65,6 +65,11 @@ def test_a_collapse_is_reported_once() -> None:
         watch.watch_for_collapse(dice, best_dice=0.9)
     assert len(lines) == 1
     assert "from 0.900 to 0.500" in lines[0]
+    assert "ramp_peak" not in lines[0]  # there is no loss that it weighs
+    watch = Monitor(lines.append)
+    watch.history = [{"b": 0.5, "supervised": 1.0, "unsupervised_share": 0.3}]
+    watch.watch_for_collapse(0.5, best_dice=0.9)
+    assert "smaller ramp_peak" in lines[1]
 
 
 def test_a_pretraining_on_unlabeled_images_is_no_collapse() -> None:
