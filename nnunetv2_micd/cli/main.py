@@ -18,6 +18,7 @@ from nnunetv2_micd.cli import (
     path,
     preprocess,
     profile,
+    rank,
     report,
     split,
     tune,
@@ -32,7 +33,21 @@ REMEDIES = {
 }
 """What to do about errors of the system."""
 
-COMMANDS = (path, dataset, preprocess, split, list_trainers, doctor, export, draw, report, benchmark, tune, profile)
+COMMANDS = (
+    path,
+    dataset,
+    preprocess,
+    split,
+    list_trainers,
+    doctor,
+    export,
+    draw,
+    rank,
+    report,
+    benchmark,
+    tune,
+    profile,
+)
 """Modules of the subcommands in the order of ``nnUNetv2_micd --help``."""
 
 

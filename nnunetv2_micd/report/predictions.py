@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.utils.figures import default_style, label_color
+from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
-
-LEGEND_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -179,18 +175,9 @@ def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, st
             axes.imshow(case.image, cmap="gray", aspect=case.aspect)
             axes.set(xticks=[], yticks=[])
             if column is not None:
-                _outline(axes, case.labels[column])
+                outline(axes, case.labels[column])
             title = (column or "image") if number == 0 else ""
             score = f"Dice {100 * case.dice[column]:.0f} %" if column in case.dice else ""
             axes.set_title("\n".join(filter(None, (title, score))), fontsize=9)
-    shown = {label for case in cases for one in case.labels.values() for label in np.unique(one).tolist()}
-    drawn = [(label, name) for label, name in sorted(names.items()) if label in shown]
-    handles = [Line2D([], [], color=label_color(label), label=name) for label, name in drawn]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), fontsize=9)
+    label_legend(figure, names, (one for case in cases for one in case.labels.values()))
     return figure
-
-
-def _outline(axes: Axes, labels: np.ndarray) -> None:
-    for label in sorted(set(np.unique(labels)) - {0}):
-        axes.contour(labels == label, [0.5], colors=[label_color(int(label))], linewidths=1.4)

@@ -1,14 +1,19 @@
 """The style of the figures that this package draws."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 LABEL_COLORS = (
     *("#e6550d", "#3182bd", "#31a354", "#fdd835", "#9467bd", "#17becf", "#e377c2", "#8c564b"),
     *("#bcbd22", "#1b2a8a", "#f7b6d2", "#006d5b", "#aec7e8", "#b22222", "#76ff03", "#c49c94"),
 )
+LEGEND_COLUMNS = 6
 
 
 @contextmanager
@@ -35,3 +40,19 @@ def label_color(label: int) -> str:
         True
     """
     return LABEL_COLORS[(label - 1) % len(LABEL_COLORS)]
+
+
+def outline(axes: Axes, labels: np.ndarray) -> None:
+    """Outline the labels of a slice ``(rows, columns)`` in their colors."""
+    for label in sorted(set(np.unique(labels)) - {0}):
+        axes.contour(labels == label, [0.5], colors=[label_color(int(label))], linewidths=1.4)
+
+
+def label_legend(figure: Figure, names: Mapping[int, str], maps: Iterable[np.ndarray]) -> None:
+    """Add a legend below a figure with the labels that occur in its label maps; none if no label does."""
+    shown = {label for labels in maps for label in np.unique(labels).tolist()}
+    handles = [
+        Line2D([], [], color=label_color(label), label=name) for label, name in sorted(names.items()) if label in shown
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), fontsize=9)

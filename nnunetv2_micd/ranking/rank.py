@@ -1,0 +1,202 @@
+"""Predicts all unlabeled images with the networks of a training and orders them by what these are unsure of."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from torch import Tensor
+from tqdm import tqdm
+
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.results import FINAL, ModelFolder
+from nnunetv2_micd.data.splits import Entry, default_splits, load_split_unlabeled
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
+from nnunetv2_micd.ranking.assess import Assessor
+from nnunetv2_micd.ranking.committee import PREDICTION, Committee, Opinion
+from nnunetv2_micd.ranking.page import write_page
+from nnunetv2_micd.ranking.script import write_script
+from nnunetv2_micd.ranking.selection import choose
+from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.utils.files import atomic_folder
+
+TABLE, PAGE, SCRIPT, SEGMENTATIONS = "ranking.csv", "ranking.html", "add_labels.sh", "segmentations"
+"""What a ranking consists of; the script only where proposals lie in ``imagesUn``."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A ranking of unlabeled images.
+
+    Attributes:
+        folder: Folder of the table, the page, the segmentations and the script.
+        table: One row for each image, the proposals first, then the least certain: ``case``, ``proposed``,
+            ``uncertainty`` and what it is made of.
+        measure: What ``uncertainty`` is.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    measure: str
+
+    @property
+    def proposals(self) -> list[str]:
+        """The images to label next, in the order of choice."""
+        return list(self.table["case"][self.table["proposed"]])
+
+
+def rank_unlabeled(
+    model: ModelFolder,
+    fold: int | str,
+    output: str | os.PathLike[str],
+    number: int = 10,
+    device: torch.device = torch.device("cuda"),  # noqa: B008 - a constant
+    checkpoint_name: str = FINAL,
+) -> Ranking:
+    """Order the unlabeled images of a training by what its networks are unsure of, and propose some to label next.
+
+    Writes a table, a page with a picture of each proposal, a segmentation of each image to be corrected, and a script
+    that adds the corrected proposals to the labeled cases.
+
+    Args:
+        model: The trained model.
+        fold: The fold, or ``"all"``.
+        output: Folder to make.
+        number: Number of proposals.
+        device: Device for the predictions.
+        checkpoint_name: File name of the checkpoint.
+
+    Raises:
+        FileExistsError: ``output`` exists and is not an empty folder.
+        FileNotFoundError: There is no such training.
+        ValueError: There are no unlabeled images, or the model is the second stage of a cascade.
+
+    Examples:
+        >>> rank_unlabeled(ModelFolder(4, "3d_fullres"), 0, "next").proposals  # doctest: +SKIP
+        ['hippocampus_017', 'hippocampus_204', ...]
+    """
+    if number < 1:
+        raise ValueError(f"The number of proposals must be at least 1, not {number}")
+    target = Path(output).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
+    dataset = Dataset.find(model.dataset, model.plans)
+    if dataset.configuration(model.configuration).previous_stage_name is not None:
+        raise ValueError(
+            f"{model.configuration} is the second stage of a cascade; rank with a model of its first stage instead"
+        )
+    checkpoint = model.path() / f"fold_{fold}" / checkpoint_name
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"There is no {checkpoint}; train it first: {model.train_command(fold)}")
+    cases = find_unlabeled_cases(dataset, model.configuration, _entry(dataset, model.configuration, fold))
+    judge = _Judge(Committee(model.path(), fold, checkpoint_name, device), UnlabeledImages(cases))
+    with atomic_folder(target) as incomplete:
+        segmentations = incomplete / SEGMENTATIONS
+        segmentations.mkdir()
+        for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
+            shutil.copyfile(model.path() / name, segmentations / name)
+        table = _order(*judge.judge_all(segmentations), number, load_groups(dataset.name))
+        ranking = Ranking(target, table, judge.assessor.measure)
+        table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
+        addable = sorted(set(ranking.proposals).intersection(raw_cases(dataset)), key=ranking.proposals.index)
+        if addable:
+            write_script(incomplete / SCRIPT, dataset, model, fold, addable, SEGMENTATIONS)
+        _write_page(incomplete / PAGE, ranking, judge, model, fold, bool(addable))
+    return ranking
+
+
+def _entry(dataset: Dataset, configuration: str, fold: int | str) -> Entry:
+    """Return the labeled cases of a fold and those whose labels it hides, as the training used them."""
+    labeled = list_preprocessed(dataset.labeled_folder(configuration))
+    if not isinstance(fold, int):
+        return {"train": labeled, "val": labeled}
+    hidden = load_split_unlabeled(dataset.splits_file, fold)
+    splits = dataset.splits() or default_splits(labeled)
+    return {**splits[fold], "unlabeled": hidden}
+
+
+class _Judge:
+    """Asks the committee about images and keeps the figures."""
+
+    def __init__(self, committee: Committee, images: UnlabeledImages):
+        self.committee, self.images = committee, images
+        self.assessor = Assessor(committee)
+
+    def judge_all(self, segmentations: Path) -> tuple[list[dict[str, Any]], Tensor]:
+        """Write the prediction of each image; return the figures and the features of all."""
+        rows, features = [], []
+        for case in tqdm(self.images.identifiers, desc="Predicting", unit="image", disable=None):
+            opinion = self._ask(case)
+            rows.append(self.assessor.row(case, opinion))
+            features.append(opinion.features)
+            self._write(case, opinion, segmentations)
+        return rows, torch.stack(features)
+
+    def disputed_slice(self, case: str) -> Any:
+        return self.assessor.most_disputed_slice(case, self._load(case), self._ask(case))
+
+    def _load(self, case: str) -> Tensor:
+        return torch.from_numpy(self.images.load_image(case)[:])
+
+    def _ask(self, case: str) -> Opinion:
+        return self.committee.ask(self._load(case))
+
+    def _write(self, case: str, opinion: Opinion, folder: Path) -> None:
+        predictor = self.committee.predictor
+        export_prediction_from_logits(
+            opinion.logits[PREDICTION],
+            load_pickle(os.path.join(self.images.folders[case], f"{case}.pkl")),
+            predictor.configuration_manager,
+            predictor.plans_manager,
+            predictor.dataset_json,
+            str(folder / case),
+        )
+
+
+def _order(rows: Sequence[dict[str, Any]], features: Tensor, number: int, groups: dict[str, str]) -> pd.DataFrame:
+    """Return the table: first the proposals in the order of choice, then the others, the least certain first."""
+    table = pd.DataFrame(rows)
+    chosen = choose(table["uncertainty"].tolist(), features, number, [groups.get(case, case) for case in table["case"]])
+    others = table.drop(index=chosen).sort_values("uncertainty", ascending=False, kind="stable")
+    table = pd.concat((table.loc[chosen], others), ignore_index=True)
+    table.insert(1, "proposed", table.index < len(chosen))
+    return table
+
+
+def _write_page(file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder, fold: int | str, script: bool) -> None:
+    table = ranking.table[ranking.table["proposed"]]
+    rows = [
+        {name: f"{100 * value:.0f} %" for name, value in row.items() if value == value}
+        for row in table.drop(columns=["case", "proposed"]).to_dict("records")
+    ]
+    facts = {
+        "Dataset": judge.committee.predictor.plans_manager.dataset_name,
+        "Model": f"{model.trainer}, {model.configuration}, fold {fold}",
+        "Images": f"{len(ranking.table)} without labels, {len(table)} proposed",
+        "Uncertainty": f"{ranking.measure}; then images unlike those chosen before",
+    }
+    labels = judge.committee.predictor.dataset_json["labels"]
+    names = {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}
+    write_page(file, facts, [judge.disputed_slice(case) for case in ranking.proposals], rows, names, next_steps(script))
+
+
+def next_steps(script: bool) -> list[str]:
+    """Return sentences that say what to do with a ranking."""
+    if script:
+        return [
+            f"Correct the proposals in the folder {SEGMENTATIONS}, for instance in ITK-SNAP or 3D Slicer.",
+            f"Look at {SCRIPT}, delete the lines of images that you did not correct, and run it: it moves the images "
+            "to the labeled ones, preprocesses and trains again.",
+        ]
+    return [
+        "These images are used without the labels that they have: move them from unlabeled to train in "
+        "splits_final.json, and train again."
+    ]

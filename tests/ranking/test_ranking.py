@@ -1,0 +1,155 @@
+"""The images that a ranking proposes, and what it leaves for whoever labels them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import REGIONS, TinyDataset, make_trainer, relabel
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.results import ModelFolder
+from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
+from nnunetv2_micd.ranking import rank_unlabeled
+from nnunetv2_micd.ranking.selection import choose
+from nnunetv2_micd.ranking.uncertainty import disagreement, entropy, mean_entropy, mean_of_classes
+
+
+def test_entropy_counts_voxels_that_may_be_foreground() -> None:
+    probabilities = torch.tensor([[0.5, 0.99, 0.25], [0.5, 0.01, 0.75]])
+    of_quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
+    assert mean_entropy(probabilities, has_regions=False) == pytest.approx((1 + of_quarter) / 2)
+    assert mean_entropy(torch.tensor([[1.0], [0.0]]), has_regions=False) == 0
+    regions = torch.tensor([[0.5, 0.0], [0.25, 0.0]])
+    assert entropy(regions, has_regions=True).tolist() == pytest.approx([(1 + of_quarter) / 2, 0])
+
+
+def test_disagreement_is_one_minus_dice() -> None:
+    first = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
+    second = torch.tensor([[True, False, False], [False, False, False], [False, False, True]])
+    by_class = disagreement(first, second)
+    assert by_class[::2] == pytest.approx([1 / 3, 1])
+    assert np.isnan(by_class[1])
+    assert mean_of_classes(by_class) == pytest.approx(2 / 3)
+    assert mean_of_classes([float("nan")]) == 0
+
+
+def test_chosen_images_are_uncertain_and_unlike_each_other() -> None:
+    features = torch.tensor([[0.0, 5.0], [0.0, 5.0], [1.0, 5.0], [9.0, 5.0]])
+    uncertainty = [0.9, 0.8, 0.7, 0.0]
+    separate = ["a", "b", "c", "d"]
+    assert choose(uncertainty, features, 2, separate) == [0, 2]
+    assert choose(uncertainty, features, 2, ["a", "b", "a", "b"]) == [0, 3]
+    assert sorted(choose(uncertainty, features, 9, ["a"] * 4)) == [0, 1, 2, 3]
+    assert sorted(choose([0.0] * 3, torch.zeros(3, 1), 2, separate[:3])) == [0, 1]
+
+
+@pytest.fixture
+def train(dataset: TinyDataset) -> Callable[..., Any]:
+    """Return a function that leaves what a training leaves: every network has weights of its own."""
+
+    def write(trainer_class: type, fold: int | str = 0, configuration: str = "3d_fullres") -> Any:
+        trainer = make_trainer(trainer_class, dataset, configuration, fold)
+        trainer.on_train_start()
+        students, teachers = getattr(trainer, "students", {}), getattr(trainer, "teachers", {})
+        for network in [trainer.network, *students.values(), *teachers.values()]:
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+        return trainer
+
+    return write
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "configuration", "rival"),
+    [
+        (nnUNetTrainerMICD, "3d_fullres", "second network"),
+        (nnUNetTrainerMICD, "2d", "second network"),
+        (nnUNetTrainerSelfTraining, "3d_fullres", "student"),
+        (nnUNetTrainer, "2d", "prediction of the mirror image"),
+        (nnUNetTrainer, "3d_fullres", "prediction of the mirror image"),
+    ],
+)
+def test_every_kind_of_model_ranks(
+    trainer: type, configuration: str, rival: str, train: Callable, dataset: TinyDataset, tmp_path: Path
+) -> None:
+    train(trainer, configuration=configuration)
+    model = ModelFolder(dataset.id, configuration, trainer.__name__)
+    ranking = rank_unlabeled(model, 0, tmp_path / "next", 2, CPU)
+    assert ranking.measure == f"disagreement of the prediction and the {rival}"
+    assert set(ranking.table["case"]) == set(dataset.unlabeled)
+    assert len(ranking.proposals) == 2
+    assert ranking.table["uncertainty"].between(0, 1).all()
+    assert not ranking.table["uncertainty"][2:].is_monotonic_increasing
+    for case in dataset.unlabeled:
+        segmentation = sitk.ReadImage(str(ranking.folder / "segmentations" / f"{case}.nii.gz"))
+        assert segmentation.GetSize() == sitk.ReadImage(str(dataset.images / f"{case}_0000.nii.gz")).GetSize()
+    pd.testing.assert_series_equal(pd.read_csv(ranking.folder / "ranking.csv")["case"], ranking.table["case"])
+    page = (ranking.folder / "ranking.html").read_text()
+    assert page.count("<img") == 2
+    assert all(case in page for case in ranking.proposals)
+
+
+def test_the_script_makes_labeled_cases_of_the_proposals(
+    train: Callable, dataset: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(nnUNetTrainerSelfTraining)
+    output = tmp_path / "what next"
+    main(["rank", *f"-d {dataset.id} -c 3d_fullres -f 0 -n 2 -device cpu -o".split(), str(output)])
+    proposals = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" %")]
+    script = (output / "add_labels.sh").read_text()
+    head, _, commands = script.partition("nnUNetv2_preprocess -d")
+    assert "nnUNetv2_micd preprocess -d 901 -c 3d_fullres" in commands
+    assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in commands
+    (output / "add_labels.sh").write_text(head)
+    subprocess.run([str(output / "add_labels.sh")], check=True)
+    for case in proposals:
+        assert (dataset.raw / "imagesTr" / f"{case}_0000.nii.gz").is_file()
+        assert (dataset.raw / "labelsTr" / f"{case}.nii.gz").is_file()
+        assert not (dataset.images / f"{case}_0000.nii.gz").exists()
+    assert f'"numTraining": {len(dataset.labeled) + 2}' in (dataset.raw / "dataset.json").read_text()
+    assert not dataset.splits_file.exists()
+
+
+def test_regions_and_hidden_labels(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    relabel(dataset, REGIONS)
+    train(nnUNetTrainerMICD, fold="all")
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres"), "all", tmp_path / "next", 1, CPU)
+    assert {"whole", "second"} <= set(ranking.table.columns)
+    train(nnUNetTrainerMICD)
+    *others, hidden = dataset.labeled
+    dataset.splits_file.write_text(json.dumps([{"train": others[1:], "val": others[:1], "unlabeled": [hidden]}]))
+    shutil.rmtree(dataset.unlabeled_folder())
+    shutil.rmtree(dataset.images)
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres"), 0, tmp_path / "hidden", 1, CPU)
+    assert ranking.proposals == [hidden]
+    assert not (ranking.folder / "add_labels.sh").exists()
+    assert "move them from unlabeled to train" in (ranking.folder / "ranking.html").read_text()
+
+
+def test_refuses_what_it_cannot_rank(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    model = ModelFolder(dataset.id, "3d_fullres")
+    with pytest.raises(FileNotFoundError, match="train it first: nnUNetv2_train 901 3d_fullres 0"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        rank_unlabeled(model, 0, tmp_path / "next", 0, CPU)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        rank_unlabeled(model, 0, tmp_path / "taken", 1, CPU)
+    assert not (tmp_path / "next").exists()
