@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.run.run_training import run_training
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from torch.backends import cudnn
 
 from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.prediction import MEAN_PREDICTIONS, find_test_images, lacks_mean, predict, predict_mean
+from nnunetv2_micd.benchmark.progress import progress_removed, report_prediction, report_steps
 from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read_record, write_record
 from nnunetv2_micd.data.results import FINAL
 from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
@@ -41,7 +43,7 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both:
         Exception: Any error of the training or prediction; ``benchmark.json`` holds it as well.
     """
     # A broken file in the folder of another trainer, or of another benchmark, must not end this run.
-    with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}):
+    with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}), progress_removed(run):
         record = read_record(run.folder)
         if record is not None and record.result.is_complete:  # a scheduler may start a job twice
             result = record.result.done()
@@ -54,6 +56,7 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both:
         if mean_of_both:
             with _errors_recorded(run, result):
                 if lacks_mean(run, result):
+                    report_prediction(run)
                     seconds = predict_mean(run, torch.device(device))
                     result = result.done(mean_predictions=MEAN_PREDICTIONS, mean_prediction_seconds=seconds)
             write_record(run, result)
@@ -114,16 +117,18 @@ def _train(run: Run, device: torch.device) -> None:
         if path.exists() and not zipfile.is_zipfile(path):  # a killed training may leave half a checkpoint
             path.unlink()
     is_trained = final.exists()
-    run_training(
-        run.dataset,
-        run.configuration,
-        run.fold,
-        run.trainer_class,
-        run.plans,
-        continue_training=not is_trained and any(path.exists() for path in others),
-        only_run_validation=is_trained,
-        device=device,
+    continues = not is_trained and any(path.exists() for path in others)
+    trainer = get_trainer_from_args(
+        run.dataset, run.configuration, run.fold, run.trainer_class, run.plans, continues, device
     )
+    maybe_load_checkpoint(trainer, continue_training=continues, validation_only=is_trained)
+    if torch.cuda.is_available():
+        cudnn.deterministic, cudnn.benchmark = False, True
+    if not is_trained:
+        report_steps(trainer, run)
+        trainer.run_training()
+    report_prediction(run)
+    trainer.perform_actual_validation()
 
 
 def _epoch_times(checkpoint: Path) -> list[tuple[float, float]]:

@@ -6,7 +6,6 @@ that are done are not repeated and the others go on from their last checkpoint.
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.grid import Grid, is_done, plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.launch import StartedRun, Starter, job_starter, make_executor, process_starter
+from nnunetv2_micd.benchmark.progress import RunsBar
 from nnunetv2_micd.benchmark.records import PUBLISHED, Run, read_record, write_record
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
@@ -25,9 +25,6 @@ from nnunetv2_micd.data.folders import dataset_id
 from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders
 
 POLL_SECONDS = 1
-
-LOG_TAIL_BYTES = 65536
-"""Size of the end of nnU-Net's log that is searched for the last epoch."""
 
 
 def run_benchmark(
@@ -174,41 +171,27 @@ def _run_waiting(
 def _run_all(runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Starter) -> list[Run]:
     """Start the waiting runs, never more than ``jobs`` at a time, and return those that failed."""
     queue, active, failed = list(waiting), list[StartedRun](), list[Run]()
-    begin = time.time()
-    epochs = {run: count_epochs(run, begin) for run in runs}
-    with _progress_bar(runs, sum(epochs.values()), is_hidden=not waiting) as bar:
+    with RunsBar(runs, waiting) as bar:
         try:
             while queue or active:
                 while queue and len(active) < jobs:
                     active.append(start(queue.pop(0), active))
                 time.sleep(POLL_SECONDS)
                 for started in list(active):
-                    epochs[started.run] = count_epochs(started.run, begin)
+                    bar.follow(started.run)
                     ending = started.poll()
                     if ending is None:
                         continue
                     active.remove(started)
+                    bar.end(started.run, has_failed=bool(ending))
                     if ending:
                         failed.append(started.run)
                     tqdm.write(_describe_end(started, ending), file=sys.stdout)
-                bar.set_description(f"{len(runs) - len(queue) - len(active)} of {len(runs)} runs", refresh=False)
-                bar.update(sum(epochs.values()) - bar.n)
+                bar.show()
         finally:  # also when the user interrupts the benchmark
             for started in active:
                 started.stop()
     return failed
-
-
-def _progress_bar(runs: Sequence[Run], epochs_done: int, is_hidden: bool) -> tqdm:
-    return tqdm(
-        total=sum(run.epochs for run in runs),
-        initial=epochs_done,
-        unit="epoch",
-        smoothing=0,  # estimate the remaining time from the mean, as methods differ in their speed
-        mininterval=1 if sys.stderr.isatty() else 60,
-        miniters=0,  # show the elapsed time even if no epoch has ended
-        disable=is_hidden,
-    )
 
 
 def _describe_end(started: StartedRun, ending: str) -> str:
@@ -222,27 +205,3 @@ def _describe_end(started: StartedRun, ending: str) -> str:
     elif record is not None and record.result.error is not None:
         ending = record.result.error
     return f"FAILED: {started.run}: {ending}; see {started.log}"
-
-
-def count_epochs(run: Run, since: float) -> int:
-    """Return the number of finished epochs of a run according to nnU-Net's log of its training.
-
-    Never more than the run says: a trainer may train more epochs than its constructor says.
-
-    Args:
-        run: The run.
-        since: Time in seconds. Older logs do not count: an interrupted run continues from an earlier checkpoint or
-            starts again.
-    """
-    if is_done(run):
-        return run.epochs
-    logs = sorted(run.folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
-    if not logs or logs[-1].stat().st_mtime < since:
-        return 0
-    with logs[-1].open("rb") as file:
-        file.seek(max(0, logs[-1].stat().st_size - LOG_TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-    if "Training done." in text:
-        return run.epochs
-    started_epochs = re.findall(r"Epoch (\d+) *$", text, re.MULTILINE)  # counted from 0
-    return min(int(started_epochs[-1]), run.epochs) if started_epochs else 0

@@ -15,7 +15,6 @@ import pytest
 from helpers import TinyDataset
 
 from nnunetv2_micd.benchmark import Grid, launch, run_benchmark, scheduler
-from nnunetv2_micd.benchmark.grid import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
 from nnunetv2_micd.benchmark.run import lock_folder
 from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
@@ -146,17 +145,3 @@ def test_the_workers_of_a_killed_run_end_with_it(monkeypatch: pytest.MonkeyPatch
             return
         time.sleep(0.05)
     raise AssertionError("the worker is still alive")
-
-
-def test_epochs_are_counted_in_the_last_log(dataset: TinyDataset, grid: Grid) -> None:
-    run = plan_runs(grid)[0]
-    assert scheduler.count_epochs(run, since=0) == 0
-    run.folder.mkdir(parents=True)
-    log = run.folder / "training_log_2026_1_1_00_00_00.txt"
-    log.write_text("2026-01-01: Epoch 0 \n2026-01-01: Epoch time: 3.0 s\n2026-01-01: Epoch 1 \n")
-    assert scheduler.count_epochs(run, since=0) == 1
-    log.write_text(log.read_text() + "2026-01-01: Epoch 7 \n")
-    assert scheduler.count_epochs(run, since=0) == run.epochs == 2
-    log.write_text(log.read_text() + "2026-01-01: Training done.\n")
-    assert scheduler.count_epochs(run, since=0) == 2
-    assert scheduler.count_epochs(run, since=time.time() + 1) == 0

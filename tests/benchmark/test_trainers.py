@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import MICD, TinyDataset, make_trainer
-from nnunetv2.run.run_training import run_training
+from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_micd import TRAINER_FOLDER
@@ -132,12 +132,12 @@ def test_files_of_others_do_not_reach_a_run(
     for folder in (generated, strange):
         (folder / "broken.py").write_text("def broken(")
 
-    def train(*args: Any, **kwargs: Any) -> None:
+    def make_trainer(*args: Any) -> Any:
         other = write_user_trainer(generated / "nnUNetTrainerOther_e2", "nnUNetTrainerOther_e2")
         (other / "broken.py").write_text("def broken(")
-        run_training(*args, **kwargs)
+        return get_trainer_from_args(*args)
 
-    monkeypatch.setattr(run, "run_training", train)
+    monkeypatch.setattr(run, "get_trainer_from_args", make_trainer)
     run.execute(stock, "cpu", folders)
     record = read_record(stock.folder)
     assert record is not None
