@@ -1,58 +1,39 @@
-"""Base trainer: all integration with nnU-Net. A method only adds its losses."""
+"""Base trainer: the integration with nnU-Net's training. A method only adds its losses."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from io import BytesIO
-from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
-from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.preprocessed import list_preprocessed
-from nnunetv2_micd.data.splits import load_split_unlabeled, write_few_folds
-from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseudo_label
 from nnunetv2_micd.training import checkpoints
-from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
+from nnunetv2_micd.training.cascade import segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.loader import (
-    IsolatedAugmenter,
-    Origin,
-    UnlabeledImages,
-    build_unlabeled_loader,
-    start_unlabeled_loader,
-)
-from nnunetv2_micd.training.messages import next_commands, previous_stage_command
+from nnunetv2_micd.training.loader import IsolatedAugmenter
+from nnunetv2_micd.training.messages import next_commands
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
 from nnunetv2_micd.training.networks import check_architecture, forward_with_features, forward_with_outputs
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.training.step_bar import StepBar
 from nnunetv2_micd.training.students import Students, compiled, prepare_for_several_processes
-from nnunetv2_micd.training.workers import explain_death, processes_of
+from nnunetv2_micd.training.targets import at_all_resolutions
+from nnunetv2_micd.training.unlabeled_trainer import UnlabeledDataTrainer
 from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.distributed import sum_over_processes
-from nnunetv2_micd.utils.files import environment
-from nnunetv2_micd.utils.locks import hold_lock
 
 GRADIENT_NORM = 12  # nnUNetTrainer.train_step
 
 
-class SemiSupervisedTrainer(nnUNetTrainer):
+class SemiSupervisedTrainer(UnlabeledDataTrainer):
     """nnU-Net's trainer with unlabeled images, further networks and an EMA teacher for each network.
+
+    How it finds and loads the unlabeled images is in :class:`~unlabeled_trainer.UnlabeledDataTrainer`.
 
     A method is a configuration and :meth:`compute_losses`. Where it needs more it defines
     :meth:`build_further_networks`, :meth:`build_method`, :meth:`prepare_method`, :meth:`method_state`,
@@ -74,9 +55,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         iteration: Number of training steps so far.
         generator: Random generator of the method on the CPU, apart from the ones of nnU-Net's loaders; continued by
             ``--c``.
-        labeled_cases: nnU-Net's dataset of the labeled training cases, once the loaders are built.
-        unlabeled_images: Preprocessed unlabeled images, once the loaders are built; None if none are used.
-        unlabeled_origin: Image and place of each unlabeled patch of the step, see :class:`loader.Origin`.
         forward_with_features: :func:`networks.forward_with_features`, compiled where nnU-Net compiles.
         forward_with_outputs: :func:`networks.forward_with_outputs`, likewise.
 
@@ -116,15 +94,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.monitor = Monitor(self.print_to_log_file)
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
-        self.dataloader_unlabeled: Any = None
-        self.labeled_cases: Any = None
         self.forward_with_features = forward_with_features
         self.forward_with_outputs = forward_with_outputs
-        self.unlabeled_origin = Origin([], torch.zeros(0, 0))
-        self.unlabeled_images: UnlabeledImages | None = None
         self._last_unlabeled: Tensor | None = None
-        self._progress: tqdm | None = None
-        self._workers: dict[str, list[BaseProcess]] = {}
+        self._step_bar = StepBar(is_hidden=self.local_rank != 0)
         self._saved_random: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ what a method defines
@@ -185,11 +158,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """The moving averages of the students by the same names."""
         return self.networks.teachers
 
-    @property
-    def dataset(self) -> Dataset:
-        """The dataset with the plans of this training."""
-        return Dataset(self.plans_manager.dataset_name, self.plans_manager, self.dataset_json)
-
     def pseudo_label(self, logits: Tensor) -> Tensor:
         """Return hard labels of classes or regions, see :func:`losses.pseudo_label`."""
         return pseudo_label(logits, self.label_manager.has_regions)
@@ -231,16 +199,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return self.change_intensities(images, lambda image: strong_view(image, view, generator, masked))
 
     def at_all_resolutions(self, target: Tensor) -> Tensor | list[Tensor]:
-        """Bring a target ``(B, channels, *spatial)`` to the resolutions of deep supervision, as nnU-Net's loader does.
-
-        So mixing images before or after is the same but at the border of a box. Without deep supervision the target
-        stays as it is.
-        """
-        scales = self._get_deep_supervision_scales()
-        if scales is None:
-            return target
-        downsampled = DownsampleSegForDSTransform(scales)(segmentation=target.flatten(0, 1))["segmentation"]
-        return [each.view(*target.shape[:2], *each.shape[1:]) for each in downsampled]
+        """Bring a target to the resolutions of deep supervision, see :func:`targets.at_all_resolutions`."""
+        return at_all_resolutions(target, self._get_deep_supervision_scales())
 
     # ------------------------------------------------------------------------------------------------- set-up
 
@@ -281,130 +241,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         finally:
             self.is_ddp = several
 
-    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Find the unlabeled cases together with the labeled ones, so that wrong data stops before loaders start."""
-        without_labels = self.split_unlabeled()  # first, because it checks the file that nnU-Net reads next
-        training, validation = super().get_tr_and_val_datasets()
-        is_blosc2 = isinstance(training, nnUNetDatasetBlosc2)
-        check = partial(check_labeled_cases, self.dataset, self.configuration_name, self.fold, is_blosc2=is_blosc2)
-        check("train", training.identifiers)
-        check("val", validation.identifiers)
-        self._check_previous_stage([*training.identifiers, *validation.identifiers], "labeled cases")
-        self.labeled_cases = training
-        if self.config.ramp_peak > 0:
-            cases = self._find_unlabeled(training.identifiers, validation.identifiers, without_labels)
-            self._check_previous_stage([case.identifier for case in cases], "unlabeled images")
-            self.unlabeled_images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
-            self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
-        return training, validation
-
-    def _check_previous_stage(self, cases: Sequence[str], meaning: str) -> None:
-        if self.is_cascaded:
-            command = previous_stage_command(self)
-            check_previous_stage(self.folder_with_segs_from_previous_stage, cases, meaning, command)
-
-    def _find_unlabeled(
-        self, training: Sequence[str], validation: Sequence[str], without_labels: Sequence[str]
-    ) -> list[UnlabeledCase]:
-        entry = {"train": list(training), "val": list(validation), "unlabeled": list(without_labels)}
-        return find_unlabeled_cases(self.dataset, self.configuration_name, entry)
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """Divide the cases as nnU-Net does; of fewer than five, of which nnU-Net makes no folds, each validates one."""
-        if self.fold != "all":
-            cases = list_preprocessed(self.preprocessed_dataset_folder)
-            if folds := write_few_folds(cases, self.dataset.splits_file):
-                self.print_to_log_file(f"Made {folds} folds of {folds} labeled cases, each with one for validation.")
-        return super().do_split()
-
-    def split_unlabeled(self) -> list[str]:
-        """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""
-        return load_split_unlabeled(self.dataset.splits_file, self.fold)
-
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """Start nnU-Net's loaders with a part of the allowed workers and the unlabeled loader with the rest."""
-        with environment(nnUNet_n_proc_DA=str(get_allowed_n_proc_DA() - self._unlabeled_workers)):
-            loaders = super().get_dataloaders()  # nnU-Net starts its loaders with so many
-        if self.loads_unlabeled:
-            self._start_unlabeled_loader()
-        return loaders
-
-    @property
-    def _unlabeled_workers(self) -> int:
-        return get_allowed_n_proc_DA() // 2 if self.loads_unlabeled else 0
-
-    def _start_unlabeled_loader(self) -> None:
-        self.dataloader_unlabeled = start_unlabeled_loader(
-            self.build_unlabeled_loader(), self._unlabeled_workers, pin_memory=self.device.type == "cuda"
-        )
-
-    def restart_unlabeled_loader(self) -> None:
-        """Build the loader of unlabeled patches anew, after a change of its images."""
-        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
-            self.dataloader_unlabeled._finish()
-        self._start_unlabeled_loader()
-        self._watch_workers()
-
-    @property
-    def loads_unlabeled(self) -> bool:
-        """Whether the next steps need unlabeled patches."""
-        return self.config.ramp_peak > 0
-
-    @property
-    def needs_unlabeled(self) -> bool:
-        """Whether the current step learns from unlabeled patches; where not, none are loaded."""
-        return True
-
-    @property
-    def unlabeled_batch_size(self) -> int:
-        """Number of unlabeled patches in a step."""
-        return max(1, round(self.config.unlabeled_ratio * self.batch_size))
-
-    def build_unlabeled_loader(self) -> nnUNetDataLoader:
-        """Build the loader of unlabeled patches, see :func:`loader.build_unlabeled_loader`."""
-        assert self.unlabeled_images is not None  # found together with the labeled cases
-        return build_unlabeled_loader(self, self.unlabeled_images)
-
-    def next_unlabeled(self) -> Tensor:
-        """Return the next unlabeled patches ``(B, channels, *patch)``, on the device; remember where they lie."""
-        batch = next(self.dataloader_unlabeled)
-        self.unlabeled_origin = Origin(batch["keys"], batch["positions"])
-        return self._to_device(batch["data"])
-
-    def run_training(self) -> None:
-        """Train as nnU-Net does, keep other processes out, and name the cause when a worker process was killed.
-
-        Raises:
-            BlockingIOError: another process is training in the same folder.
-            RuntimeError: a worker process died, or too many steps in a row were not finite.
-        """
-        lock = hold_lock(
-            os.path.join(self.output_folder, ".training.lock"), f"training in {self.output_folder}", wait=0
-        )
-        try:
-            with lock if self.local_rank == 0 else nullcontext():
-                super().run_training()
-        except RuntimeError as error:
-            if cause := explain_death(self._workers, error):
-                raise RuntimeError(cause) from error
-            raise
-
     def on_train_start(self) -> None:
         """Start as nnU-Net does; the teachers of a new training begin as copies of the students."""
         super().on_train_start()
-        self._watch_workers()
         if self.iteration == 0:
             self.networks.reset_teachers()  # -pretrained_weights may have changed a student
             self.prepare_method()
         if self._saved_random is not None:
             self._continue_random(self._saved_random)
-
-    def _watch_workers(self) -> None:
-        self._workers = {
-            "labeled images": processes_of(self.dataloader_train),
-            "validation images": processes_of(self.dataloader_val),
-            "unlabeled images": processes_of(self.dataloader_unlabeled),
-        }
 
     def _continue_random(self, saved: dict[str, Any]) -> None:
         """Continue the random states of a saved training, after the loaders have drawn their first batches.
@@ -417,11 +261,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.dataloader_unlabeled.states = saved["unlabeled"]
 
     def on_train_end(self) -> None:
-        """Stop the unlabeled workers before the final validation, and say what to do next."""
+        """Say how the training went and what to do next."""
         super().on_train_end()
-        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
-            self.dataloader_unlabeled._finish()
-        self.dataloader_unlabeled = None
         starts, ends = (self.logger.get_value(f"epoch_{end}_timestamps", step=None) for end in ("start", "end"))
         self.print_to_log_file(self.monitor.summary(sum(end - start for start, end in zip(starts, ends, strict=False))))
         if not self.disable_checkpointing:
@@ -439,14 +280,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Put all students into training mode."""
         super().on_train_epoch_start()
         self.networks.train()
-        # On a terminal only, so that log files stay readable.
-        self._progress = tqdm(
-            total=self.num_iterations_per_epoch,
-            desc=f"epoch {self.current_epoch} of {self.num_epochs}",
-            unit="step",
-            leave=False,
-            disable=None if self.local_rank == 0 else True,
-        )
+        self._step_bar.start(f"epoch {self.current_epoch} of {self.num_epochs}", self.num_iterations_per_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Take all students out of training mode."""
@@ -478,14 +312,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._optimizer_step()
             self.networks.update_teachers(self.iteration)
         self.iteration += 1
-        if self._progress is not None:
-            self._progress.update()
+        self._step_bar.step()
         return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
-
-    def _to_device(self, data: Any) -> Any:
-        if isinstance(data, list):
-            return [self._to_device(item) for item in data]
-        return data.to(self.device, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision where nnU-Net uses it: on CUDA."""
@@ -514,8 +342,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the figures of the steps."""
-        if self._progress is not None:
-            self._progress.close()
+        self._step_bar.end()
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         self.monitor.end_training_steps(self.current_epoch, train_outputs)
 
