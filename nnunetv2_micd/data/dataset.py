@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_micd.data.folders import dataset_id, find_dataset, plan_first, preprocessed_folder, raw_folder
@@ -90,6 +91,11 @@ class Dataset:
         return len(channel_names(self.dataset_json))
 
     @property
+    def has_colors(self) -> bool:
+        """Whether the channels are red, green and blue of a photograph, see :func:`has_colors`."""
+        return has_colors(self.plans, self.dataset_json)
+
+    @property
     def splits_file(self) -> Path:
         """File of the folds, which nnU-Net writes in the first training."""
         return self.preprocessed / SPLITS_FILE
@@ -129,6 +135,12 @@ class Dataset:
     def unlabeled_folder(self, configuration: str) -> Path:
         """Return the folder of the preprocessed unlabeled images."""
         return Path(unlabeled_folder(self.labeled_folder(configuration)))
+
+
+def has_colors(plans: PlansManager, dataset_json: dict[str, Any]) -> bool:
+    """Return True if the three channels of an image are its colors, as they are in PNG and the like."""
+    is_photograph = issubclass(plans.image_reader_writer_class, NaturalImage2DIO)
+    return is_photograph and len(channel_names(dataset_json)) == 3
 
 
 def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:

@@ -128,7 +128,8 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         super().initialize()
         manager = self.label_manager
         self.hidden_label = int(max(manager.all_labels)) + 1  # as nnU-Net demands of an ignore label
-        self.last_mixed: tuple[Tensor, Tensor] | None = None  # for the picture
+        self.last_mixed: tuple[Tensor, Tensor] | None = None
+        self.pictured: tuple[Tensor, Tensor] | None = None  # the last ones with unlabeled images in them
         if manager.has_ignore_label:
             self.masked_loss = self.loss
             return
@@ -177,7 +178,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
                 teacher = self.pseudo_labels(self.logits(self.teachers["a"], images)).to(truth.dtype)
                 truth = torch.where(ignored if truth.ndim == ignored.ndim else ignored[:, None], teacher, truth)
         mixed, labels = mix(images, unlabeled, box), mix(truth, pseudo, box)
-        self.last_mixed = mixed, labels
+        self.last_mixed = self.pictured = mixed, labels
         is_unlabeled = mix(ignored, torch.ones_like(ignored), box)
         output = self.run_student(mixed)
         wrong = differing(self.pseudo_label(full_resolution(output)), labels) & is_unlabeled
@@ -229,17 +230,21 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
         return (self.masked_loss(*inward) + self.masked_loss(*outward)) / 2
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
-        """Image, the teacher's label with and without further components, and the mixed images of the last step."""
+        """Image, the teacher's label with and without further components; after the pre-training the mixed images."""
         teacher = self.pseudo_label(forward_with_features(self.teachers["a"], unlabeled)[0])
-        assert self.last_mixed is not None  # there is no picture before the first step
-        (inward, outward), (label_in, label_out) = map(_halves, self.last_mixed)
-        return {
-            "unlabeled image": unlabeled[:, 0],
+        panels = {
+            "unlabeled image": self.image_panel(unlabeled),
             "teacher": label_map(teacher),
             "largest components": label_map(largest_components(teacher)),
-            "mixed in": inward[:, 0],
+        }
+        if self.pictured is None:
+            return panels
+        (inward, outward), (label_in, label_out) = map(_halves, self.pictured)
+        return {
+            **panels,
+            "mixed in": self.image_panel(inward),
             "its label": label_map(label_in),
-            "mixed out": outward[:, 0],
+            "mixed out": self.image_panel(outward),
             "label of it": label_map(label_out),
         }
 

@@ -176,8 +176,8 @@ class nnUNetTrainerC3S3(TwoStudents):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Draw the image, both views, the labels of both networks in the first one and where they differ."""
         first, second = self._draw_views(unlabeled, torch.Generator().manual_seed(self.current_epoch))
-        views = {"first view": first[:, 0], "second view": second[:, 0]}
-        return {"image": unlabeled[:, 0], **views, **self.label_panels(first)}
+        views = {"first view": self.image_panel(first), "second view": self.image_panel(second)}
+        return {"image": self.image_panel(unlabeled), **views, **self.label_panels(first)}
 
 
 def build_projector(layer: nn.Module, channels: int) -> nn.Module:

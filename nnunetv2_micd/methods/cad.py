@@ -165,9 +165,9 @@ class nnUNetTrainerCAD(TwoStudents):
         half = Displacement(*(each[: len(unlabeled)] for each in displacement))
         label = self.pseudo_label(logits_b)
         return {
-            "image": unlabeled[:, 0],
+            "image": self.image_panel(unlabeled),
             "confidence": confidences[: len(unlabeled)],
             "box of low confidence": half.inside[:, 0],
-            "displaced image": displace(unlabeled, strong.roll(-1, 0), half)[:, 0],
+            "displaced image": self.image_panel(displace(unlabeled, strong.roll(-1, 0), half)),
             "its pseudo-label": label_map(displace(label, label.roll(-1, 0), half)),
         }

@@ -200,10 +200,10 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
         )
         refined = self._refine(teacher.cpu(), unlabeled.device)
         return {
-            "image": unlabeled[:, 0],
+            "image": self.image_panel(unlabeled),
             "teacher": label_map(teacher > self.config.threshold),
             "refined": label_map(refined.labels),
-            "completed image": self._view(unlabeled, refined, refined.reflection.side, generator)[:, 0],
+            "completed image": self.image_panel(self._view(unlabeled, refined, refined.reflection.side, generator)),
             "student": label_map(student > 0.5),
         }
 

@@ -178,7 +178,7 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
         image, labels = turn(unlabeled), turn(labels)
         seen = self.pseudo_label(forward_with_features(network, image)[0])
         return {
-            "turned image": image[:, 0],
+            "turned image": self.image_panel(image),
             "its pseudo-label": label_map(labels),
             "network": label_map(seen),
             "they differ": differing(seen, labels),

@@ -75,8 +75,8 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
         teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
         return {
-            "image": unlabeled[:, 0],
-            "teacher's image": noisy[:, 0],
+            "image": self.image_panel(unlabeled),
+            "teacher's image": self.image_panel(noisy),
             "student": label_map(student),
             "teacher": label_map(teacher),
             "they differ": differing(student, teacher),

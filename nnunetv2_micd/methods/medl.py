@@ -148,7 +148,7 @@ class nnUNetTrainerMEDL(TwoStudents):
         label_a, label_b = (self.pseudo_label(each) for each in logits)
         reliable = reliability(fused)
         return {
-            "image": unlabeled[:, 0],
+            "image": self.image_panel(unlabeled),
             "label of A": label_map(label_a),
             "label of B": label_map(label_b),
             "A and B differ": differing(label_a, label_b),

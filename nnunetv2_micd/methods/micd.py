@@ -167,4 +167,8 @@ class nnUNetTrainerMICD(TwoStudents):
         """Draw the image, the masked image, the pseudo-labels of both students there and where they differ."""
         mask = self.sample_mask(unlabeled, torch.Generator().manual_seed(self.current_epoch))
         masked = apply_mask(unlabeled, mask)
-        return {"image": unlabeled[:, 0], "masked image": masked[:, 0], **self.label_panels(masked)}
+        return {
+            "image": self.image_panel(unlabeled),
+            "masked image": self.image_panel(masked),
+            **self.label_panels(masked),
+        }

@@ -59,8 +59,9 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
     num_iterations_per_epoch: int
 
     def build_method(self) -> None:
-        """Remember the last mixed images for the picture."""
+        """Remember the last mixed images, and for the picture the last ones with unlabeled images in them."""
         self.last_mixed: tuple[Tensor, Tensor] | None = None
+        self.pictured: tuple[Tensor, Tensor] | None = None
 
     @property
     def unlabeled_batch_size(self) -> int:
@@ -102,6 +103,8 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
         mixed = torch.cat((images[kept], mix(images[-pairs:], others, box)))
         mixed_target = torch.cat((target[kept], mix(target[-pairs:], labels, box)))
         self.last_mixed = mixed, mixed_target
+        if unlabeled is not None and self.stage == "self-training":
+            self.pictured = self.last_mixed
         yield Losses({"supervised": self.loss(self.network(mixed), self.at_all_resolutions(mixed_target))})
 
     def _as_target(self, labels: Tensor) -> Tensor:
@@ -113,19 +116,19 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
         )
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
-        """Image and the teacher's label, and the mixed images of the last step that had any."""
+        """Image and the teacher's label; as soon as it is mixed with labeled images, the mixed images of that step."""
         teacher = self.pseudo_label(forward_with_features(self.teachers["a"], unlabeled)[0])
-        panels = {"unlabeled image": unlabeled[:, 0], "teacher": label_map(teacher)}
-        if self.last_mixed is None:  # a continued training whose mixing has ended
+        panels = {"unlabeled image": self.image_panel(unlabeled), "teacher": label_map(teacher)}
+        if self.pictured is None:  # also in a continued training whose mixing has ended
             return panels
-        mixed, target = self.last_mixed
+        mixed, target = self.pictured
         labels = label_map(self.hard_target(target)[0])
         pairs = self.unlabeled_batch_size
         inward, outward = slice(-2 * pairs, len(mixed) - pairs), slice(-pairs, None)
         return {
             **panels,
-            "mixed in": mixed[inward, 0],
+            "mixed in": self.image_panel(mixed[inward]),
             "its label": labels[inward],
-            "mixed out": mixed[outward, 0],
+            "mixed out": self.image_panel(mixed[outward]),
             "label of it": labels[outward],
         }

@@ -263,9 +263,9 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
         first, second = self._views(unlabeled, torch.Generator().manual_seed(self.current_epoch))
         student = forward_with_features(self.students["a"], unlabeled)[0]
         return {
-            "image": unlabeled[:, 0],
-            "first view": first[:, 0],
-            "second view": second[:, 0],
+            "image": self.image_panel(unlabeled),
+            "first view": self.image_panel(first),
+            "second view": self.image_panel(second),
             "student": label_map(self.pseudo_label(student)),
         }
 

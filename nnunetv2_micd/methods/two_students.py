@@ -48,7 +48,7 @@ class TwoStudents(SemiSupervisedTrainer):
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Draw the image, the labels of both networks and where they differ."""
-        return {"image": unlabeled[:, 0], **self.label_panels(unlabeled)}
+        return {"image": self.image_panel(unlabeled), **self.label_panels(unlabeled)}
 
     def label_panels(self, images: Tensor) -> dict[str, Tensor]:
         """Return the hard labels of both networks for a picture, and where they differ."""

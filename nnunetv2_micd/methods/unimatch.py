@@ -192,8 +192,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         box = self._sample_cutmix(unlabeled, generator)
         strong = paste(self._strong_view(unlabeled, generator), box)
         return {
-            "image": unlabeled[:, 0],
-            "strong view": strong[:, 0],
+            "image": self.image_panel(unlabeled),
+            "strong view": self.image_panel(strong),
             "its pseudo-label": label_map(paste(labels, box)),
             "confident": paste(confident, box).all(1),
             "student": label_map(self.pseudo_label(forward_with_features(student, strong)[0])),

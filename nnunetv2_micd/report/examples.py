@@ -15,10 +15,11 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
+from nnunetv2_micd.data.dataset import has_colors
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.report.runs import FinishedRun, display_name, find_classes
-from nnunetv2_micd.utils.figures import label_color
+from nnunetv2_micd.utils.figures import label_color, to_picture
 
 QUANTILES = (0.1, 0.5, 0.9)
 """Quantiles of the baseline's Dice over the cases. The cases at these are shown, to avoid cherry-picking."""
@@ -143,16 +144,17 @@ def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list
     truth, spacing = runs[0].read_segmentation(runs[0].truth_file(case))
     maps = [truth, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs)]
     image = _read_image(runs[0], case)
-    image = np.zeros(truth.shape) if image is None or image.shape != truth.shape else image
+    image = np.zeros((1, *truth.shape)) if image is None or image.shape[1:] != truth.shape else image
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
     across = 0 if len(truth) == 1 else int(np.argmax(spacing))
     foreground = np.logical_or.reduce([labels > 0 for labels in maps])
     in_slices = (truth if truth.any() else foreground).astype(bool)
     position = int(np.argmax(in_slices.sum(axis=tuple(axis for axis in range(3) if axis != across))))
-    image, *maps = (np.take(volume, position, axis=across) for volume in (image, *maps))
+    maps = [np.take(volume, position, axis=across) for volume in maps]
+    picture = to_picture(np.take(image, position, axis=1 + across), has_colors=len(image) == 3)
     box = _box_around(maps[0] if maps[0].any() else np.logical_or.reduce([labels > 0 for labels in maps]))
     rest = [length for axis, length in enumerate(spacing) if axis != across]
-    return image[box], [labels[box] for labels in maps], rest[0] / rest[1]
+    return picture[box], [labels[box] for labels in maps], rest[0] / rest[1]
 
 
 def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
@@ -170,7 +172,7 @@ def _box_around(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _read_image(run: FinishedRun, case: str) -> np.ndarray | None:
-    """Return the first channel of an image, or None if it is not found or cannot be read."""
+    """Return the colors of an image or else its first channel, or None if it is not found or cannot be read."""
     ending = run.dataset_json["file_ending"]
     try:
         # A dataset.json with this key names the images of each case instead of leaving that to their file names.
@@ -180,6 +182,7 @@ def _read_image(run: FinishedRun, case: str) -> np.ndarray | None:
         else:
             folder = Path(run.settings.test_images or Path(raw_folder(run.settings.dataset), "imagesTr"))
             files = group_images(str(folder), ending)[case]
-        return np.asarray(run.plans_manager.image_reader_writer_class().read_images(files)[0][0])
+        image = np.asarray(run.plans_manager.image_reader_writer_class().read_images(files)[0])
+        return image if has_colors(run.plans_manager, run.dataset_json) else image[:1]
     except (OSError, ValueError, KeyError, RuntimeError):
         return None

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_micd.data.dataset import has_colors
 from nnunetv2_micd.data.raw_images import group_images
-from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline
+from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline, to_picture
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
 
 
@@ -56,7 +57,8 @@ def draw_predictions(
         raise ValueError(f"The number of cases must be at least 1, not {number}")
     folders = [Path(folder) for folder in predictions]
     description, plans = (_read_settings(folders[0], name) for name in ("dataset.json", "plans.json"))
-    reader: Any = PlansManager(plans).image_reader_writer_class()
+    manager = PlansManager(plans)
+    reader: Any = manager.image_reader_writer_class()
     ending = description["file_ending"]
     sources = {_unique(folder.name, folders, folder): folder for folder in folders}
     if truth is not None:
@@ -71,7 +73,7 @@ def draw_predictions(
     values = {name: value for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
     ignore_label = values.pop("ignore", None)
     names = {value: name for name, value in values.items()}
-    segmentations = _Segmentations(reader, sources, ending, ignore_label)
+    segmentations = _Segmentations(reader, sources, ending, ignore_label, has_colors(manager, description))
     if truth is not None:
         first = list(sources)[1]
         cases = sorted(cases, key=lambda case: segmentations.dice(segmentations.read(case))[first])
@@ -102,6 +104,7 @@ class _Segmentations:
     folders: Mapping[str, Path]
     ending: str
     ignore_label: int | None
+    has_colors: bool
 
     def read(self, case: str) -> dict[str, np.ndarray]:
         """Return the segmentations of a case; voxels that nobody annotated are background in all of them."""
@@ -153,14 +156,9 @@ def _read(case: str, files: Sequence[str], segmentations: _Segmentations) -> _Ca
     position = int(foreground.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
     rest = [length for axis, length in enumerate(spacing) if axis != across]
     slices = np.take(image, position, axis=1 + across)
-    picture = _to_rgb(slices) if len(slices) == 3 else slices[0]
+    picture = to_picture(slices, segmentations.has_colors)
     cut = {name: np.take(one, position, axis=across) for name, one in labels.items()}
     return _Case(case, picture, cut, segmentations.dice(labels), rest[0] / rest[1])
-
-
-def _to_rgb(channels: np.ndarray) -> np.ndarray:
-    low, high = channels.min(), channels.max()
-    return np.moveaxis((channels - low) / max(high - low, 1e-8), 0, -1)
 
 
 def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, str]) -> Figure:

@@ -4,22 +4,20 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from nnunetv2_micd.utils.figures import default_style, label_color
+from nnunetv2_micd.training.terms import DICE, WEIGHTS, describe, is_share
+from nnunetv2_micd.utils.figures import default_style, label_color, to_picture
 from nnunetv2_micd.utils.files import atomic
 
 Row = Mapping[str, float]
-
-SHARES = (
-    *("agreement", "confident", "certain", "a_is_better", "reliability", "pseudo_labeled"),
-    *("position_weight", "position_usable", "case_weight", "case_usable"),
-)
-"""Figures between 0 and 1 that methods report: shares of voxels, patches or steps, and mean weights."""
 
 PATCHES_SHOWN = 3
 LEGEND_COLUMNS = 6
@@ -34,29 +32,62 @@ def write_csv(rows: Sequence[Row], path: str) -> None:
         writer.writerows(rows)
 
 
-def plot_history(rows: Sequence[Row], path: str) -> None:
-    """Draw the losses, the weight and share of the unsupervised ones, and shares of voxels over the epochs."""
+def plot_history(rows: Sequence[Row], path: str, reference: Sequence[float] = ()) -> None:
+    """Draw the online Dice, shares of voxels, the losses and their weight over the epochs, and say what is good.
+
+    Args:
+        rows: Figures of each epoch.
+        path: File of the picture, a PNG.
+        reference: Online Dice of nnU-Net on the same labels for each epoch; empty if it is not known.
+    """
     with default_style():
-        _draw_history(rows).savefig(path, dpi=100)
+        _draw_history(rows, reference).savefig(path, dpi=100)
 
 
-def _draw_history(rows: Sequence[Row]) -> Figure:
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
-    shares = [name for name in names if name in SHARES or name.startswith(("foreground", "mean_fg"))]
-    weights = [name for name in names if name in ("b", "unsupervised_share")]
-    losses = [name for name in names if name not in (*shares, *weights, "skipped_steps")]
-    figure = Figure(figsize=(10, 12), layout="constrained")
-    panels = {"loss": losses, "weight b(t) and share of the loss": weights, "share of voxels, Dice": shares}
-    for axes, (title, group) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
-        for name in group:
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
-        axes.set_ylabel(title)
+def _draw_history(rows: Sequence[Row], reference: Sequence[float]) -> Figure:
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("epoch", "skipped_steps")))
+    shares = [name for name in names if is_share(name)]
+    losses = [name for name in names if name not in (DICE, *WEIGHTS, *shares)]
+    panels = {
+        "Online Dice: should rise and stay up" + (", and in the end lie above nnU-Net's" if reference else ""): [DICE],
+        "Unlabeled images: agreement should rise, foreground should neither vanish nor keep growing": shares,
+        "Losses: should fall; unsupervised ones may first rise": losses,
+        "Weight of the unsupervised losses, and their share": [name for name in names if name in WEIGHTS],
+    }
+    panels = {title: group for title, group in panels.items() if group}
+    figure = Figure(figsize=(13, 3.5 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, group) in zip(all_axes, panels.items(), strict=True):
+        axes.set_title(title, loc="left", fontsize=11)
         axes.grid(alpha=0.3)
-        if group:
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_xlabel("epoch")
+        for name in group:
+            known = [row for row in rows if name in row]
+            _plot(axes, [row["epoch"] for row in known], [row[name] for row in known], describe(name))
+        if reference and group == [DICE]:
+            axes.plot(
+                range(len(reference)), reference, color="gray", linestyle="--", label="nnU-Net on the same labels"
+            )
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    all_axes[-1].set_xlabel("epoch")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def _plot(axes: Axes, epochs: Sequence[float], values: Sequence[float], label: str) -> None:
+    axes.plot(epochs, values, marker="." if len(epochs) < 30 else "", label=label)
+
+
+def image_panel(images: Tensor, has_colors: bool) -> Tensor:
+    """Return images as a panel of a picture: the first channel, or the colors ``(B, *patch, 3)`` as bytes.
+
+    Args:
+        images: Images ``(B, channels, *patch)``.
+        has_colors: Whether the channels are red, green and blue.
+    """
+    if not has_colors:
+        return images[:, 0]
+    pictures = [to_picture(image.float().cpu().numpy(), has_colors) for image in images]
+    return torch.from_numpy(np.stack(pictures) * 255).byte()
 
 
 def save_patches(
@@ -65,8 +96,8 @@ def save_patches(
     """Draw the middle slice of some patches, a row each.
 
     Args:
-        panels: Panels ``(B, *patch)`` of two or three spatial axes by title. Floats are drawn as images, integers as
-            labels, bools as marks.
+        panels: Panels ``(B, *patch)`` of two or three spatial axes by title. Floats are drawn as images, bytes as
+            colors, see :func:`image_panel`, other integers as labels, bools as marks.
         path: File of the picture, a PNG; its folder is made.
         title: Title of the picture.
         cases: Name of the image of each patch.
@@ -76,9 +107,7 @@ def save_patches(
     with default_style():
         figure = _draw_patches(panels, cases)
         figure.suptitle(title, fontsize=10)
-        shown = {
-            label for panel in panels.values() if not panel.is_floating_point() for label in panel.unique().tolist()
-        }
+        shown = {label for panel in panels.values() if not _is_image(panel) for label in panel.unique().tolist()}
         handles = [Patch(color=label_color(label), label=name) for label, name in names.items() if label in shown]
         if handles:
             figure.set_figheight(figure.get_figheight() + 0.25 * (1 + len(handles) // LEGEND_COLUMNS))
@@ -92,7 +121,7 @@ def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:
     axes = figure.subplots(rows, len(panels), squeeze=False)
     for column, (title, panel) in enumerate(panels.items()):
         axes[0, column].set_title(title, fontsize=9)
-        highest = 0 if panel.is_floating_point() else max(1, int(panel.max()))
+        highest = 0 if _is_image(panel) else max(1, int(panel.max()))
         colors = ListedColormap(["black", *map(label_color, range(1, highest + 1))])
         for row in range(rows):
             axes[row, column].set(xticks=[], yticks=[])
@@ -100,8 +129,8 @@ def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:
             if column == 0 and row < len(cases):
                 axes[row, column].set_ylabel(cases[row], fontsize=8)
             picture = _middle_slice(panel[row]).cpu()
-            if panel.is_floating_point():
-                axes[row, column].imshow(picture.float().numpy(), cmap="gray")
+            if _is_image(panel):  # Matplotlib draws colors, which have an axis more, as they are
+                axes[row, column].imshow(picture.numpy(), cmap="gray")
             else:
                 marks = panel.dtype == torch.bool
                 axes[row, column].imshow(
@@ -110,5 +139,11 @@ def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:
     return figure
 
 
+def _is_image(panel: Tensor) -> bool:
+    return panel.is_floating_point() or panel.dtype == torch.uint8
+
+
 def _middle_slice(patch: Tensor) -> Tensor:
-    return patch[len(patch) // 2] if patch.ndim == 3 else patch
+    is_volume = patch.ndim == 3 and patch.dtype != torch.uint8
+    picture = patch[len(patch) // 2] if is_volume else patch
+    return picture.float() if picture.is_floating_point() else picture

@@ -30,6 +30,7 @@ class Monitor:
 
     Attributes:
         history: One row of named figures for each epoch.
+        reference: Online Dice of each epoch of nnU-Net on the same labels, for the plot; empty if it is not known.
         watches_for_collapse: Whether a collapse of the deployed network is still to be reported; it is reported once.
 
     Examples:
@@ -42,6 +43,7 @@ class Monitor:
 
     def __init__(self, log: Callable[[str], None]):
         self.history: list[dict[str, float]] = []
+        self.reference: Sequence[float] = ()
         self.watches_for_collapse = True
         self._log = log
         self._skipped = 0
@@ -160,7 +162,7 @@ class Monitor:
         draw_patches: Callable[[], Mapping[str, Tensor]] | None,
         cases: Sequence[str] = (),
         names: Mapping[int, str] = {},
-    ) -> None:
+    ) -> str | None:
         """Write the history as a table and a plot, and a picture of unlabeled patches.
 
         A file that cannot be written does not end the training.
@@ -170,16 +172,21 @@ class Monitor:
             draw_patches: Function that returns the panels of the picture; None if there is none to draw.
             cases: Name of the image of each patch.
             names: Name of each label.
+
+        Returns:
+            Path of the picture, None if there is none.
         """
         epoch = int(self.history[-1]["epoch"])
         try:
             write_csv(self.history, os.path.join(folder, "semi_supervised.csv"))
-            plot_history(self.history, os.path.join(folder, "semi_supervised.png"))
+            plot_history(self.history, os.path.join(folder, "semi_supervised.png"), self.reference)
             if draw_patches is not None:
                 path = os.path.join(folder, "unlabeled_patches", f"epoch_{epoch:04d}.png")
                 save_patches(draw_patches(), path, f"Unlabeled images after epoch {epoch}", cases, names)
+                return path
         except OSError as error:  # a full disk, or a table that a spreadsheet program keeps open
             self._log(f"The figures of epoch {epoch} could not be written: {error}")
+        return None
 
 
 def _mean_dice(rows: Sequence[Mapping[str, float]]) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from io import BytesIO
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,12 @@ from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseud
 from nnunetv2_micd.training import checkpoints
 from nnunetv2_micd.training.cascade import segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.figures import image_panel
 from nnunetv2_micd.training.loader import IsolatedAugmenter
 from nnunetv2_micd.training.messages import next_commands
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
 from nnunetv2_micd.training.networks import check_architecture, forward_with_features, forward_with_outputs
+from nnunetv2_micd.training.reference import find_reference
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.step_bar import StepBar
@@ -133,7 +136,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Restore what :meth:`method_state` returned."""
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
-        """Return panels ``(B, *patch)`` of the picture by title: floats are images, integers labels, bools marks."""
+        """Return panels of the picture by title, see :func:`figures.save_patches`."""
         # Not compiled: a picture has another batch size now and then, for which compiling costs more than it saves.
         networks = {"student": self.students["a"], "teacher": self.teachers["a"]}
         labels = {
@@ -141,12 +144,16 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         }
         differ = differing(labels["student"], labels["teacher"])
         return {
-            "image": unlabeled[:, 0],
+            "image": self.image_panel(unlabeled),
             **{name: label_map(label) for name, label in labels.items()},
             "they differ": differ,
         }
 
     # ---------------------------------------------------------------------------------------- what a method can use
+
+    def image_panel(self, images: Tensor) -> Tensor:
+        """Return images ``(B, channels, *patch)`` as a panel of the picture, see :func:`figures.image_panel`."""
+        return image_panel(images, self.dataset.has_colors)
 
     @property
     def students(self) -> dict[str, nn.Module]:
@@ -244,6 +251,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
     def on_train_start(self) -> None:
         """Start as nnU-Net does; the teachers of a new training begin as copies of the students."""
         super().on_train_start()
+        self.monitor.reference = find_reference(Path(self.output_folder), self.num_epochs)
         if self.iteration == 0:
             self.networks.reset_teachers()  # -pretrained_weights may have changed a student
             self.prepare_method()

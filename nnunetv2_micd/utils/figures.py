@@ -32,6 +32,23 @@ def default_style() -> Iterator[None]:
         yield
 
 
+def to_picture(channels: np.ndarray, has_colors: bool) -> np.ndarray:
+    """Return what Matplotlib draws of an image: its first channel, or its colors between 0 and 1.
+
+    Args:
+        channels: Image ``(channels, rows, columns)``.
+        has_colors: Whether the first three channels are red, green and blue, see ``Dataset.has_colors``.
+
+    Examples:
+        >>> to_picture(np.zeros((3, 4, 5)), has_colors=True).shape
+        (4, 5, 3)
+    """
+    if not has_colors:
+        return channels[0]
+    low, high = channels.min(), channels.max()
+    return np.moveaxis((channels - low) / max(high - low, 1e-8), 0, -1)
+
+
 def label_color(label: int) -> str:
     """Return the color of a label above 0, the same in all figures.
 

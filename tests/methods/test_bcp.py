@@ -213,8 +213,10 @@ def test_pretraining_mixes_labeled_images_and_ends(dataset: TinyDataset) -> None
     assert len({tuple(image.flatten().tolist()) for image in mixed}) == 4  # none of them twice
     trainer.iteration = 1
     assert trainer.is_pretraining
+    assert list(trainer.picture_panels(unlabeled)) == ["unlabeled image", "teacher", "largest components"]
     trainer.iteration = 2  # of four
     assert set(losses(trainer, labeled, unlabeled)) == {"supervised", "copy_paste"}
+    assert "mixed in" in trainer.picture_panels(unlabeled)
     assert set(losses(trainer, labeled, None)) == {"supervised"}
 
 

@@ -108,6 +108,16 @@ def test_unlabeled_patches_are_loaded_when_they_are_needed(dataset: TinyDataset)
     assert loaded == [0, 2, 3]  # the first for the picture
 
 
+def test_picture_shows_mixed_images_only_if_unlabeled_ones_are_in_them(dataset: TinyDataset) -> None:
+    trainer = start(dataset, supervised=0.5)
+    titles = []
+    for _ in range(4):  # two epochs of two steps, of which the second has pseudo-labels
+        trainer.train_step(next(trainer.dataloader_train))
+        titles.append(list(trainer.picture_panels(trainer._last_unlabeled)))
+    assert titles[0] == titles[1] == ["unlabeled image", "teacher"]
+    assert titles[2] == titles[3] == [*titles[0], "mixed in", "its label", "mixed out", "label of it"]
+
+
 def test_continued_training_takes_the_same_unlabeled_patches(dataset: TinyDataset) -> None:
     def patches(trainer: Any, epochs: int) -> list[torch.Tensor]:
         seen = []

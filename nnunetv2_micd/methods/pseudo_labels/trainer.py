@@ -271,7 +271,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         network = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
         pseudo, _ = self.hard_target(full_resolution(self.pseudo_target))
         return {
-            "image": unlabeled[:, 0],
+            "image": self.image_panel(unlabeled),
             "pseudo-label": label_map(pseudo),
             "network": label_map(network),
             "they differ": differing(network, pseudo),
