@@ -15,6 +15,7 @@ from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseud
 from nnunetv2_micd.training import checkpoints
 from nnunetv2_micd.training.cascade import segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.external_loggers import log_figures, log_picture
 from nnunetv2_micd.training.figures import image_panel
 from nnunetv2_micd.training.loader import IsolatedAugmenter
 from nnunetv2_micd.training.messages import next_commands
@@ -358,15 +359,15 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Report the figures of the epoch: log, nnU-Net's external loggers, table, plot and picture."""
         epoch = self.current_epoch
         figures = self.monitor.end_epoch(float(self.logger.get_value("mean_fg_dice", step=-1)))
-        for logger in self.logger.loggers:
-            for name, value in figures.items():
-                logger.log(f"semi_supervised/{name}", value, epoch)
+        log_figures(self.logger.loggers, figures, epoch)
         super().on_epoch_end()
         self.monitor.watch_for_collapse(self.logger.get_value("ema_fg_dice", step=-1), self._best_ema)
         if self.local_rank == 0:
             has_picture = epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1
             draw = self._draw_patches if has_picture and self._last_unlabeled is not None else None
-            self.monitor.write(self.output_folder, draw, self.unlabeled_origin.keys, self._label_names())
+            picture = self.monitor.write(self.output_folder, draw, self.unlabeled_origin.keys, self._label_names())
+            if picture is not None:
+                log_picture(self.logger.loggers, picture, epoch)
 
     def _label_names(self) -> dict[int, str]:
         if self.label_manager.has_regions:  # pictures show how many regions a voxel belongs to

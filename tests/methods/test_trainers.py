@@ -1,9 +1,11 @@
 """Every trainer trains, is deployed and predicts through nnU-Net's own code; what only MICD does is in test_micd.py."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -221,6 +223,26 @@ def test_external_loggers_get_every_figure(dataset: TinyDataset) -> None:
     trainer.run_training()
     for name in ("supervised", "supervised_b", "mcpc", "cfc", "cmd", "b", "unsupervised_share", "agreement"):
         assert {(f"semi_supervised/{name}", epoch) for epoch in (0, 1)} <= recorder.keys
+
+
+def test_weights_and_biases_gets_curves_and_pictures(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, Any, int]] = []
+    run = SimpleNamespace(
+        config={}, summary={}, step=0, log=lambda values, step: logged.extend((*item, step) for item in values.items())
+    )
+    wandb = SimpleNamespace(init=lambda **_: run, Image=lambda path: ("image", path))
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.wandb", wandb)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")  # as a user switches it on
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, draws=True)
+    trainer.run_training()
+    picture = os.path.join(trainer.output_folder, "unlabeled_patches", "epoch_0001.png")
+    assert os.path.isfile(picture)
+    assert ("semi_supervised/unlabeled_patches", ("image", picture), 1) in logged
+    with open(os.path.join(trainer.output_folder, "semi_supervised.csv")) as file:
+        columns = set(file.readline().strip().split(",")) - {"epoch"}
+    assert {f"semi_supervised/{column}" for column in columns} <= {name for name, _, _ in logged}
+    steps = [step for _, _, step in logged]
+    assert steps == sorted(steps), "W&B drops what comes for an earlier step"
 
 
 @pytest.mark.parametrize("method", [nnUNetTrainerMICD, nnUNetTrainerMeanTeacher])
