@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_micd.data.dataset import has_colors
 from nnunetv2_micd.ranking.committee import PREDICTION, Committee, Opinion
 from nnunetv2_micd.ranking.uncertainty import disagreement, entropy, mean_entropy, mean_of_classes
+from nnunetv2_micd.utils.figures import to_picture
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class DisputedSlice:
 
     Attributes:
         case: Name of the image.
-        image: First channel, ``(rows, columns)``.
+        image: First channel ``(rows, columns)``, or the colors ``(rows, columns, 3)``.
         labels: Label maps ``(rows, columns)`` of the prediction and, if there is one, of its rival, by name.
         dispute: What is uncertain, from 0 to 1: 1 where prediction and rival differ, or else the entropy.
         aspect: Height of a pixel relative to its width.
@@ -47,6 +49,7 @@ class Assessor:
         self.committee = committee
         self._manager = committee.predictor.label_manager
         labels: Mapping[str, Any] = committee.predictor.dataset_json["labels"]
+        self._has_colors = has_colors(committee.predictor.plans_manager, committee.predictor.dataset_json)
         self.classes = {
             name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
             for name, value in labels.items()
@@ -99,7 +102,7 @@ class Assessor:
         position = int(volume.argmax())
         return DisputedSlice(
             case,
-            image[0].select(across, position).numpy(),
+            to_picture(image.select(1 + across, position).numpy(), self._has_colors),
             {name: labels.select(across, position).numpy() for name, labels in shown.items()},
             dispute.select(across, position).numpy(),
             height / width,

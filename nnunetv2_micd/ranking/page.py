@@ -48,7 +48,7 @@ def _draw(proposal: DisputedSlice, names: Mapping[int, str]) -> bytes:
     """Return a picture as PNG: the image, the prediction, and its rival with what is uncertain."""
     others = [name for name in proposal.labels if name != PREDICTION]
     titles = ["image", PREDICTION, others[0] if others else "entropy"]
-    height, width = proposal.image.shape
+    height, width = proposal.image.shape[:2]  # colors have an axis more
     with default_style():
         figure = Figure(
             figsize=(3 * PANEL, min(2.0, max(0.5, height * proposal.aspect / width)) * PANEL + 0.7),
