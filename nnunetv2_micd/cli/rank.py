@@ -11,8 +11,8 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "rank",
         help="propose which unlabeled images to label next",
-        description="Predicts all unlabeled images of a training with its networks and orders them by how much these "
-        "disagree. Proposes images that are uncertain and unlike each other. Writes a table, a page with pictures, "
+        description="Predicts all unlabeled images of a training and orders them by how unsure the model is of them. "
+        "Proposes images that are uncertain and unlike each other. Writes a table, a page with pictures, "
         "segmentations to correct, and a script that adds the corrected ones to the labeled cases.",
     )
     options.add_dataset(parser)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=torch.device(arguments.device),
         checkpoint_name=arguments.chk,
     )
-    print(f"To label next, of {len(ranking.table)} images, by the {ranking.measure}:")
+    print(f"To label next, of {len(ranking.table)} images, with their uncertainty:")
     for row in ranking.table[ranking.table["proposed"]].itertuples():
         print(f"  {row.case}  {100 * row.uncertainty:.0f} %")
     print(f"Pictures, and what to do: {ranking.folder / PAGE}")

@@ -1,4 +1,4 @@
-"""The networks that a training has left, which predict the same image and may disagree."""
+"""The networks that a training has left: the one that predicts and, for methods with two, the other."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -15,31 +15,24 @@ from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import build_peer
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 
-PREDICTION = "prediction"
-"""Name of the network that ``nnUNetv2_predict`` uses."""
-
-MIRRORED = "prediction of the mirror image"
-
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the committee says about an image.
+    """What the networks say about an image.
 
     Attributes:
-        logits: Logits ``(K, *spatial)`` of each member by its name, float32, on the CPU; the network that
-            ``nnUNetv2_predict`` uses comes first.
+        logits: Logits ``(K, *spatial)`` of the network that ``nnUNetv2_predict`` uses, float32, on the CPU.
+        others: The same of the second network; None if there is none.
         features: Mean of the deepest encoder features of the first network over the image, ``(C)``.
     """
 
-    logits: dict[str, Tensor]
+    logits: Tensor
+    others: Tensor | None
     features: Tensor
 
 
 class Committee:
-    """The networks in a checkpoint: the one that predicts, its student, and the second network.
-
-    The checkpoint of a trainer of nnU-Net holds one network. It is asked twice: for the image and for its mirror image,
-    if it was trained with mirroring.
+    """The networks in a checkpoint.
 
     Args:
         model: Folder of the model.
@@ -49,11 +42,10 @@ class Committee:
 
     Attributes:
         predictor: nnU-Net's predictor of the first network.
-        rival: Name of the member whose disagreement with the first counts most; None if there is no other.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint cannot be read, or holds networks that cannot be built.
+        ValueError: The checkpoint cannot be read, or holds a network that cannot be built.
     """
 
     def __init__(self, model: Path, fold: int | str, checkpoint_name: str, device: torch.device):
@@ -63,49 +55,39 @@ class Committee:
             device=device, use_mirroring=False, perform_everything_on_device=device.type == "cuda", allow_tqdm=False
         )
         self.predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint_name)
-        self._networks = {PREDICTION: self._build(checkpoint["network_weights"])}
-        ours = checkpoint.get(KEY, {})
-        if _is_network(student := ours.get("students", {}).get("a", {})):
-            self._networks["student"] = self._build(student)
-        if _is_network(second := ours.get("teachers", {}).get("b", {})):
-            self._networks["second network"] = self._build(second)
-        axes = self.predictor.allowed_mirroring_axes
-        self._mirrored_axis = axes[0] if axes and len(self._networks) == 1 else None
-        others = [*self._networks, MIRRORED] if self._mirrored_axis is not None else list(self._networks)
-        self.rival = others[-1] if len(others) > 1 else None
+        self._first = self._build(checkpoint["network_weights"])
+        second = checkpoint.get(KEY, {}).get("teachers", {}).get("b", {})
+        # Some methods train a projector beside the network instead, which does not predict.
+        predicts = any(name.startswith("encoder.") for name in second)
+        self._second = self._build(second) if predicts else None
+
+    @property
+    def has_second(self) -> bool:
+        """Whether there is a second network."""
+        return self._second is not None
 
     def _build(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the network of some weights: that of the plans, or the other architecture of MICD's second one."""
-        network = self.predictor.network
+        # nnU-Net may have compiled the network, whose copy would share the compiled code with the original.
+        network = deepcopy(getattr(self.predictor.network, "_orig_mod", self.predictor.network))
         if weights.keys() != network.state_dict().keys():
             plans, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
             channels = determine_num_input_channels(plans, configuration, self.predictor.dataset_json)
             network = build_peer(configuration, channels, self.predictor.label_manager.num_segmentation_heads, False)
-        else:
-            network = _copy(network)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"A network in the checkpoint is not of these plans ({error}); train it again") from None
+            raise ValueError(f"A network in the checkpoint does not fit the plans ({error}); train it again") from None
         return network
 
     def ask(self, image: Tensor) -> Opinion:
-        """Predict a preprocessed image ``(channels, *spatial)`` with each member, in nnU-Net's sliding window."""
-        logits: dict[str, Tensor] = {}
-        with _Features(self._networks[PREDICTION]) as features:
-            logits[PREDICTION] = self._predict(PREDICTION, image)
-        for name in self._networks:
-            if name not in logits:
-                logits[name] = self._predict(name, image)
-        if self._mirrored_axis is not None:
-            # A 2D network is mirrored within the slice: the image has one axis more than the network knows of.
-            axis = self._mirrored_axis + image.ndim - len(self.predictor.configuration_manager.patch_size)
-            mirrored = self._predict(PREDICTION, image.flip(axis))
-            logits[MIRRORED] = mirrored.flip(axis)
-        return Opinion(logits, features.mean())
+        """Predict a preprocessed image ``(channels, *spatial)`` with each network, in nnU-Net's sliding window."""
+        with _Features(self._first) as features:
+            logits = self._predict(self._first, image)
+        return Opinion(logits, None if self._second is None else self._predict(self._second, image), features.mean())
 
-    def _predict(self, name: str, image: Tensor) -> Tensor:
-        self.predictor.network = self._networks[name]
+    def _predict(self, network: nn.Module, image: Tensor) -> Tensor:
+        self.predictor.network = network
         return self.predictor.predict_sliding_window_return_logits(image).float().cpu()
 
 
@@ -130,13 +112,3 @@ class _Features:
 
     def mean(self) -> Tensor:
         return self._sum / self._windows
-
-
-def _is_network(weights: Mapping[str, Tensor]) -> bool:
-    """Return True for the weights of a U-Net of the plans, and False for those of a projector, or for none."""
-    return any(name.startswith("encoder.") for name in weights)
-
-
-def _copy(network: Any) -> nn.Module:
-    # nnU-Net may have compiled the network, whose copy would share the compiled code with the original.
-    return deepcopy(getattr(network, "_orig_mod", network))

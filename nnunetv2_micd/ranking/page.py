@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from nnunetv2_micd.ranking.assess import DisputedSlice
-from nnunetv2_micd.ranking.committee import PREDICTION
 from nnunetv2_micd.utils.figures import default_style, label_legend, outline
 
 PANEL = 2.8
@@ -45,27 +45,24 @@ def write_page(
 
 
 def _draw(proposal: DisputedSlice, names: Mapping[int, str]) -> bytes:
-    """Return a picture as PNG: the image, the prediction, and its rival with what is uncertain."""
-    others = [name for name in proposal.labels if name != PREDICTION]
-    titles = ["image", PREDICTION, others[0] if others else "entropy"]
+    """Return a picture as PNG: the image, the prediction of each network, and where the first one is uncertain."""
+    titles = ["image", *proposal.labels, "uncertainty"]
     height, width = proposal.image.shape[:2]  # colors have an axis more
     with default_style():
         figure = Figure(
-            figsize=(3 * PANEL, min(2.0, max(0.5, height * proposal.aspect / width)) * PANEL + 0.7),
+            figsize=(len(titles) * PANEL, min(2.0, max(0.5, height * proposal.aspect / width)) * PANEL + 0.7),
             layout="constrained",
         )
-        panels = figure.subplots(1, 3)
+        panels = figure.subplots(1, len(titles))
         for panel, title in zip(panels, titles, strict=True):
             panel.imshow(proposal.image, cmap="gray", aspect=proposal.aspect)
             panel.set(xticks=[], yticks=[])
             panel.set_title(title, fontsize=10)
             if title in proposal.labels:
                 outline(panel, proposal.labels[title])
-        panels[2].imshow(
-            proposal.dispute, cmap="Reds", vmin=0, vmax=1, alpha=0.6 * proposal.dispute, aspect=proposal.aspect
-        )
+        heat = proposal.uncertainty
+        panels[-1].imshow(heat, cmap="autumn_r", vmin=0, vmax=1, alpha=np.sqrt(heat), aspect=proposal.aspect)
         panels[0].set_xlabel("slice {} of {}".format(*proposal.position), fontsize=9)
-        panels[2].set_xlabel("red: where they differ" if others else "red: uncertain", fontsize=9)
         label_legend(figure, names, proposal.labels.values())
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, format="png")

@@ -21,7 +21,7 @@ from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.data.splits import Entry, default_splits, load_split_unlabeled
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
 from nnunetv2_micd.ranking.assess import Assessor
-from nnunetv2_micd.ranking.committee import PREDICTION, Committee, Opinion
+from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.ranking.page import write_page
 from nnunetv2_micd.ranking.script import write_script
 from nnunetv2_micd.ranking.selection import choose
@@ -39,13 +39,11 @@ class Ranking:
     Attributes:
         folder: Folder of the table, the page, the segmentations and the script.
         table: One row for each image, the proposals first, then the least certain: ``case``, ``proposed``,
-            ``uncertainty`` and what it is made of.
-        measure: What ``uncertainty`` is.
+            ``uncertainty`` (mean entropy of the voxels that may be foreground), and the same for each class.
     """
 
     folder: Path
     table: pd.DataFrame
-    measure: str
 
     @property
     def proposals(self) -> list[str]:
@@ -104,7 +102,7 @@ def rank_unlabeled(
         for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
             shutil.copyfile(model.path() / name, segmentations / name)
         table = _order(*judge.judge_all(segmentations), number, load_groups(dataset.name))
-        ranking = Ranking(target, table, judge.assessor.measure)
+        ranking = Ranking(target, table)
         table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
         addable = sorted(set(ranking.proposals).intersection(raw_cases(dataset)), key=ranking.proposals.index)
         if addable:
@@ -152,7 +150,7 @@ class _Judge:
     def _write(self, case: str, opinion: Opinion, folder: Path) -> None:
         predictor = self.committee.predictor
         export_prediction_from_logits(
-            opinion.logits[PREDICTION],
+            opinion.logits,
             load_pickle(os.path.join(self.images.folders[case], f"{case}.pkl")),
             predictor.configuration_manager,
             predictor.plans_manager,
@@ -181,7 +179,8 @@ def _write_page(file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder,
         "Dataset": judge.committee.predictor.plans_manager.dataset_name,
         "Model": f"{model.trainer}, {model.configuration}, fold {fold}",
         "Images": f"{len(ranking.table)} without labels, {len(table)} proposed",
-        "Uncertainty": f"{ranking.measure}; then images unlike those chosen before",
+        "Uncertainty": "mean entropy of the voxels that may be foreground, as a share of the largest possible one",
+        "Choice": "the most uncertain image, then such as are uncertain and unlike those before",
     }
     labels = judge.committee.predictor.dataset_json["labels"]
     names = {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}
