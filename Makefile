@@ -2,6 +2,7 @@
 # make test         ruff, mypy, import-linter, the documentation and all tests but the slow ones; make test-all runs
 #                   those too
 # make docs         build the documentation into site/, and fail on a dead link
+# make dist         build the sdist and the wheel into dist/, and check that the package index would take them
 # make clean        remove everything that the targets above made
 # The environment lies in .venv; another interpreter for it: make test PYTHON=python3.12
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-all lint docs clean
+.PHONY: quickstart test test-all lint docs dist clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
@@ -32,6 +33,11 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
