@@ -58,13 +58,13 @@ def export_model(
     """
     trainer_class = _find_stock_trainer(stock_trainer)
     target = Path(output).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
     checkpoints = {fold: _find_checkpoint(model, fold, checkpoint_name) for fold in folds}
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name}.lock")
     with hold_lock(lock, f"exporting to {target}", wait=0):
-        try:
+        try:  # also before anything is refused, for a killed export may have left the lock
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
             with atomic_folder(target) as incomplete:
                 _export_json_files(model, incomplete, network, next(iter(checkpoints.values())))
                 for fold, checkpoint in checkpoints.items():

@@ -187,10 +187,12 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(train: Callable, dataset: Tin
     train(nnUNetTrainerMICD, 0)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
+    (tmp_path / ".model.lock").touch()  # as an export leaves it that was killed when all was done
     for target in (tmp_path / "model", tmp_path / "model" / "mine.txt"):
         with pytest.raises(FileExistsError, match="is not an empty folder"):
             export_model(ModelFolder(dataset.id, "3d_fullres"), [0], target)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / ".model.lock").exists()
 
 
 def test_results_variable_is_needed(dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

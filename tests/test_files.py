@@ -1,14 +1,16 @@
-"""Files that are replaced together, and folders that are complete or absent."""
+"""Files that are replaced as a whole or together, and folders that are complete or absent."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from nnunetv2_micd.utils.files import atomic_folder, replaced_together
+from nnunetv2_micd.utils.files import HOST, atomic, atomic_folder, replaced_together
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -64,6 +66,23 @@ def test_what_a_killed_process_left_is_removed(kind: str, tmp_path: Path) -> Non
             (incomplete / "page.html").write_text("whole")
     assert [path.read_text() for path in tmp_path.rglob("page.html")] == ["whole"]
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell which processes are running")
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    others = {
+        f"table.csv.{HOST}.{os.getppid()}.tmp",
+        f"table.csv.{HOST}.copy.tmp",
+        f"table.csv.of-another-machine.{ended.pid}.tmp",
+        f"other.csv.{HOST}.{ended.pid}.tmp",
+    }
+    for name in (*others, f"table.csv.{HOST}.{ended.pid}.tmp"):
+        (tmp_path / name).write_text("half")
+    with atomic(tmp_path / "table.csv") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "table.csv"}
 
 
 def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:

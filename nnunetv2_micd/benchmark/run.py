@@ -117,6 +117,8 @@ def _train(run: Run, device: torch.device) -> None:
         if path.exists() and not zipfile.is_zipfile(path):  # a killed training may leave half a checkpoint
             path.unlink()
     is_trained = final.exists()
+    if is_trained:
+        others[0].unlink(missing_ok=True)  # nnU-Net's last deed, before which a training may be killed
     continues = not is_trained and any(path.exists() for path in others)
     trainer = get_trainer_from_args(
         run.dataset, run.configuration, run.fold, run.trainer_class, run.plans, continues, device

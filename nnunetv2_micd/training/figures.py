@@ -40,8 +40,8 @@ def plot_history(rows: Sequence[Row], path: str, reference: Sequence[float] = ()
         path: File of the picture, a PNG.
         reference: Online Dice of nnU-Net on the same labels for each epoch; empty if it is not known.
     """
-    with default_style():
-        _draw_history(rows, reference).savefig(path, dpi=100)
+    with default_style(), atomic(path) as temporary:
+        _draw_history(rows, reference).savefig(temporary, dpi=100, format="png")
 
 
 def _draw_history(rows: Sequence[Row], reference: Sequence[float]) -> Figure:
@@ -104,7 +104,7 @@ def save_patches(
         names: Name of each label, for the legend.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with default_style():
+    with default_style(), atomic(path) as temporary:
         figure = _draw_patches(panels, cases)
         figure.suptitle(title, fontsize=10)
         shown = {label for panel in panels.values() if not _is_image(panel) for label in panel.unique().tolist()}
@@ -112,7 +112,7 @@ def save_patches(
         if handles:
             figure.set_figheight(figure.get_figheight() + 0.25 * (1 + len(handles) // LEGEND_COLUMNS))
             figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=9)
-        figure.savefig(path, dpi=100)
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:

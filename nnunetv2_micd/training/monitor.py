@@ -21,6 +21,9 @@ COLLAPSE = 0.7
 PICTURE_EVERY = 10
 """Epochs from one picture of unlabeled patches to the next."""
 
+PATCHES_FOLDER = "unlabeled_patches"
+"""Folder of these pictures, in that of the training."""
+
 
 class Monitor:
     """The history of a training and its alarms.
@@ -181,7 +184,7 @@ class Monitor:
             write_csv(self.history, os.path.join(folder, "semi_supervised.csv"))
             plot_history(self.history, os.path.join(folder, "semi_supervised.png"), self.reference)
             if draw_patches is not None:
-                path = os.path.join(folder, "unlabeled_patches", f"epoch_{epoch:04d}.png")
+                path = os.path.join(folder, PATCHES_FOLDER, f"epoch_{epoch:04d}.png")
                 save_patches(draw_patches(), path, f"Unlabeled images after epoch {epoch}", cases, names)
                 return path
         except OSError as error:  # a full disk, or a table that a spreadsheet program keeps open

@@ -24,8 +24,9 @@ from nnunetv2_micd.training.cascade import check_previous_stage
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import Origin, UnlabeledImages, build_unlabeled_loader, start_unlabeled_loader
 from nnunetv2_micd.training.messages import previous_stage_command
+from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 from nnunetv2_micd.training.workers import explain_death, processes_of
-from nnunetv2_micd.utils.files import environment
+from nnunetv2_micd.utils.files import environment, remove_abandoned
 from nnunetv2_micd.utils.locks import hold_lock
 
 
@@ -168,6 +169,9 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         )
         try:
             with lock if self.local_rank == 0 else nullcontext():
+                if self.local_rank == 0:
+                    for folder in (self.output_folder, os.path.join(self.output_folder, PATCHES_FOLDER)):
+                        remove_abandoned(folder)
                 super().run_training()
         except RuntimeError as error:
             if cause := explain_death(self._workers, error):

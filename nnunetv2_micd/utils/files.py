@@ -1,32 +1,66 @@
 """Small helpers for files, environment variables and names in messages."""
 
+import glob
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+HOST = re.sub(r"\W", "-", socket.gethostname())
+"""Name of this machine in the names of temporary files."""
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it at the end of the block.
 
-    Readers see the old file or the new one, never half of it. If the block fails, the old file stays.
+    Readers see the old file or the new one, never half of it. If the block fails, the old file stays, and what a killed
+    process left is removed by the next one.
 
     Examples:
         >>> with atomic("table.csv") as temporary:  # doctest: +SKIP
         ...     temporary.write_text("case,dice")
     """
     target = Path(path)
+    remove_abandoned(target.parent, target.name)
     # Two processes may write the same file at the same time.
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove the temporary files of `atomic` that killed processes of this machine have left in a folder.
+
+    Args:
+        folder: The folder, which need not exist.
+        name: File that they were to replace; by default any.
+    """
+    # Of other machines that share the folder nobody knows here which processes are running.
+    for file in Path(folder).glob(f"{'*' if name is None else glob.escape(name)}.{HOST}.*.tmp"):
+        number = re.fullmatch(r".+\.(\d+)\.tmp", file.name)
+        if number is not None and not _is_running(int(number[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where the signal 0 is not a question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it belongs to somebody else
+        return True
+    return True
 
 
 @contextmanager

@@ -7,10 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers import MICD, Shell, TinyDataset
+
+from nnunetv2_micd.benchmark import Grid
+from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.run import _train
 
 COMMAND = "nnUNetv2_micd benchmark -d 901 -c 3d_fullres -n 2 -device cpu"
 
@@ -80,6 +86,22 @@ def test_a_killed_run_fails_alone_and_continues(dataset: TinyDataset) -> None:
     assert "Epoch 0" in logs[0].read_text()
     assert "Epoch 0" not in logs[-1].read_text()
     assert "Epoch 2" in logs[-1].read_text()
+
+
+def test_a_training_that_was_killed_before_its_last_deed_keeps_one_checkpoint(
+    dataset: TinyDataset, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan_runs(grid)[0]
+    run.folder.mkdir(parents=True)
+    for name in ("final", "latest"):
+        torch.save({}, run.folder / f"checkpoint_{name}.pth")
+    validated = []
+    trainer = SimpleNamespace(perform_actual_validation=lambda: validated.append(True))
+    monkeypatch.setattr("nnunetv2_micd.benchmark.run.get_trainer_from_args", lambda *_: trainer)
+    monkeypatch.setattr("nnunetv2_micd.benchmark.run.maybe_load_checkpoint", lambda *_, **__: None)
+    _train(run, torch.device("cpu"))
+    assert validated == [True]
+    assert [path.name for path in run.folder.glob("*.pth")] == ["checkpoint_final.pth"]
 
 
 @pytest.mark.slow
