@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from nnunetv2_micd.methods.controls import nnUNetTrainerEMA
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
@@ -64,3 +65,7 @@ class nnUNetTrainerMICD_shortNoDeepSupervision(nnUNetTrainer_short, nnUNetTraine
 
 class nnUNetTrainerMeanTeacher_short(nnUNetTrainer_short, nnUNetTrainerMeanTeacher):
     """Mean Teacher."""
+
+
+class nnUNetTrainerEMA_short(nnUNetTrainer_short, nnUNetTrainerEMA):
+    """The control with nothing but the moving average: unlike nnU-Net's own trainer it continues exactly."""
