@@ -1,7 +1,6 @@
 """Entry point of the command ``nnUNetv2_micd``, for everything that nnU-Net's own commands do not do."""
 
 import argparse
-import errno
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,7 @@ from nnunetv2_micd.cli import (
     split,
     tune,
 )
-
-REMEDIES = {
-    errno.EACCES: "change the permissions of this file or its folder, or choose another place",
-    errno.EPERM: "change the permissions of this file or its folder, or choose another place",
-    errno.EROFS: "the place cannot be written to, choose another",
-    errno.ENOSPC: "make room on the disk and run the same command again",
-    errno.EDQUOT: "make room on the disk and run the same command again",
-}
-"""What to do about errors of the system."""
+from nnunetv2_micd.utils.errors import describe_error
 
 COMMANDS = (
     path,
@@ -66,19 +57,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def errors_in_one_sentence() -> Iterator[None]:
-    """End the process with the message of a `ValueError` or `OSError` instead of a traceback."""
+    """End the process with a sentence instead of a traceback, whatever the user or the machine did wrong."""
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {_describe(error)}")
-
-
-def _describe(error: Exception) -> str:
-    """Return the message of an error; of one of the system itself, what to do about it."""
-    remedy = REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
-    if remedy is None or not isinstance(error, OSError):
-        return str(error)
-    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}; {remedy}"
+        sys.exit(f"error: {describe_error(error)}")
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        sys.exit(
+            f"error: The memory is full{reason}; end other programs, or work with fewer processes or smaller images"
+        )
+    except KeyboardInterrupt:
+        sys.exit("error: Interrupted; to go on, run the same command again")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from nnunetv2_micd.doctor.advice import advise
 from nnunetv2_micd.doctor.finding import Finding
 from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import check_architecture
+from nnunetv2_micd.utils.errors import describe_error
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -32,7 +33,7 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         dataset = Dataset.find(dataset_name, plans_name)
         splits = dataset.splits()
     except (ValueError, OSError) as error:
-        return [Finding("problem", f"dataset {dataset_name}", str(error))]
+        return [Finding("problem", f"dataset {dataset_name}", describe_error(error))]
     available = dataset.plans.available_configurations
     if configuration is not None and configuration not in available:
         text = f"{plans_name} has no configuration {configuration}, only {', '.join(available)}"
@@ -41,8 +42,12 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
     if splits is None:
         findings.append(_check_missing_splits(dataset, configuration or available[0]))
     configurations = available if configuration is None else [configuration]
-    checks = _excuse([_check_configuration(dataset, name, splits) for name in configurations])
-    return findings + [finding for check in checks for finding in check] + _advise(dataset, configurations, splits)
+    checks = _excuse([_check_readable(dataset, name, splits) for name in configurations])
+    findings += [finding for check in checks for finding in check]
+    try:
+        return findings + _advise(dataset, configurations, splits)
+    except OSError:  # a folder that cannot be read is among the findings
+        return findings
 
 
 def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
@@ -74,6 +79,13 @@ def _excuse(alternatives: list[list[Finding]]) -> list[list[Finding]]:
         [replace(finding, level="warning") if finding.level == "problem" else finding for finding in findings]
         for findings in alternatives
     ]
+
+
+def _check_readable(dataset: Dataset, name: str, splits: list[Entry] | None) -> list[Finding]:
+    try:
+        return _check_configuration(dataset, name, splits)
+    except OSError as error:
+        return [Finding("problem", name, describe_error(error))]
 
 
 def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None) -> list[Finding]:
@@ -151,9 +163,9 @@ def _count_raw(dataset: Dataset) -> str:
     """Return the number of raw unlabeled images; the raw data need not be on the machine of the training."""
     try:
         folder = dataset.raw / IMAGES_FOLDER
+        return str(len(group_images(folder, dataset.file_ending)) if folder.is_dir() else 0)
     except (ValueError, OSError):
         return "unknown number of"
-    return str(len(group_images(folder, dataset.file_ending)) if folder.is_dir() else 0)
 
 
 def _check_folds(dataset: Dataset, name: str, labeled: Sequence[str], splits: list[Entry] | None) -> list[Finding]:

@@ -31,6 +31,7 @@ def read_checkpoint(path: str | os.PathLike[str], mapped: bool = False) -> dict[
 
     Raises:
         FileNotFoundError: There is no such file.
+        PermissionError: It may not be read.
         ValueError: The file is damaged, no checkpoint, or holds something that could run code.
     """
     path = Path(path)
@@ -39,6 +40,8 @@ def read_checkpoint(path: str | os.PathLike[str], mapped: bool = False) -> dict[
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except PermissionError:
+        raise
     except Exception as error:  # a damaged pickle raises any type of error
         raise ValueError(_explain(path, error)) from error
     lacking = _lacking(checkpoint)

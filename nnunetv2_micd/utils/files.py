@@ -120,9 +120,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        ValueError: It is not valid JSON, or nested too deeply to be read.
+        ValueError: It is not valid JSON, nested too deeply to be read, or a folder or device.
         OSError: It cannot be read.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is no ordinary file")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -167,7 +169,7 @@ def is_file_name(name: str) -> bool:
         >>> is_file_name("nnUNetPlans_2d"), is_file_name("../others"), is_file_name("/etc"), is_file_name("..")
         (True, False, False, False)
     """
-    return name not in ("", ".", "..") and not any(mark in name for mark in ("/", "\\", "\0"))
+    return name.isprintable() and name not in ("", ".", "..") and not any(mark in name for mark in ("/", "\\"))
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:

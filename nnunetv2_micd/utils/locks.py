@@ -28,6 +28,8 @@ def hold_lock(file: str | os.PathLike[str], activity: str, wait: float = SHORT_W
         >>> with hold_lock("splits_final.json.lock", "writing splits_final.json"):  # doctest: +SKIP
         ...     pass
     """
+    with open(file, "ab"):  # where no file can be made, filelock would wait for one
+        pass
     lock = filelock.FileLock(file, timeout=wait)
     try:
         lock.acquire()
