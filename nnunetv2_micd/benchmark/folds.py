@@ -29,7 +29,7 @@ def budget_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
         >>> budget_entry(dataset, cases, "2", seed=0, val_fraction=0.2)  # doctest: +SKIP
         {'train': ['case_1', 'case_4'], 'val': ['case_0'], 'unlabeled': ['case_2', 'case_3']}
     """
-    if re.fullmatch(r"f\d+", budget):
+    if re.fullmatch(r"f[0-9]{1,9}", budget):
         return _published_entry(dataset, cases, int(budget[1:]))
     if budget != ALL_LABELS:
         return make_entry(cases, budget, seed, val_fraction, load_groups(dataset.name))

@@ -14,7 +14,7 @@ from nnunetv2_micd.benchmark.records import ALL_LABELS, PUBLISHED, Run, read_rec
 from nnunetv2_micd.benchmark.test_set import check_test_set
 from nnunetv2_micd.benchmark.trainers import OWN_LENGTH, Competitor, Length, check_lengths, find_competitor
 from nnunetv2_micd.benchmark.tuning import Setting, Tuning, divide, list_to_complete, parse_weights, read_tunings
-from nnunetv2_micd.data.budgets import list_cases
+from nnunetv2_micd.data.budgets import check_seed, list_cases
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged
 from nnunetv2_micd.data.results import results_root
@@ -214,8 +214,7 @@ def _plan_cells(grid: Grid, dataset: Dataset) -> list[_Cell]:
 def _list_keys(grid: Grid) -> list[tuple[str, int]]:
     """Return the pairs of a budget and a seed."""
     for seed in grid.seeds:
-        if not 0 <= seed < 2**32:  # the seeds that NumPy takes
-            raise ValueError(f"A seed must lie between 0 and {2**32 - 1}, not {seed}")
+        check_seed(seed)
     # Seeds are outermost: if the benchmark is interrupted, the finished runs still compare all methods.
     return [(budget, seed) for seed in dict.fromkeys(grid.seeds) for budget in dict.fromkeys(grid.budgets)]
 

@@ -1,5 +1,6 @@
 """Folds in which only a few cases keep their labels, to measure what the other images are worth without labels."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -88,11 +89,12 @@ def make_entry(
     Args:
         cases: Sorted cases.
         count: Number or share of labeled cases, or of groups if there are some.
-        seed: Seed that draws them.
+        seed: Seed that draws them, 0 to 2**32 - 1.
         val_fraction: Share of the cases, or groups, for validation.
         groups: Group of each case; None or empty if each case stands for itself.
     """
     grouped = group_cases(cases, groups or {})
+    check_seed(seed)
     if not 0 < val_fraction < 1:
         raise ValueError(f"The share of validation cases must lie between 0 and 1, not {val_fraction}")
     num_val = max(1, round(val_fraction * len(grouped)))
@@ -105,18 +107,21 @@ def make_entry(
     return {key: sorted(case for unit in units for case in grouped[unit]) for key, units in parts.items()}
 
 
+def check_seed(seed: int) -> None:
+    """Raise a ``ValueError`` if NumPy does not take this seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"A seed must lie between 0 and {2**32 - 1}, not {seed}")
+
+
 def _parse_count(count: str, num_cases: int, unit: str) -> int:
     """Return the number of labeled cases or groups, at least one and fewer than ``num_cases``."""
-    try:
-        is_percent = count.endswith("%")
-        number = max(1, round(float(count[:-1]) / 100 * num_cases)) if is_percent else int(count)
-        if float(count.rstrip("%")) <= 0:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ValueError(f'The number of labeled cases must be like "6" or "10%", not "{count}"') from None
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)%", count)
+    if match is None or float(match[1] or match[2]) <= 0:
+        raise ValueError(f'The number of labeled cases must be like "6" or "10%", not "{count}"')
+    number = int(match[1]) if match[1] else max(1, round(float(match[2]) / 100 * num_cases))
     if number >= num_cases:
         raise ValueError(
             f"{count} labeled {unit} leave none whose labels could be hidden: besides those for validation there are "
-            f"{num_cases}"
+            f"{num_cases}; label fewer, or hold fewer back with --val"
         )
     return number

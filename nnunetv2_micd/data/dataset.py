@@ -1,5 +1,6 @@
 """A planned dataset: its name, plans, ``dataset.json``, folders and splits, found once and handed on."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Dataset:
         plans = PlansManager(read_json_object(plans_file))
         dataset_json = read_json_object(folder / "dataset.json")
         try:
-            _check_plans(plans, dataset_json)
+            _check_plans(plans, dataset_json, name)
         except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
             raise ValueError(
                 f"{plans_file.name} or dataset.json in {folder} is not as nnU-Net writes it ({error!r}); correct it, "
@@ -143,21 +144,47 @@ def has_colors(plans: PlansManager, dataset_json: dict[str, Any]) -> bool:
     return is_photograph and len(channel_names(dataset_json)) == 3
 
 
-def _check_plans(plans: PlansManager, dataset_json: dict[str, Any]) -> None:
+def _check_plans(plans: PlansManager, dataset_json: dict[str, Any], name: str) -> None:
     """Read everything that preprocessing, the doctor and a training read, so that errors show here."""
-    for key, kind in (("labels", dict), ("file_ending", str)):
-        if not isinstance(dataset_json[key], kind):
-            raise TypeError(f"{key} is {dataset_json[key]!r}")
-    if not channel_names(dataset_json):
-        raise ValueError("no channel_names")
-    plans.get_label_manager(dataset_json)
-    _ = plans.plans_name, plans.dataset_name, plans.image_reader_writer_class
-    for name in plans.available_configurations:
-        configuration = plans.get_configuration(name)
-        preprocessing_fingerprint(plans, configuration, dataset_json)
-        _ = configuration.spacing, configuration.median_image_size_in_voxels, configuration.network_arch_init_kwargs
-        if not isinstance(configuration.data_identifier, str) or not is_file_name(configuration.data_identifier):
-            raise ValueError(f"data_identifier of {name} is {configuration.data_identifier!r}, which names no folder")
-        for key, value in (("patch_size", configuration.patch_size), ("batch_size", [configuration.batch_size])):
-            if not all(isinstance(number, int) and number > 0 for number in value):
-                raise ValueError(f"{key} of {name} is {getattr(configuration, key)!r}")
+    channels = channel_names(dataset_json)
+    _check(isinstance(dataset_json["labels"], dict), "labels", dataset_json["labels"])
+    ending = dataset_json["file_ending"]
+    _check(isinstance(ending, str) and ending.startswith(".") and is_file_name(ending), "file_ending", ending)
+    _check(len(channels) > 0, "channel_names", channels)
+    labels = plans.get_label_manager(dataset_json).all_labels
+    _check(len(labels) > 1 and labels == list(range(len(labels))), "labels, which must be 0, 1, 2 and so on,", labels)
+    _check(plans.dataset_name == name, "dataset_name", plans.dataset_name)
+    _check(isinstance(plans.plans_name, str) and is_file_name(plans.plans_name), "plans_name", plans.plans_name)
+    _check(sorted(plans.transpose_forward) == [0, 1, 2], "transpose_forward", plans.transpose_forward)
+    intensities = plans.foreground_intensity_properties_per_channel
+    _check(len(intensities) >= len(channels), "foreground_intensity_properties_per_channel", intensities)
+    _ = plans.image_reader_writer_class
+    for configuration in plans.available_configurations:
+        _check_configuration(plans, configuration, dataset_json)
+
+
+def _check_configuration(plans: PlansManager, name: str, dataset_json: dict[str, Any]) -> None:
+    configuration = plans.get_configuration(name)
+    preprocessing_fingerprint(plans, configuration, dataset_json)
+    _ = configuration.network_arch_init_kwargs, configuration.resampling_fn_data
+    folder, patch_size = configuration.data_identifier, configuration.patch_size
+    _check(isinstance(folder, str) and is_file_name(folder), f"data_identifier of {name}", folder)
+    for key, value in (("patch_size", patch_size), ("batch_size", [configuration.batch_size])):
+        is_sound = all(isinstance(number, int) and number > 0 for number in value)
+        _check(is_sound, f"{key} of {name}", getattr(configuration, key))
+    for key in ("spacing", "median_image_size_in_voxels"):
+        value = getattr(configuration, key)
+        is_sound = len(value) == len(patch_size) and all(0 < number < math.inf for number in value)
+        _check(is_sound, f"{key} of {name}", value)
+    num_channels = len(channel_names(dataset_json))
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        value = getattr(configuration, key)
+        _check(isinstance(value, list) and len(value) == num_channels, f"{key} of {name}", value)
+    _check(
+        configuration.preprocessor_class is not None, f"preprocessor_name of {name}", configuration.preprocessor_name
+    )
+
+
+def _check(is_sound: bool, what: str, value: object) -> None:
+    if not is_sound:
+        raise ValueError(f"{what} is {value!r}")

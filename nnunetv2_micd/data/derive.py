@@ -14,7 +14,7 @@ from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.groups import GROUPS_FILE, load_groups
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import Entry
-from nnunetv2_micd.utils.files import atomic_folder, read_json_object
+from nnunetv2_micd.utils.files import atomic_folder, is_file_name, read_json_object, shorten
 
 
 def derive_dataset(
@@ -53,8 +53,15 @@ def derive_dataset(
             raise TypeError(f"file_ending is {description['file_ending']!r}")
         # A copy, as nnU-Net makes the paths in it absolute.
         cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
+        if wrong := [case for case in cases if not is_file_name(case)]:
+            raise ValueError(f"names of cases are {wrong[:3]}")
     except Exception as error:  # nnU-Net does not check the file, so damage shows as any type of error
         raise ValueError(f"{source / 'dataset.json'} is not as nnU-Net reads it ({error!r}); correct it") from None
+    if not cases:
+        raise FileNotFoundError(
+            f"{source / 'imagesTr'} holds no images named CASE_0000{description['file_ending']}; add them, or "
+            "correct the file_ending in dataset.json"
+        )
     groups = load_groups(source_name)
     entry = make_entry(sorted(cases), count, seed, val_fraction, groups)
     name = f"Dataset{number:03d}_{source_name.partition('_')[2]}_{len(entry['train'])}labels_seed{seed}"
@@ -66,6 +73,8 @@ def derive_dataset(
     for case, files in group_images(folder, ending).items() if folder.is_dir() else ():
         for file in files:
             links |= _link(f"{IMAGES_FOLDER}/{case}", file, os.path.basename(file).removeprefix(case))
+    if missing := sorted(file for file in set(links.values()) if not os.path.isfile(file)):
+        raise FileNotFoundError(f"Files of {source} are missing ({shorten(missing)}); restore them")
     description.pop("dataset", None)  # the paths of the other dataset's files
     description |= {"numTraining": len(entry["train"]), "name": name, "derived_from": source_name, "seed": seed}
     _write(raw_folder(name), description, links, groups)

@@ -25,9 +25,9 @@ def find_dataset(dataset: str | int) -> str:
         FileNotFoundError: ``nnUNet_preprocessed`` does not exist.
     """
     _root(nnUNet_preprocessed)
-    if str(dataset).startswith("Dataset"):
+    if re.fullmatch(r"Dataset[0-9]{3,}_[^/\\]+", str(dataset)):
         return str(dataset)
-    if not str(dataset).isdecimal():
+    if not re.fullmatch(r"[0-9]{1,9}", str(dataset)):
         raise ValueError(f"{dataset} is neither the number of a dataset nor a name such as Dataset004_Hippocampus")
     number = int(dataset)
     # nnU-Net looks for names that begin with Dataset004, which Dataset0041_Other does, too.

@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import raw_folder
-from nnunetv2_micd.data.raw_images import IMAGE_ENDINGS, IMAGES_FOLDER, group_images
+from nnunetv2_micd.data.raw_images import AGAIN, IMAGE_ENDINGS, IMAGES_FOLDER, group_images
 from nnunetv2_micd.utils.files import atomic_folder, shorten
 
 Cases = dict[str, list[str]]
@@ -250,14 +252,16 @@ def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[in
     is_2d = True
     channels: dict[int, str] = {}
     for case, files in tqdm(cases.items(), desc="reading images and labels"):
+        if odd := [file for file in (*files, labels[case]) if not os.path.isfile(file)]:
+            raise ValueError(f"{odd[0]} is no file, or a link to none; replace or remove it")
         try:
-            reader: Any = determine_reader_writer_from_file_ending(ending, files[0], verbose=False)()
+            with redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from an image
+                reader: Any = determine_reader_writer_from_file_ending(ending, files[0], verbose=False)()
             image, image_properties = reader.read_images(files)
             label, label_properties = reader.read_seg(labels[case])
         except Exception as error:  # readers raise various types for damaged files
-            raise ValueError(
-                f"{case} cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-            ) from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{files[0]} or {labels[case]} cannot be read ({reason}); {AGAIN}") from None
         if image.shape[1:] != label.shape[1:]:
             raise ValueError(
                 f"{case} has {_size(image)} voxels, but its label {labels[case]} has {_size(label)}; export it again"
@@ -280,7 +284,7 @@ def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[in
         counts = ", ".join(f"{case} has {number}" for number, case in channels.items())
         raise ValueError(f"The images have different numbers of channels: {counts}; export them alike")
     if not values - {0}:
-        raise ValueError("All labels are empty: they have no value but 0")
+        raise ValueError("All labels are empty, as they have no value but 0; name the folder of the labels with -l")
     return sorted(values - {0}), next(iter(channels)), is_2d
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import blosc2
 import numpy as np
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.raw_images import find_data_defect, find_defect
+from nnunetv2_micd.data.raw_images import AGAIN, find_data_defect, find_defect, find_spacing_defect
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,13 @@ def _write_case(job: PreprocessingJob, target: str) -> str | None:
         defect = find_defect(job.case, job.files, dataset.num_channels)
         if defect is not None:
             return defect
-        data, properties = dataset.plans.image_reader_writer_class().read_images(job.files)
+        reader_class = dataset.plans.image_reader_writer_class
+        if reader_class is Tiff3DIO and (defect := find_spacing_defect(job.case, job.files[0], _has_spacing(dataset))):
+            return defect
+        data, properties = reader_class().read_images(job.files)
+    except Exception as error:  # readers raise various types for damaged images
+        return _describe(error, "read")
+    try:
         defect = find_data_defect(
             job.case,
             data,
@@ -83,14 +90,14 @@ def _write_case(job: PreprocessingJob, target: str) -> str | None:
         )
         data = data.astype(np.float32, copy=False)
         blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size), data.itemsize)
-    except Exception as error:  # readers raise various types for damaged images
-        return _describe(error)
+    except Exception as error:  # nnU-Net's functions raise various types, as for an image that fits into no memory
+        return _describe(error, "preprocessed")
     try:
         _save(data, properties, blocks, chunks, target)
-        return None if _is_finite(target) else "contains NaN or Inf values"
+        return None if _is_finite(target) else f"contains NaN or Inf values; {AGAIN}"
     except Exception as error:
         raise OSError(
-            f"Cannot write to {job.folder} ({_describe(error)}), most often because the disk is full; make room and "
+            f"Cannot write to {job.folder} ({_name(error)}), most often because the disk is full; make room and "
             f"run the same command again, the images that are done are kept"
         ) from None
 
@@ -110,8 +117,21 @@ def _is_finite(target: str) -> bool:
     return all(np.isfinite(data[channel]).all() for channel in range(data.shape[0]))
 
 
-def _describe(error: Exception) -> str:
-    description = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if description == "RuntimeError: ":  # nnU-Net's readers print the reason and raise an empty error
+def _has_spacing(dataset: Dataset) -> bool:
+    """Return True if the labeled images have a spacing other than the one that nnU-Net assumes where there is none."""
+    return any(length != 1 for length in dataset.plans.plans.get("original_median_spacing_after_transp", ()))
+
+
+def _describe(error: Exception, done: str) -> str:
+    name = _name(error)
+    if name == "RuntimeError: ":  # nnU-Net's readers print the reason and raise an empty error
         return "the images of its channels differ in shape or spacing; export them again on the same grid"
-    return description
+    if isinstance(error, MemoryError):
+        return f"cannot be {done} ({name}); run the same command again with -np 1, or crop it"
+    if isinstance(error, PermissionError):
+        return f"cannot be {done} ({name}); change the permissions of this file"
+    return f"cannot be {done} ({name}); {AGAIN}"
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

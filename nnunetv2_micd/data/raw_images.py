@@ -8,10 +8,11 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.files import read_json_object, shorten
 
 IMAGES_FOLDER = "imagesUn"
 """Folder of a raw dataset for images without labels, named like nnU-Net's ``imagesTr``."""
@@ -21,6 +22,9 @@ IMAGE_ENDINGS = (
     *(".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".npz"),
 )
 """Endings of files that are meant as images, whether or not they are named as nnU-Net wants."""
+
+AGAIN = "copy or export it again, or remove it"
+"""What to do about a damaged file, for the end of a message."""
 
 MOST_ENLARGED = 8
 """Length of an image relative to a typical labeled one, averaged over the axes, from which its cost is worth a word.
@@ -99,6 +103,30 @@ def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | Non
     return next((f"{file} {defect}" for file in files if (defect := _find_file_defect(file))), None)
 
 
+def find_spacing_defect(case: str, file: str, is_needed: bool) -> str | None:
+    """Return what is wrong with the file that holds the spacing of a 3D TIFF image, ``CASE.json`` beside it, or None.
+
+    Args:
+        case: Identifier of the image.
+        file: File of the image.
+        is_needed: Whether the labeled images have such files. Without one, nnU-Net takes a spacing of 1.
+    """
+    path = os.path.join(os.path.dirname(file), f"{case}.json")
+    form = 'write into it {"spacing": [z, y, x]} with the three numbers in mm'
+    if not os.path.isfile(path):
+        return f"has no {path}, from which nnU-Net reads its spacing; {form}" if is_needed else None
+    try:
+        spacing = read_json_object(path).get("spacing")
+    except ValueError as error:
+        return f"{error}; {form}"
+    is_sound = isinstance(spacing, list) and len(spacing) == 3 and all(map(_is_length, spacing))
+    return None if is_sound else f"{path} has the spacing {spacing!r}; {form}"
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
 def find_data_defect(
     case: str,
     data: np.ndarray,
@@ -120,7 +148,14 @@ def find_data_defect(
         num_channels: Number of channels of the dataset.
     """
     if len(data) != num_channels:
-        return _wrong_channels(_channels(len(data)), num_channels)
+        transparency = (
+            " (the fourth of a photograph is its transparency)" if (len(data), num_channels) == (4, 3) else ""
+        )
+        return _wrong_channels(_channels(len(data)), num_channels, transparency)
+    if data.size == 0:
+        return "has no voxels; remove it, or export it again"
+    if not all(0 < number < math.inf for number in spacing):
+        return f"has the spacing {_times(spacing)}; correct it in its header, or export it again"
     if all(channel.min() == channel.max() for channel in data):
         return f"has the value {data.flat[0]:g} everywhere; remove it, or export it again"
     spacing = [spacing[axis] for axis in axes]
@@ -135,8 +170,8 @@ def find_data_defect(
     voxels, typical = math.prod(shape), math.prod(typical_shape)
     is_long = voxels > MOST_ENLARGED ** len(shape) * typical
     sizes = (
-        f"would have {_times(shape)} voxels at the spacing of the plans, labeled images have about "
-        f"{_times(round(number) for number in typical_shape)}"
+        f"would have {_times(f'{number:.9g}' for number in shape)} voxels at the spacing of the plans, labeled images "
+        f"have about {_times(round(number) for number in typical_shape)}"
     )
     if voxels == 0 or (is_long and math.prod(ratios) > WRONG_UNIT ** len(ratios)):
         # A 2D image has one slice of a spacing that nnU-Net made up.
@@ -173,8 +208,9 @@ def _channels(number: int) -> list[str]:
     return [f"{channel:04d}" for channel in range(number)]
 
 
-def _wrong_channels(channels: Sequence[str], num_channels: int) -> str:
-    return f"has the channels {shorten(channels)}, but needs {', '.join(_channels(num_channels))}"
+def _wrong_channels(channels: Sequence[str], num_channels: int, hint: str = "") -> str:
+    needed = shorten(_channels(num_channels))
+    return f"has the channels {shorten(channels)}{hint}, but needs {needed}; export it with these, or remove it"
 
 
 def _list_folder(folder: str | os.PathLike[str]) -> list[str]:
@@ -198,8 +234,10 @@ def _no_images(folder: str, file_ending: str, others: Sequence[str]) -> Exceptio
         return ValueError(
             f"No file in {folder} is named CASE_0000{file_ending}, such as {shorten(named[:1])}; add the channel"
         )
-    ending = re.sub(r"^.*?(_[0-9]{4})?(?=\.)", "", files[0])
-    return ValueError(f"The images of this dataset are {file_ending} files, but those in {folder} are {ending} files")
+    return ValueError(
+        f"The images of this dataset are {file_ending} files, but those in {folder} are others, such as "
+        f"{shorten(files[:1])}; convert them, or name another folder with -i"
+    )
 
 
 def _find_file_defect(file: str) -> str | None:
@@ -208,11 +246,13 @@ def _find_file_defect(file: str) -> str | None:
     NIfTI files are read to the end, because SimpleITK reads a truncated one without an error.
     """
     if not os.path.exists(file):
-        return "is a link to a file that does not exist"
+        return "is a link to a file that does not exist; restore that file, or remove the link"
+    if not os.path.isfile(file):  # reading a pipe or a device need not end
+        return "is no ordinary file; replace it by an image, or remove it"
     with open(file, "rb") as stream:
         start = stream.read(2)
     if not start:
-        return "is empty"
+        return f"is empty; {AGAIN}"
     if not file.endswith((".nii", ".gz")):
         return None
     try:
@@ -222,8 +262,8 @@ def _find_file_defect(file: str) -> str | None:
             while block := stream.read(1 << 24):
                 size += len(block)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        return "is cut off or damaged"
-    return "is cut off" if size < _nifti_size(header) else None
+        return f"is cut off or damaged; {AGAIN}"
+    return f"is cut off; {AGAIN}" if size < _nifti_size(header) else None
 
 
 def _nifti_size(header: bytes) -> int:
@@ -232,5 +272,7 @@ def _nifti_size(header: bytes) -> int:
         if header[:4] == struct.pack(f"{order}i", 348):
             fields = struct.unpack_from(f"{order}8h 16x h 34x f", header.ljust(348, b"\0"), 40)
             dimensions, *sizes, bits, offset = fields
+            if not math.isfinite(offset):
+                return sys.maxsize  # no file is as long as this header says
             return max(348, int(offset) + math.prod(sizes[:dimensions]) * bits // 8)
     return 0

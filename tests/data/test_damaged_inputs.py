@@ -227,7 +227,7 @@ def test_an_unreadable_image_is_named(fresh: TinyDataset, run: Callable) -> None
     (fresh.images / "image_1_0000.nii.gz").chmod(0)
     error, printed = preprocess(run)
     assert error == "error: 1 images could not be preprocessed"
-    assert "3d_fullres, image_1: PermissionError" in printed
+    assert "3d_fullres, image_1: cannot be read (PermissionError" in printed
     assert used(fresh) == {"image_0", "image_2", "image_3"}
 
 
@@ -430,7 +430,7 @@ def test_channels_that_do_not_fit_together(two_channels: TinyDataset) -> None:
             getattr(image, f"Set{name}")(value)
         sitk.WriteImage(image, str(two_channels.images / f"{case}_{numbers[0]:04d}.nii.gz"))
 
-    needs = ", but needs 0000, 0001"
+    needs = ", but needs 0000, 0001; export it with these, or remove it"
     grid = "the images of its channels differ in shape or spacing; export them again on the same grid"
     expected = {
         "only first": f"has the channels 0000{needs}",

@@ -157,9 +157,19 @@ def test_several_channels_and_folders(dataset):
         for channel in channels:
             write_image(folder / f"{case}_{channel:04d}.nii.gz", make_volume(channel, (20, 22, 24))[0])
     assert run(dataset, folders=[str(folder) for folder in folders], overwrite=True) == [
-        Failure("first", "3d_fullres", "has the channels 0000, but needs 0000, 0001"),
-        Failure("gap_0000", "3d_fullres", "has the channels 0000, 0002, but needs 0000, 0001"),
-        Failure("three", "3d_fullres", "has the channels 0000, 0001, 0002, but needs 0000, 0001"),
+        Failure(
+            "first", "3d_fullres", "has the channels 0000, but needs 0000, 0001; export it with these, or remove it"
+        ),
+        Failure(
+            "gap_0000",
+            "3d_fullres",
+            "has the channels 0000, 0002, but needs 0000, 0001; export it with these, or remove it",
+        ),
+        Failure(
+            "three",
+            "3d_fullres",
+            "has the channels 0000, 0001, 0002, but needs 0000, 0001; export it with these, or remove it",
+        ),
     ]
     assert load(dataset.unlabeled_folder(), "both").shape == (2, 20, 22, 24)
 
@@ -288,7 +298,7 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
     (folder / ".hidden_0000.nii.gz").touch()
     fails(FileNotFoundError, f"folder {folder} is empty", **options)
     (folder / "a_0000.nii").touch()
-    fails(ValueError, r"are \.nii\.gz files, but those in .* are \.nii files", **options)
+    fails(ValueError, r"are \.nii\.gz files, but those in .* are others, such as .*\.nii; convert them", **options)
     (folder / "a.nii.gz").touch()
     fails(ValueError, r"is named CASE_0000\.nii\.gz, such as a\.nii\.gz; add the channel", **options)
     shutil.copy(dataset.images / "image_0_0000.nii.gz", folder)
