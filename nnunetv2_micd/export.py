@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -78,7 +79,7 @@ def export_model(
 def has_second_network(checkpoint_file: Path) -> bool:
     """Return True if a checkpoint holds a second network, which is exported as ``"b"``."""
     # Mapped, not read: of the weights only the names are needed.
-    return "b" in _teachers(read_checkpoint(checkpoint_file, mapped=True))
+    return "b" in _teachers(_read(checkpoint_file, mapped=True))
 
 
 def _teachers(checkpoint: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
@@ -86,8 +87,22 @@ def _teachers(checkpoint: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
 
     Networks that are no U-Nets of the plans, which nnU-Net therefore cannot build, are left out.
     """
-    teachers = checkpoint.get(KEY, {}).get("teachers", {})
+    teachers = checkpoint[KEY].get("teachers", {})
     return {name: weights for name, weights in teachers.items() if any(key.startswith("encoder.") for key in weights)}
+
+
+def _read(checkpoint_file: Path, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint, and check what this package adds to that of nnU-Net.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    checkpoint = read_checkpoint(checkpoint_file, mapped)
+    ours = checkpoint.setdefault(KEY, {})
+    teachers = ours.get("teachers", {}) if isinstance(ours, dict) else None
+    if not isinstance(teachers, dict) or not all(isinstance(weights, dict) for weights in teachers.values()):
+        raise ValueError(f"{checkpoint_file} is damaged: its {KEY} holds no networks; export another with -chk")
+    return checkpoint
 
 
 def _find_stock_trainer(name: str) -> Any:
@@ -101,7 +116,7 @@ def _find_stock_trainer(name: str) -> Any:
 
 
 def _find_checkpoint(model: ModelFolder, fold: int | str, checkpoint_name: str) -> Path:
-    if fold != "all" and not str(fold).isdecimal():
+    if not re.fullmatch(r"all|0|[1-9][0-9]*", str(fold)):
         raise ValueError(f"{fold} is not a fold; give numbers or all, such as: -f 0 1 2")
     folder = model.path()
     checkpoint = folder / f"fold_{fold}" / checkpoint_name
@@ -127,7 +142,7 @@ def _export_json_files(model: ModelFolder, folder: Path, network: str, checkpoin
 
 def _are_twins(checkpoint_file: Path) -> bool:
     """Return True if the second network has the architecture of the plans, as the first."""
-    checkpoint = read_checkpoint(checkpoint_file)
+    checkpoint = _read(checkpoint_file)
     weights = _teachers(checkpoint).get("b", {})
     return weights.keys() == checkpoint["network_weights"].keys()
 
@@ -147,11 +162,11 @@ def _plans_of_peer(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer_class: Any) -> None:
     """Write what stock nnU-Net needs of a checkpoint, and under our key where it comes from."""
-    checkpoint = read_checkpoint(checkpoint_file)
+    checkpoint = _read(checkpoint_file)
     plans, dataset_json = (read_json_object(fold_folder.parent / name) for name in JSON_FILES[:2])
     weights = _select_weights(checkpoint, network, checkpoint_file)
-    _check_weights(weights, trainer_class, plans, checkpoint["init_args"]["configuration"], dataset_json)
-    ours = checkpoint.get(KEY, {})
+    _check_weights(weights, trainer_class, plans, checkpoint["init_args"].get("configuration"), dataset_json)
+    ours = checkpoint[KEY]
     exported = {
         "network_weights": weights,
         "trainer_name": trainer_class.__name__,
@@ -188,20 +203,23 @@ def _select_weights(checkpoint: dict[str, Any], network: str, checkpoint_file: P
 
 
 def _check_weights(
-    weights: dict[str, torch.Tensor], trainer_class: Any, plans: dict, configuration: str, dataset_json: dict
+    weights: dict[str, torch.Tensor], trainer_class: Any, plans: dict, configuration: Any, dataset_json: dict
 ) -> None:
     """Compare the weights with the network that the stock trainer builds from the plans."""
-    manager = PlansManager(plans)
-    configuration_manager = manager.get_configuration(configuration)
-    input_channels = determine_num_input_channels(manager, configuration_manager, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     try:
+        manager = PlansManager(plans)
+        configuration_manager = manager.get_configuration(configuration)
+        input_channels = determine_num_input_channels(manager, configuration_manager, dataset_json)
+        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
         with torch.device("meta"):  # shapes alone, without memory for the weights
             network = trainer_class.build_network_architecture(
                 manager, configuration_manager, input_channels, heads, enable_deep_supervision=False
             )
     except Exception as error:  # trainers refuse plans that they cannot use with any type of error
-        raise ValueError(f"{trainer_class.__name__} cannot build a network from these plans: {error!r}") from error
+        raise ValueError(
+            f"{trainer_class.__name__} cannot build a network from these plans ({error!r}); restore plans.json and "
+            "dataset.json of the model, or name another trainer of nnU-Net with --as"
+        ) from error
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise ValueError(

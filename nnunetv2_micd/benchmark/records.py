@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
@@ -23,6 +24,10 @@ ALL_LABELS = "all"
 
 PUBLISHED = "1"
 """Weight of a run with the trainer's own unsupervised weight."""
+
+
+LARGEST = 2**63
+"""Larger than any number in a record."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,14 @@ class Run:
         fields = {**content, "trainer_class": content.get("class")}
         if isinstance(content.get("labeled"), list):
             fields["labeled"] = tuple(content["labeled"])
-        return cls(**_checked(cls, fields))
+        run = cls(**_checked(cls, fields))
+        if not all(isinstance(case, str) for case in run.labeled):
+            raise ValueError(f"labeled is {list(run.labeled)}")
+        try:
+            Fraction(run.weight)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"weight is {run.weight!r}") from None
+        return run
 
 
 @dataclass(frozen=True)
@@ -220,7 +232,7 @@ def _checked(kind: type, content: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a dataclass in the content of a record, which may hold more, or lack those with a default.
 
     Raises:
-        ValueError: A field is missing or has the wrong type.
+        ValueError: A field is missing, has the wrong type, or is a number that counts nothing, such as NaN or -1.
     """
     fields = {}
     for name, hint in get_type_hints(kind).items():
@@ -229,7 +241,7 @@ def _checked(kind: type, content: dict[str, Any]) -> dict[str, Any]:
         # isinstance takes neither tuple[str, ...] nor dict[str, str], but unions such as str | None
         kinds = get_origin(hint) if get_origin(hint) in (tuple, dict) else hint
         value = content.get(name)
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or (isinstance(value, int | float) and not 0 <= value < LARGEST):
             raise ValueError(f"{name} is {value!r}" if name in content else f"{name} is missing")
         fields[name] = value
     return fields

@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2_micd.benchmark.records import RECORD, Run, read_record
 from nnunetv2_micd.data.folders import dataset_id, find_dataset
 from nnunetv2_micd.data.results import results_root
-from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, TUNED, FinishedRun, list_cases
+from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, TUNED, FinishedRun, find_classes, list_cases
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import shorten
 
@@ -130,6 +130,12 @@ def _check(run: FinishedRun) -> None:
     for name in MEASURED:
         if getattr(run.result, name) is None:
             raise ValueError(f"{name} is missing in its {RECORD}; run it again")
+    try:
+        _ = run.ending, run.ignore_label, find_classes(run), run.plans_manager.image_reader_writer_class
+    except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
+        raise ValueError(
+            f"plans.json or dataset.json in {run.folder.parent} is not as nnU-Net writes it ({error!r}); restore it"
+        ) from None
     if not run.cases:
         raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; run it again")
     without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]

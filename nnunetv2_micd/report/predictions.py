@@ -1,7 +1,8 @@
 """A picture of predictions beside their images and, where there are any, their labels."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.data.dataset import has_colors
-from nnunetv2_micd.data.raw_images import group_images
+from nnunetv2_micd.data.raw_images import AGAIN, group_images
 from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline, to_picture
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
 
@@ -58,8 +59,14 @@ def draw_predictions(
     folders = [Path(folder) for folder in predictions]
     description, plans = (_read_settings(folders[0], name) for name in ("dataset.json", "plans.json"))
     manager = PlansManager(plans)
-    reader: Any = manager.image_reader_writer_class()
-    ending = description["file_ending"]
+    try:
+        reader: Any = manager.image_reader_writer_class()
+        ending, labels = str(description["file_ending"]), dict(description["labels"])
+        is_colored = has_colors(manager, description)
+    except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
+        raise ValueError(
+            f"plans.json or dataset.json of {folders[0]} is not as nnU-Net writes it ({error!r}); predict again"
+        ) from None
     sources = {_unique(folder.name, folders, folder): folder for folder in folders}
     if truth is not None:
         sources = {"truth": Path(truth), **sources}
@@ -70,10 +77,10 @@ def draw_predictions(
         raise ValueError(
             f"No image in {images} has a file of the same name in {others}; name folders of the same cases"
         )
-    values = {name: value for name, value in description["labels"].items() if isinstance(value, int) and value > 0}
+    values = {name: value for name, value in labels.items() if isinstance(value, int) and value > 0}
     ignore_label = values.pop("ignore", None)
     names = {value: name for name, value in values.items()}
-    segmentations = _Segmentations(reader, sources, ending, ignore_label, has_colors(manager, description))
+    segmentations = _Segmentations(reader, sources, ending, ignore_label, is_colored)
     if truth is not None:
         first = list(sources)[1]
         cases = sorted(cases, key=lambda case: segmentations.dice(segmentations.read(case))[first])
@@ -93,7 +100,8 @@ def _read_settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _unique(name: str, folders: Sequence[Path], folder: Path) -> str:
-    return name if sum(other.name == name for other in folders) == 1 else str(folder)
+    is_unique = name != "truth" and sum(other.name == name for other in folders) == 1
+    return name if is_unique else str(folder)
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,8 @@ class _Segmentations:
         labels = {}
         for name, folder in self.folders.items():
             file = folder / f"{case}{self.ending}"
-            try:
+            with _readable(str(file)):
                 labels[name] = self.reader.read_seg(str(file))[0][0]
-            except Exception as error:  # readers raise various types for damaged files
-                raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
         first, *others = labels
         for other in others:
             if labels[other].shape != labels[first].shape:
@@ -132,6 +138,14 @@ class _Segmentations:
         return {name: _dice(labels["truth"], labels[name]) for name in labels if "truth" in labels and name != "truth"}
 
 
+@contextmanager
+def _readable(files: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # readers raise various types for damaged files
+        raise ValueError(f"{files} cannot be read ({' '.join(str(error).split())}); {AGAIN}") from None
+
+
 def _dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Return the mean Dice of the labels that are in either."""
     scores = []
@@ -143,7 +157,8 @@ def _dice(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 def _read(case: str, files: Sequence[str], segmentations: _Segmentations) -> _Case:
     labels = segmentations.read(case)
-    image, properties = segmentations.reader.read_images(list(files))
+    with _readable(shorten(files)):
+        image, properties = segmentations.reader.read_images(list(files))
     first = next(iter(labels))
     if labels[first].shape != image.shape[1:]:
         raise ValueError(

@@ -55,9 +55,13 @@ def _score_one(run: FinishedRun, tolerance: float, case: str) -> list[dict[str, 
     try:
         truth, spacing = run.read_segmentation(run.truth_file(case))
         prediction, _ = run.read_segmentation(run.prediction_file(case))
+    except Exception as error:  # readers raise various types for damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Case {case} of {run} cannot be read ({reason}); run it again, or restore its label"
+        ) from None
+    try:
         scores = score_case(truth, prediction, spacing, find_classes(run), run.ignore_label, tolerance)
-    except RuntimeError as error:  # from SimpleITK, if a file is damaged
-        raise ValueError(f"Case {case} of {run} cannot be read: {error}") from None
     except ValueError as error:
         raise ValueError(f"Case {case} of {run}: {error}") from None
     return [{"case": case, "class": name, **asdict(score)} for name, score in scores.items()]

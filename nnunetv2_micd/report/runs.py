@@ -1,6 +1,5 @@
 """A finished run as the report sees it: its record, its predictions and the labels of the test cases."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run
 from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.files import read_json_object
 
 CONTROL = " (control)"
 """End of the name of a control: a trainer other than the baseline that used no unlabeled images."""
@@ -60,12 +60,12 @@ class FinishedRun:
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
         """Description of the dataset that the training used."""
-        return dict(json.loads((self.folder.parent / "dataset.json").read_text()))
+        return read_json_object(self.folder.parent / "dataset.json")
 
     @cached_property
     def plans_manager(self) -> Any:
         """The plans that the training used, as nnU-Net reads them."""
-        return PlansManager(str(self.folder.parent / "plans.json"))
+        return PlansManager(read_json_object(self.folder.parent / "plans.json"))
 
     @property
     def ending(self) -> str:

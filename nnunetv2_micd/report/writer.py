@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,13 @@ def _pool_map(num_processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
         return
     # Spawned like nnU-Net's own: a forked process can hang because of the threads that PyTorch has started.
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield pool.map
+        try:
+            yield pool.map
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "A worker process was killed, most often because the memory was full; run the same command again with "
+                "fewer processes (-np)"
+            ) from None
 
 
 def _in_order(runs: Sequence[FinishedRun]) -> list[FinishedRun]:

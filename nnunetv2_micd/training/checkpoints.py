@@ -59,7 +59,9 @@ def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
             f"{filename} was written by {writer} and cannot be continued by {trainer_name}; to start a new training "
             f"from its weights, use: -pretrained_weights {filename}"
         )
-    version = checkpoint[KEY]["version"]
+    version = checkpoint[KEY].get("version") if isinstance(checkpoint[KEY], dict) else None
+    if not isinstance(version, str):
+        raise ValueError(f"{filename} is damaged: it does not say which version wrote it; continue from another")
     if _release(version) != _release(nnunetv2_micd.__version__):
         raise ValueError(
             f"{filename} was written by version {version} of nnunetv2-micd, this is {nnunetv2_micd.__version__}; "

@@ -96,7 +96,7 @@ def test_preprocess_lists_failures_and_exits_with_1(dataset: TinyDataset, capsys
     assert stop.value.code == "error: 2 images could not be preprocessed"
     printed = capsys.readouterr()
     assert "2d: 0 images preprocessed, 4 were done before, 1 failed" in printed.out
-    assert "3d_fullres, bad: RuntimeError" in printed.err
+    assert "3d_fullres, bad: cannot be read (RuntimeError" in printed.err
 
 
 def test_preprocess_passes_its_options_on(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -582,7 +582,10 @@ def interrupt(tree: Tree, folder: Path) -> None:
         (damage_json, "benchmark.json is damaged"),
         (damage_list, "benchmark.json is damaged"),
         (damage_field, r"benchmark.json is damaged \(seed is 'zero'\); delete the folder .*fold_5 to repeat this run"),
-        (damage_image, "case_1 of nnUNetTrainerMICD, 2 labeled, seed 0 cannot be read"),
+        (
+            damage_image,
+            "case_1 of nnUNetTrainerMICD, 2 labeled, seed 0 cannot be read .*; run it again, or restore its label",
+        ),
         (damage_shape, r"case_1 of .*\(3, 4, 5\)"),
         (damage_prediction, "no predictions of case_1"),
         (damage_folder, "predictions"),
@@ -602,6 +605,23 @@ def test_a_run_that_is_of_no_use_is_left_out_and_named(
     assert "fold_5 is left out" in page.read_text()
     table = pd.read_csv(tree.root / "report" / "comparisons.csv").set_index(["budget", "trainer"])
     assert table.loc[("2", "nnUNetTrainerMICD"), "seeds"].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plans.json", "{}"),
+        ("plans.json", "[" * 100_000),
+        ("dataset.json", "[]"),
+        ("dataset.json", '{"file_ending": ".nii.gz", "labels": 5}'),
+    ],
+)
+def test_a_trainer_with_damaged_plans_is_left_out_and_named(name: str, content: str, tree: Tree) -> None:
+    (tree.folder("nnUNetTrainerMICD", 5).parent / name).write_text(content)
+    _, notes = tree.report()
+    for fold, note in zip((5, 6), notes, strict=False):
+        reason = r"plans.json or dataset.json in .* is not as nnU-Net writes it \(.*\); restore it"
+        assert re.fullmatch(f"nnUNetTrainerMICD__nnUNetPlans__3d_fullres/fold_{fold} is left out: {reason}", note)
 
 
 def test_without_runs_the_benchmark_is_named(tree: Tree) -> None:
