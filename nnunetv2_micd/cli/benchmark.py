@@ -13,19 +13,20 @@ def add_command(commands: Any) -> None:
         help="train and test several trainers with few labels, nnU-Net's own among them",
         description="Trains each trainer, and the baseline, with each number of labels and each seed, and predicts. "
         "Called again, it continues where it was interrupted. Exits with 1 if a run failed.",
+        epilog="Example: nnUNetv2_micd benchmark -d 4 -c 3d_fullres -tr nnUNetTrainerMICD -n 2 6 --controls",
     )
     options.add_grid(
         parser,
         trainers="trainers; the baseline is added",
         budgets="how many cases are labeled: 6, 10%%, or all (for the baseline only); f0: those of fold 0",
     )
-    _add_further_runs(parser)
-    _add_test(parser)
+    _add_further_runs(parser.add_argument_group("what is trained beside that"))
+    _add_test(parser.add_argument_group("what it is tested on"))
     options.add_execution(parser)
     parser.set_defaults(run=run)
 
 
-def _add_further_runs(parser: argparse.ArgumentParser) -> None:
+def _add_further_runs(parser: options.Options) -> None:
     """Add the options that say what is trained beside the given trainers."""
     parser.add_argument(
         "--baseline",
@@ -55,7 +56,7 @@ def _add_further_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_test(parser: argparse.ArgumentParser) -> None:
+def _add_test(parser: options.Options) -> None:
     """Add the options that say what is tested on."""
     parser.add_argument(
         "--test",

@@ -12,6 +12,7 @@ def add_command(commands: Any) -> None:
         help="make a raw dataset from folders of images and labels",
         description="Lays out the raw dataset that nnU-Net wants, of links to your files, which stay as they are. "
         "Reads all labels to find their values, and checks that they fit their images. Ends with the next commands.",
+        epilog="Example: nnUNetv2_micd dataset -d 4 -n Hippocampus -i IMAGES -l LABELS -u UNLABELED --channels MR",
     )
     parser.add_argument("-d", metavar="NUMBER", type=int, required=True, help="number of the new dataset")
     parser.add_argument("-n", metavar="NAME", required=True, help="its name, such as Liver")

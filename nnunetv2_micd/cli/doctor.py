@@ -14,6 +14,7 @@ def add_command(commands: Any) -> None:
         help="find out what keeps a training from running",
         description="Checks the installation, nnU-Net's folders and, with -d, whether a dataset is fit for training. "
         "Changes nothing. Exits with 1 if something prevents training.",
+        epilog="Example: nnUNetv2_micd doctor -d 4",
     )
     options.add_dataset(parser, "number or name of a dataset to check as well", required=False)
     options.add_configuration(parser, "configuration; default: all, at least one of which must be fit", required=False)

@@ -11,6 +11,7 @@ def add_command(commands: Any) -> None:
         help="draw predictions beside their images",
         description="Draws some cases, a row each: image, label where there is one, and predictions, at the slice with "
         "the most foreground. With labels the cases range from the worst to the best.",
+        epilog="Example: nnUNetv2_micd draw -i IMAGES -p PREDICTIONS -o cases.png",
     )
     parser.add_argument("-i", metavar="FOLDER", required=True, help="folder of the images, named CASE_0000")
     parser.add_argument(

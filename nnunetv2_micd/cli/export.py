@@ -13,6 +13,7 @@ def add_command(commands: Any) -> None:
         help="make a model folder that nnU-Net can predict with where this package is not installed",
         description="Copies a trained network into a folder for nnUNetv2_predict_from_modelfolder, which predicts the "
         "same with it and needs nothing but nnU-Net.",
+        epilog="Example: nnUNetv2_micd export -d 4 -c 3d_fullres -f 0 -o MODEL_FOLDER",
     )
     options.add_dataset(parser)
     options.add_configuration(parser)

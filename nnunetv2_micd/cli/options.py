@@ -5,46 +5,45 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+Options = argparse._ActionsContainer
+"""A parser, or a group of its options."""
+
 DEFAULT_PLANS = "nnUNetPlans"
 DEFAULT_TRAINER = "nnUNetTrainerSelfTraining"
 DEFAULT_BASELINE = "nnUNetTrainer"
 
 
-def add_dataset(
-    parser: argparse.ArgumentParser, text: str = "number or name of the dataset", required: bool = True
-) -> None:
+def add_dataset(parser: Options, text: str = "number or name of the dataset", required: bool = True) -> None:
     """Add ``-d``."""
     parser.add_argument("-d", metavar="DATASET", required=required, help=text)
 
 
-def add_configuration(
-    parser: argparse.ArgumentParser, text: str = "configuration, such as 3d_fullres", required: bool = True
-) -> None:
+def add_configuration(parser: Options, text: str = "configuration, such as 3d_fullres", required: bool = True) -> None:
     """Add ``-c``, one configuration."""
     parser.add_argument("-c", metavar="CONFIG", required=required, help=text)
 
 
-def add_plans(parser: argparse.ArgumentParser) -> None:
+def add_plans(parser: Options) -> None:
     """Add ``-p``."""
     parser.add_argument("-p", metavar="PLANS", default=DEFAULT_PLANS, help="name of the plans; default: %(default)s")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: Options) -> None:
     """Add ``-device``, named as in nnU-Net's commands."""
     parser.add_argument("-device", choices=["cpu", "cuda", "mps"], default="cuda", help="default: %(default)s")
 
 
-def add_seeds(parser: argparse.ArgumentParser, text: str) -> None:
+def add_seeds(parser: Options, text: str) -> None:
     """Add ``--seeds``."""
     parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help=f"{text}; default: 0")
 
 
-def add_validation_share(parser: argparse.ArgumentParser) -> None:
+def add_validation_share(parser: Options) -> None:
     """Add ``--val``."""
     parser.add_argument("--val", metavar="FRACTION", type=float, default=0.2, help="share for validation; default: 0.2")
 
 
-def add_grid(parser: argparse.ArgumentParser, trainers: str, budgets: str) -> None:
+def add_grid(parser: Options, trainers: str, budgets: str) -> None:
     """Add the options for a :class:`Grid`: dataset, trainers, budgets, seeds and length.
 
     Args:
@@ -52,14 +51,16 @@ def add_grid(parser: argparse.ArgumentParser, trainers: str, budgets: str) -> No
         trainers: Help text of ``-tr``.
         budgets: Help text of ``-n``.
     """
-    add_dataset(parser)
-    add_configuration(parser)
-    parser.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help=trainers)
-    parser.add_argument("-n", metavar="COUNT", nargs="+", required=True, help=budgets)
-    add_seeds(parser, "each draws other labeled cases")
-    add_validation_share(parser)
-    parser.add_argument("--epochs", metavar="E", type=int, help="another number of epochs than the trainers' own")
-    parser.add_argument("--iterations", metavar="I", type=int, help="another number of iterations per epoch")
+    group = parser.add_argument_group("what is trained")
+    add_dataset(group)
+    add_configuration(group)
+    add_plans(group)
+    group.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help=trainers)
+    group.add_argument("-n", metavar="COUNT", nargs="+", required=True, help=budgets)
+    add_seeds(group, "each draws other labeled cases")
+    add_validation_share(group)
+    group.add_argument("--epochs", metavar="E", type=int, help="another number of epochs than the trainers' own")
+    group.add_argument("--iterations", metavar="I", type=int, help="another number of iterations per epoch")
 
 
 def grid_fields(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -78,19 +79,19 @@ def grid_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_execution(parser: argparse.ArgumentParser) -> None:
+def add_execution(parser: Options) -> None:
     """Add the options that say how the runs of a grid take place."""
-    add_plans(parser)
-    add_device(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("how it is run")
+    add_device(group)
+    group.add_argument(
         "--jobs", metavar="N", type=int, help="runs side by side; default: 1, with an executor all of them"
     )
-    parser.add_argument(
+    group.add_argument(
         "--executor",
         choices=["local", "slurm"],
         help="submit the runs with submitit; default: processes of this machine",
     )
-    parser.add_argument(
+    group.add_argument(
         "--executor-options",
         metavar="KEY=VALUE",
         nargs="+",

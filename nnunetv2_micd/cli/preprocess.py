@@ -14,6 +14,7 @@ def add_command(commands: Any) -> None:
         help="preprocess the unlabeled images of a dataset",
         description="Preprocesses the images in imagesUn of the raw dataset, named CASE_0000.nii.gz like those in "
         "imagesTr. They need no labels. Images that are done already are skipped.",
+        epilog="Example: nnUNetv2_micd preprocess -d 4",
     )
     options.add_dataset(parser)
     parser.add_argument(

@@ -14,6 +14,7 @@ def add_command(commands: Any) -> None:
         help="tables, figures and a page of the finished runs of a benchmark",
         description="Scores the predictions of the runs that nnUNetv2_micd benchmark has finished and writes tables, "
         "figures and a page (report.html). Trains nothing.",
+        epilog="Example: nnUNetv2_micd report -d 4 -o report",
     )
     options.add_dataset(parser)
     parser.add_argument("-o", metavar="FOLDER", required=True, help="folder to write into")

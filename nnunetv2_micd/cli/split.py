@@ -13,6 +13,7 @@ def add_command(commands: Any) -> None:
         help="add folds in which only some cases keep their labels",
         description="Adds to splits_final.json one fold for each seed: a few labeled cases, the other training cases "
         "without their labels, and the same validation cases in all of them.",
+        epilog="Example: nnUNetv2_micd split -d 4 -n 6 --seeds 0 1 2",
     )
     options.add_dataset(parser)
     parser.add_argument("-n", metavar="COUNT", required=True, help="how many cases keep their labels: 6, or 10%%")

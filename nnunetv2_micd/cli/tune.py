@@ -14,6 +14,7 @@ def add_command(commands: Any) -> None:
         description="Trains each trainer with several unsupervised weights on cases that the benchmark does not "
         "report, and chooses the weight with the best validation Dice. Called again, it continues where it was "
         "interrupted. Exits with 1 if a run failed.",
+        epilog="Example: nnUNetv2_micd tune -d 4 -c 3d_fullres -tr nnUNetTrainerMICD -n 6 --seeds 0 1",
     )
     options.add_grid(
         parser,

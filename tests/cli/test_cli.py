@@ -12,7 +12,7 @@ from helpers import TinyDataset
 from nnunetv2_micd import TRAINER_FOLDER, __version__
 from nnunetv2_micd.benchmark import CONTROLS
 from nnunetv2_micd.cli import list_trainers
-from nnunetv2_micd.cli.main import COMMANDS, errors_in_one_sentence, main
+from nnunetv2_micd.cli.main import COMMANDS, errors_in_one_sentence, main, make_parser
 from nnunetv2_micd.data.preprocessing import Part
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
@@ -38,6 +38,17 @@ def test_every_command_has_help(command: ModuleType, capsys: Capture) -> None:
         main([name, "--help"])
     assert stop.value.code == 0
     assert f"usage: nnUNetv2_micd {name} " in capsys.readouterr().out
+
+
+def test_the_example_of_every_help_is_a_command() -> None:
+    parser = make_parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    examples = {name: command.epilog for name, command in commands.items() if command.epilog}
+    assert commands.keys() - examples.keys() == {"path", "list"}  # which have no options
+    for name, example in examples.items():
+        start, program, *words = example.split()
+        assert (start, program, words[0]) == ("Example:", "nnUNetv2_micd", name)
+        parser.parse_args(words)
 
 
 def test_list_says_what_each_trainer_is(capsys: Capture) -> None:
