@@ -78,8 +78,8 @@ def choose_examples(runs: Sequence[FinishedRun], by_case: pd.DataFrame) -> Examp
 
 def draw_examples(examples: ExampleCases) -> Figure:
     """Draw for each case the image, the truth and the prediction of each method, in one row or several."""
-    columns = min(MAX_COLUMNS, 2 + len(examples.runs))
-    rows = math.ceil((2 + len(examples.runs)) / columns)  # for one case
+    rows = math.ceil((2 + len(examples.runs)) / MAX_COLUMNS)  # for one case
+    columns = math.ceil((2 + len(examples.runs)) / rows)
     figure = Figure(figsize=(1.8 * columns, 2.3 * rows * len(examples.dice) + 0.3), layout="constrained")
     axes = figure.subplots(rows * len(examples.dice), columns, squeeze=False)
     for panel in axes.flat:

@@ -332,7 +332,7 @@ def draw_training(curves: Iterable[tuple[FinishedRun, pd.Series | None]], traine
     grid.map_dataframe(seaborn.lineplot, **plot, units="seed", estimator=None, alpha=0.2, linewidth=0.5, legend=False)
     for budget, panel in grid.axes_dict.items():
         panel.set_title(describe_budget(budget), fontsize=10)
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     grid.set_axis_labels("epoch", "online Dice %")
     grid.legend.set_title(None)
     return grid.figure

@@ -101,8 +101,9 @@ def list_rules(tolerance: float) -> list[str]:
     """Return how the numbers in the report are computed."""
     return [
         "A run is scored on its test cases with the segmentations of its final checkpoint, in the geometry of the "
-        "images: distances are in mm. Classes are those that nnU-Net evaluates (regions if the dataset has some). "
-        "Voxels with the ignore label in the truth are left out of truth and prediction.",
+        "images: distances are in mm, or in pixels if the images have no spacing, as PNG. Classes are those that "
+        "nnU-Net evaluates (regions if the dataset has some). Voxels with the ignore label in the truth are left out "
+        "of truth and prediction.",
         RULE_FOR_EMPTY_MASKS,
         "Dice: overlap of the masks. NSD: normalized surface Dice, the share of both surfaces that lies within "
         f"{tolerance:g} mm of the other. HD95: 95th percentile of the distances between the surfaces, the larger of "

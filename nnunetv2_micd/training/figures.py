@@ -69,7 +69,7 @@ def _draw_history(rows: Sequence[Row], reference: Sequence[float]) -> Figure:
             )
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     all_axes[-1].set_xlabel("epoch")
-    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -11,25 +11,35 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn
 import SimpleITK as sitk
 import torch
 from helpers import write_image
 from matplotlib import pyplot
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from scipy import ndimage, stats
 
 from nnunetv2_micd.benchmark.records import read_record
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.report import run_scores, write_report
+from nnunetv2_micd.report import figures, run_scores, write_report
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
 from nnunetv2_micd.report.collect import collect_runs
 from nnunetv2_micd.report.comparisons import compare_all
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
 from nnunetv2_micd.report.figures import read_curve
-from nnunetv2_micd.report.plots import choose_colors, choose_markers, draw_budgets, draw_cases, draw_differences
+from nnunetv2_micd.report.plots import (
+    choose_colors,
+    choose_markers,
+    draw_budgets,
+    draw_cases,
+    draw_differences,
+    draw_training,
+)
 from nnunetv2_micd.report.run_scores import load_scores
 from nnunetv2_micd.report.runs import FinishedRun, find_classes
 from nnunetv2_micd.report.statistics import compare_paired, correct_holm
@@ -836,6 +846,50 @@ def test_the_examples_name_the_classes(reported: Tree, monkeypatch: pytest.Monke
     assert [text.get_text() for text in legend.get_texts()] == ["outer", "inner"]
     colors = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
     assert colors == list(LABEL_COLORS[:2])
+
+
+def test_the_rows_of_examples_are_equally_long(reported: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, reported.root)
+    monkeypatch.setattr("nnunetv2_micd.report.examples.MAX_COLUMNS", 4)
+    scores = pd.read_csv(reported.root / "report" / "cases.csv")
+    examples = choose_examples(collect_runs(902)[0], mean_over_classes(scores))
+    assert examples is not None
+    assert len(examples.runs) == 3
+    figure = draw_examples(examples)
+    assert figure.axes[0].get_subplotspec().get_gridspec().ncols == 3  # five panels: 3 and 2, not 4 and 1
+    assert sum(bool(panel.get_images()) for panel in figure.axes) == 5 * len(examples.dice)
+
+
+def test_the_fonts_of_nnunets_plot_reach_no_figure(
+    reported: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fonts = []
+
+    class Recorded(Figure):
+        def savefig(self, *_: Any, **__: Any) -> None:
+            fonts.append((matplotlib.rcParams["legend.fontsize"], matplotlib.rcParams["xtick.labelsize"]))
+
+    for name in ("budgets", "times", "cases", "training"):
+        monkeypatch.setattr(figures, f"draw_{name}", lambda *_: None)
+    monkeypatch.setattr(figures, "choose_examples", lambda *_: None)
+    monkeypatch.setattr(figures, "draw_differences", lambda *_: Recorded())
+    set_environment(monkeypatch, reported.root)
+    scores, nothing = pd.read_csv(reported.root / "report" / "cases.csv"), pd.DataFrame()
+    runs = collect_runs(902)[0]
+    figures.draw_all(runs, scores, nothing, nothing, tmp_path)
+    with matplotlib.rc_context():
+        seaborn.set_theme(font_scale=2.5)  # as nnU-Net's plot of a training does, and leaves it so
+        figures.draw_all(runs, scores, nothing, nothing, tmp_path)
+    assert fonts[0] == fonts[1]
+
+
+def test_a_training_of_one_epoch_is_a_point(tree: Tree) -> None:
+    run = collect_runs(902)[0][0]
+    figure = draw_training([(run, pd.Series([0.5]))], [run.trainer])
+    assert figure is not None
+    marked = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None)]
+    assert [50] in [list(line.get_ydata()) for line in marked]
+    assert all(float(place).is_integer() for place in figure.axes[0].get_xticks())
 
 
 def test_no_figure_stays_in_memory(reported: Tree) -> None:

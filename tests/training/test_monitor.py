@@ -31,6 +31,13 @@ def test_plot_is_not_spoilt_by_the_fonts_of_nnunets_plot(tmp_path: Path) -> None
     assert (tmp_path / "clean.png").read_bytes() == (tmp_path / "after.png").read_bytes()
 
 
+def test_epochs_are_whole_numbers() -> None:
+    for rows in (ROWS, ROWS[:1]):
+        axes = _draw_history(rows).axes[-1]
+        axes.figure.canvas.draw()
+        assert all(float(place).is_integer() for place in axes.get_xticks())
+
+
 def test_plot_and_patches_are_drawn(tmp_path: Path) -> None:
     plot_history(ROWS, str(tmp_path / "log.png"))
     for shape in ((2, 12, 10), (2, 6, 12, 10)):
