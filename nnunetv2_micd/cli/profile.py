@@ -13,6 +13,7 @@ def add_command(commands: Any) -> None:
         help="measure what a training step of some trainers costs",
         description="Takes some steps with each trainer and with nnU-Net's own, in turns, and prints what they took: "
         "time by parts, beside the time of the passes alone (floor), and memory. Trains nothing.",
+        epilog="Example: nnUNetv2_micd profile -d 4 -c 3d_fullres",
     )
     options.add_dataset(parser)
     options.add_configuration(parser)
@@ -46,5 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
     )
     print(format_table(make_table(costs)))
+    print("floor: the time of the passes through the networks alone")
     if arguments.o:
         print(f"Written: {write_profile(costs, arguments.o)}; the table lies beside it as CSV")

@@ -14,6 +14,9 @@ from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.figures import default_style
 from nnunetv2_micd.utils.markdown import markdown_table
 
+SMALLEST_COMPARED = 2**26
+"""Bytes of main memory that nnU-Net's steps have to add to be compared with: less is mostly chance."""
+
 
 def waiting_seconds(profile: StepProfile, workers: int) -> float:
     """Return how long a step waits for its batches if worker processes make them all the time.
@@ -70,7 +73,7 @@ def _make_row(cost: Cost, stock: Cost, workers: int, on_gpu: bool) -> list[str]:
         _ms(waiting_seconds(profile, workers)),
         *(_ms(profile.parts[part]) for part in PARTS),
         *(f"{(bytes_ or 0) / 2**30:.2f}" for bytes_ in ([size, memory.reserved] if on_gpu else [size])),
-        f"{size / stock_size:.2f}" if size and stock_size else "-",
+        f"{size / stock_size:.2f}" if size and stock_size and (on_gpu or stock_size >= SMALLEST_COMPARED) else "-",
     ]
 
 

@@ -249,6 +249,15 @@ def test_table_compares_with_the_first_trainer(tmp_path: Any) -> None:
     assert write_profile(costs, tmp_path).is_file()
 
 
+def test_memory_is_not_compared_with_next_to_nothing() -> None:
+    costs = [
+        Cost(step_profile(name), PeakMemory(None, None, added))
+        for name, added in (("nnUNetTrainer", 2**20), ("nnUNetTrainerMICD", 80 * 2**20))
+    ]
+    rows = make_table(costs, workers=0)
+    assert [row[rows[0].index("memory / nnU-Net")] for row in rows[1:]] == ["-", "-"]
+
+
 def test_random_patches_fit_regions_and_no_deep_supervision(dataset: TinyDataset) -> None:
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     trainer.enable_deep_supervision = False
