@@ -48,6 +48,14 @@ def test_trainers_exist(page: Path) -> None:
         assert name in known or base in known, f"{name} in {page}"
 
 
+def test_every_result_is_listed_once() -> None:
+    results = REPOSITORY / "docs/results"
+    listed = re.findall(
+        r"^- \[(\w+)\]\(\1/README.md\)", (results / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(path.parent.name for path in results.glob("*/README.md"))
+
+
 def test_every_trainer_has_its_place() -> None:
     trainers = (REPOSITORY / "docs/reference/trainers.md").read_text(encoding="utf-8")
     for name in exported.__all__:

@@ -610,6 +610,7 @@ def put(**values: Any) -> Callable[[dict[str, Any]], Any]:
             ("nnUNetPlans.json", lambda content, name=name: content["configurations"]["3d_fullres"].pop(name))
             for name in ("spacing", "data_identifier", "patch_size", "batch_size", "architecture")
         ),
+        ("nnUNetPlans.json", lambda content: content["configurations"]["2d"].update(data_identifier="../../escaped")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans format")

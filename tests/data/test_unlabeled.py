@@ -1,6 +1,7 @@
 import shlex
 import shutil
 import warnings
+from contextlib import suppress
 
 import pytest
 from helpers import make_volume, write_image
@@ -43,6 +44,19 @@ def test_needs_neither_labels_nor_raw_data(dataset, find, monkeypatch):
     assert len(find(split_unlabeled=["case_5"])) == 5
     monkeypatch.delenv("nnUNet_raw")
     assert len(find()) == 4
+
+
+def test_raw_images_that_may_not_be_listed_are_not_needed(dataset, find, monkeypatch, capsys):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("nnunetv2_micd.data.raw_images._list_folder", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(find()) == 4
+    with suppress(SystemExit):
+        main(["doctor", "-d", "901"])
+    assert "unknown number of images in imagesUn" in capsys.readouterr().out
 
 
 def test_a_trailing_slash_changes_nothing(dataset):

@@ -29,11 +29,21 @@ def test_every_method_has_the_recipe(recipe):
         assert issubclass(getattr(recipe, f"{name}_small"), recipe.SmallRecipe)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer_small", "nnUNetTrainerMICD_small", "nnUNetTrainerPseudoLabels_small"])
-def test_a_step_is_in_mixed_precision_with_losses_in_float32(recipe, dataset: TinyDataset, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [
+        ("nnUNetTrainer_small", "3d_fullres"),
+        ("nnUNetTrainerMICD_small", "3d_fullres"),
+        ("nnUNetTrainerMICD_small", "2d"),
+        ("nnUNetTrainerPseudoLabels_small", "3d_fullres"),
+    ],
+)
+def test_a_step_is_in_mixed_precision_with_losses_in_float32(
+    recipe, dataset: TinyDataset, monkeypatch, name, configuration
+):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(recipe, "COMPUTES_BFLOAT16", True)
-    trainer = make_trainer(getattr(recipe, name), dataset)
+    trainer = make_trainer(getattr(recipe, name), dataset, configuration)
     trainer.on_train_start()
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     layers = trainer.network.decoder.seg_layers
