@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import TinyDataset
 
-from nnunetv2_micd.benchmark import Grid, launch, run_benchmark, scheduler
+from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
 from nnunetv2_micd.benchmark.records import Result, write_record
 from nnunetv2_micd.benchmark.run import lock_folder
 from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
@@ -25,7 +25,7 @@ from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
     [
         ({"jobs": 0}, "The number of jobs must be at least 1"),
         ({"options": ["a=b"]}, "add --executor"),
-        ({"executor": "slurm"}, "submitit"),
+        ({"executor": "slurm"}, "submitit|Slurm does not answer"),
         ({"executor": "local", "options": ["colour=red"]}, "submitit cannot submit to local|not installed"),
         ({"executor": "local", "options": ["timeout_min"]}, 'must be like "slurm_partition=gpu"|not installed'),
         ({"device": "cuda"}, "add -device cpu"),
@@ -145,3 +145,48 @@ def test_the_workers_of_a_killed_run_end_with_it(monkeypatch: pytest.MonkeyPatch
             return
         time.sleep(0.05)
     raise AssertionError("the worker is still alive")
+
+
+def job_of_slurm(states: dict[str, str], tmp_path: Path) -> jobs.SlurmJob:
+    paths = SimpleNamespace(stderr=tmp_path / "7_log.err", result_pickle=tmp_path / "7_result.pkl")
+    job = SimpleNamespace(job_id="7", paths=paths, done=lambda: True, exception=lambda: None)
+    queue: Any = SimpleNamespace(state=lambda number: states.get(number, jobs.FORGOTTEN))
+    run: Any = SimpleNamespace()
+    return jobs.SlurmJob(run, job, queue)
+
+
+@pytest.mark.parametrize("end", ["CANCELLED", "OUT_OF_MEMORY", jobs.FORGOTTEN])
+def test_a_job_that_ends_without_a_result_was_killed(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"7": "RUNNING"}
+    job = job_of_slurm(states, tmp_path)
+    assert job.poll() is None
+    states["7"] = end
+    assert job.poll() is None  # the result may still come
+    monkeypatch.setattr(jobs, "RESULT_SECONDS", 0)
+    states["7"] = "PENDING"  # Slurm has queued it again
+    assert job.poll() is None
+    states["7"] = end
+    assert job.poll() == f"it was killed; its job 7 is {end} in Slurm"
+    job.log.with_name("7_result.pkl").touch()
+    assert job.poll() == ""
+
+
+def test_slurm_that_does_not_answer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> dict[str, str]:
+        raise ValueError("Slurm does not answer")
+
+    monkeypatch.setattr(jobs, "QUEUE_SECONDS", -1)
+    monkeypatch.setattr(jobs, "_ask_squeue", lambda: {"7": "RUNNING", "8": "COMPLETING"})
+    queue = jobs.Queue()
+    queue.add("9")
+    monkeypatch.setattr(jobs, "_ask_squeue", refuse)
+    assert [queue.is_ahead(number) for number in ("7", "8", "9", "")] == [True, False, True, False]
+    with pytest.raises(ValueError, match="Slurm does not answer"):
+        jobs.Queue()
+
+
+def test_the_last_line_of_a_failed_job_is_its_error() -> None:
+    rule = "-" * 22
+    trace = f"Job (task=0) failed with trace:\n{rule}\nTraceback\n  File\nOSError: full\n\n{rule}\nYou can check"
+    assert jobs._last_line(trace) == "OSError: full"
+    assert jobs._last_line("Job 7 has not produced any output") == "Job 7 has not produced any output"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
 
 class nnUNetTrainer_short(nnUNetTrainer):
-    """Three epochs of two steps; saves after each and kills itself in the second at ``KILL_IN``."""
+    """Three epochs of two steps; saves after each.
+
+    In the second it kills itself at ``KILL_IN``, and waits for as long as there is a file ``HOLD``.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,8 @@ class nnUNetTrainer_short(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         result = super().train_step(batch)
         self._kill_in("step")
+        while self.current_epoch == 1 and os.path.exists(os.environ.get("HOLD", "")):
+            time.sleep(0.1)
         return result
 
     def validation_step(self, batch: dict) -> dict:
