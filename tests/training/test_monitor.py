@@ -33,7 +33,7 @@ def test_plot_is_not_spoilt_by_the_fonts_of_nnunets_plot(tmp_path: Path) -> None
 
 def test_epochs_are_whole_numbers() -> None:
     for rows in (ROWS, ROWS[:1]):
-        axes = _draw_history(rows).axes[-1]
+        axes = figures._draw_history(rows, ()).axes[-1]
         axes.figure.canvas.draw()
         assert all(float(place).is_integer() for place in axes.get_xticks())
 
