@@ -1,11 +1,13 @@
 """Checks that the labeled cases of a fold are there and intact, before a training takes time."""
 
 import os
+import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.preprocessed import find_damaged
+from nnunetv2_micd.data.preprocessed import find_damaged, is_image
 from nnunetv2_micd.utils.files import shorten
 
 MEANINGS = {"train": "labeled training case", "val": "validation case"}
@@ -19,7 +21,7 @@ def check_labeled_cases(
     cases: Sequence[str],
     is_blosc2: bool = True,
 ) -> None:
-    """Check the training or validation cases of a fold. Of each case only the header is read.
+    """Check the training or validation cases of a fold. Of each image only the header is read.
 
     Args:
         dataset: Dataset with the plans of the training.
@@ -38,10 +40,22 @@ def check_labeled_cases(
         return
     folder = dataset.labeled_folder(configuration)
     damaged = set(find_damaged(folder, cases, dataset.dataset_json))
-    damaged |= {case for case in cases for end in ("_seg.b2nd", ".pkl") if not os.path.isfile(folder / f"{case}{end}")}
+    damaged |= {
+        case for case in cases if not (is_image(folder / f"{case}_seg.b2nd") and _is_pickle(folder / f"{case}.pkl"))
+    }
     if damaged:
         raise ValueError(
             f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(sorted(damaged))}); correct the "
             f"split or run: nnUNetv2_preprocess -d {dataset.number} -plans_name {dataset.plans.plans_name} "
             f"-c {configuration}"
         )
+
+
+def _is_pickle(file: Path) -> bool:
+    """Return True if a file ends as a pickle does, so that it is not empty or cut off."""
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read() == pickle.STOP
+    except OSError:
+        return False

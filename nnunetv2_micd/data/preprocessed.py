@@ -64,14 +64,21 @@ def list_preprocessed(folder: str | os.PathLike[str]) -> list[str]:
 def find_damaged(folder: str | os.PathLike[str], cases: Sequence[str], dataset_json: dict[str, Any]) -> list[str]:
     """Return the preprocessed images that are missing, truncated or not in nnU-Net's format. Reads only headers."""
     num_channels = len(channel_names(dataset_json))
-    return [case for case in cases if not _is_intact(os.path.join(folder, f"{case}.b2nd"), num_channels)]
+    return [case for case in cases if not is_image(os.path.join(folder, f"{case}.b2nd"), num_channels, "f")]
 
 
-def _is_intact(file: str, num_channels: int) -> bool:
+def is_image(file: str | os.PathLike[str], num_channels: int = 1, kinds: str = "fiu") -> bool:
+    """Return True for an intact file of nnU-Net's format, judged by its header.
+
+    Args:
+        file: File of an image or a segmentation.
+        num_channels: Number of its channels.
+        kinds: Kinds of numbers that it may hold, as NumPy names them.
+    """
     import blosc2  # here because it takes a third of a second, and listing folders does not need it
 
     try:
-        image = blosc2.open(file, mode="r")
-        return image.ndim == 4 and image.shape[0] == num_channels and all(image.shape) and image.dtype.kind == "f"
+        image = blosc2.open(str(file), mode="r")
+        return image.ndim == 4 and image.shape[0] == num_channels and all(image.shape) and image.dtype.kind in kinds
     except Exception:  # blosc2 raises various types for damaged files
         return False

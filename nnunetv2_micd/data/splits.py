@@ -71,6 +71,8 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
     Raises:
         ValueError: There is no such fold, for which nnU-Net would draw cases of its own; or see `load_splits`.
     """
+    if isinstance(fold, int) and fold < 0:  # Python would count from the last one
+        raise ValueError(f"There is no fold {fold}; folds count from 0")
     if not isinstance(fold, int) or not os.path.isfile(splits_file):
         return []
     splits = load_splits(splits_file)

@@ -1,6 +1,8 @@
 """Checkpoint files: nnU-Net's own content, and the further state of a semi-supervised training under one key."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -68,6 +70,25 @@ def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
             f"install version {version} to use it, or train anew without --c"
         )
     return checkpoint[KEY]
+
+
+@contextmanager
+def fitting(filename: str) -> Iterator[None]:
+    """Name the checkpoint when its content does not fit the training that it is loaded into.
+
+    Raises:
+        ValueError: something is missing in it, or its networks are others.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{filename} does not fit this training ({reason[:200]}); continue from another checkpoint, with the plans "
+            "that it was trained with, or train anew without --c"
+        ) from error
 
 
 def _release(version: str) -> list[str]:

@@ -111,7 +111,12 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         image = self._data.load_image(key)
         lower, upper = self.get_bbox(image.shape[1:], force_fg=False, class_locations=None)
         box = [list(bounds) for bounds in zip(lower, upper, strict=True)]
-        patch = torch.from_numpy(crop_and_pad_nd(image, box, 0)).float()
+        try:
+            patch = torch.from_numpy(crop_and_pad_nd(image, box, 0)).float()
+        except RuntimeError as error:  # as blosc2 says that it cannot decompress
+            raise ValueError(
+                f"{image.urlpath} is damaged ({error}); delete it and its .pkl file, and preprocess its image again"
+            ) from error
         if self.patch_size_was_2d:
             patch = patch[:, 0]
         sample = {"image": patch}

@@ -435,18 +435,19 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Continue, or validate, from a checkpoint of the same trainer.
 
         Raises:
-            ValueError: for a checkpoint of another trainer.
+            ValueError: for a checkpoint of another trainer, or one that lacks something.
         """
         if not self.was_initialized:
             self.initialize()
         state = checkpoints.read_state(filename_or_checkpoint, type(self).__name__)
-        with self.deployed():
-            super().load_checkpoint(filename_or_checkpoint)
-        self.networks.load_state_dict(state)
-        self.iteration = state["iteration"]
-        self.monitor.history = state["history"]
-        self.generator.set_state(state["generator"])
-        self._saved_random = state["random"]
+        with checkpoints.fitting(filename_or_checkpoint):
+            with self.deployed():
+                super().load_checkpoint(filename_or_checkpoint)
+            self.networks.load_state_dict(state)
+            self.iteration = state["iteration"]
+            self.monitor.history = state["history"]
+            self.generator.set_state(state["generator"])
+            self._saved_random = state["random"]
         if self.local_rank != 0:  # the saved states belong to the first process
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
             self._saved_random = None

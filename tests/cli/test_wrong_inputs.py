@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 import torch
-from helpers import TinyDataset, make_volume, write_image
+from helpers import TinyDataset, make_trainer, make_volume, write_image
 from PIL import Image
 
 import nnunetv2_micd
@@ -26,6 +26,7 @@ from nnunetv2_micd.benchmark.records import read_record
 from nnunetv2_micd.cli.main import errors_in_one_sentence, main
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -607,6 +608,80 @@ def test_files_that_are_none(odd_files: list[str], dataset: TinyDataset, run: Ru
     shutil.copy(dataset.raw / "labelsTr" / "case_0.nii.gz", labels / "pipe.nii.gz")
     message = run(f"dataset -d 5 -n New -i {images} -l {labels} --channels MR")
     assert "pipe.nii.gz is no file, or a link to none; replace or remove it" in message
+
+
+# ------------------------------------------------------------------------------------------------- trainings
+
+
+def spoil(content: bytes) -> bytes:
+    """Change bytes behind the header, which nobody sees before they are decompressed."""
+    place = 2 * len(content) // 3
+    return content[:place] + bytes(byte ^ 255 for byte in content[place : place + 64]) + content[place + 64 :]
+
+
+def train(dataset: TinyDataset, fold: int = 0, checkpoint: Path | None = None) -> None:
+    trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset, fold=fold)
+    if checkpoint is not None:
+        trainer.load_checkpoint(str(checkpoint))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    for _ in range(4):
+        trainer.train_step(next(trainer.dataloader_train))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        *(
+            (
+                f"nnUNetPlans_3d_fullres/case_0{ending}",
+                damage,
+                r"are missing or damaged \(case_0\); .*nnUNetv2_preprocess",
+            )
+            for ending in (".pkl", "_seg.b2nd")
+            for damage in (lambda content: b"", lambda content: content[:-9])
+        ),
+        (
+            "nnUNetPlans_3d_fullres_unlabeled/image_*.b2nd",
+            spoil,
+            r"image_\d.b2nd is damaged .*; delete it and its .pkl file, and preprocess its image again",
+        ),
+    ],
+)
+def test_damaged_files_of_a_training(
+    file: str, damage: Callable[[bytes], bytes], words: str, dataset: TinyDataset
+) -> None:
+    for path in dataset.preprocessed.glob(file):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=words):
+        train(dataset)
+
+
+def test_a_negative_fold_is_not_counted_from_the_last(dataset: TinyDataset) -> None:
+    with pytest.raises(ValueError, match="There is no fold -1; folds count from 0"):
+        train(dataset, fold=-1)
+
+
+def test_checkpoints_that_do_not_fit(dataset: TinyDataset, tmp_path: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset)
+    trainer.initialize()
+    path = tmp_path / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    sound = read_checkpoint(path)
+    ours = sound["nnunetv2_micd"]
+    weights = {name: weight[:1] for name, weight in sound["network_weights"].items()}
+    damaged = "is damaged: it does not say which version wrote it; continue from another"
+    other = r"does not fit this training \(.*\); continue from another checkpoint, .*, or train anew without --c"
+    for content, words in (
+        ({"nnunetv2_micd": 5}, damaged),
+        ({"nnunetv2_micd": {**ours, "version": None}}, damaged),
+        ({"nnunetv2_micd": {"version": ours["version"]}}, other),
+        ({"optimizer_state": None}, other),
+        ({"network_weights": weights}, other),
+    ):
+        torch.save({**sound, **content}, path)
+        with pytest.raises(ValueError, match=words):
+            trainer.load_checkpoint(str(path))
 
 
 # ------------------------------------------------------------------------------------------------- models and pictures
