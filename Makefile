@@ -1,4 +1,5 @@
-# make quickstart   train and predict on the small data set in examples/, in minutes on two CPU cores
+# make quickstart   one label with and without unlabeled images, on the small data set in examples/, in minutes on two
+#                   CPU cores
 # make test         ruff, mypy, import-linter, the documentation and all tests but the slow ones; make test-all runs
 #                   those too
 # make docs         build the documentation into site/, and fail on a dead link

@@ -1,8 +1,8 @@
-"""Semi-supervised training from raw images to test scores, with the commands that a user would type.
+"""What unlabeled images are worth, from raw images to test scores, with the commands that a user would type.
 
-The script trains on 6 labeled and 22 unlabeled volumes of ``examples/hippocampus``, predicts 12 test volumes and
-compares the predictions with their labels. It writes everything to ``quickstart/``, which each run deletes first.
-Run it with ``make quickstart``.
+The script trains nnU-Net on one labeled volume of ``examples/hippocampus``, and MICD on the same volume and 26 that are
+not labeled. Both predict 12 test volumes, which are compared with their labels. It writes everything to
+``quickstart/``, which each run deletes first. Run it with ``make quickstart``.
 """
 
 import json
@@ -21,8 +21,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "examples" / "hippocampus"
 WORK = REPOSITORY / "quickstart"
 DATASET = "Dataset004_Hippocampus"
-TRAINER = "nnUNetTrainerMICD_small"
-LEAST_DICE = 0.75
+TRAINERS = {"nnU-Net": "nnUNetTrainer_small", "MICD": "nnUNetTrainerMICD_small"}
+FOLD = 5  # the first five are nnU-Net's own, of all labels
+LEAST_DICE = 0.5
 CASES_SHOWN = 4
 
 
@@ -31,9 +32,7 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     raw = WORK / "nnUNet_raw" / DATASET
     preprocessed = WORK / "nnUNet_preprocessed" / DATASET
-    predictions = WORK / "predictions"
     shutil.copytree(DATA, raw)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = str(min(4, os.cpu_count() or 1))
     set_environment(processes)
 
@@ -43,28 +42,48 @@ def main() -> None:
     write_small_plans(preprocessed)
     title("Preprocess the unlabeled images (imagesUn)")
     run(f"nnUNetv2_micd preprocess -d 4 -c 3d_fullres -p {PLANS} -np {processes}")
+    title("Hide all labels but one, of a volume that the seed draws; one more volume is for the online validation")
+    run("nnUNetv2_micd split -d 4 -n 1 --seeds 0")
 
-    title("Train on 6 labeled and 22 unlabeled images")
-    training_start = time.monotonic()
-    run(f"nnUNetv2_train 4 3d_fullres all -p {PLANS} -tr {TRAINER} -device {device}")
-    training_seconds = time.monotonic() - training_start
+    images, labels = (shlex.quote(relative(raw / folder)) for folder in ("imagesTs", "labelsTs"))
+    minutes, outputs = {}, {name: WORK / "predictions" / name for name in TRAINERS}
+    for name, trainer in TRAINERS.items():
+        minutes[name] = train_and_predict(name, trainer, images, labels, outputs[name], processes)
 
-    title("Predict the 12 test images with nnU-Net's own command and compare them with their labels")
-    paths = raw / "imagesTs", raw / "labelsTs", predictions, WORK / "prediction.png"
-    images, labels, output, picture = (shlex.quote(relative(path)) for path in paths)
+    title("Draw some predictions, from the worst to the best of nnU-Net")
+    folders = " ".join(shlex.quote(relative(output)) for output in outputs.values())
+    picture = shlex.quote(relative(WORK / "prediction.png"))
+    run(f"nnUNetv2_micd draw -i {images} -l {labels} -p {folders} -o {picture} -n {CASES_SHOWN}")
+
+    title("Result")
+    names = json.loads((raw / "dataset.json").read_text())["labels"]
+    summaries = {name: json.loads((output / "summary.json").read_text()) for name, output in outputs.items()}
+    report(summaries, {str(value): name for name, value in names.items()}, minutes)
+    print(f"Picture of some predictions: {relative(WORK / 'prediction.png')}")
+    print(f"Everything took {(time.monotonic() - start) / 60:.1f} minutes.")
+    for name, summary in summaries.items():
+        if not summary["foreground_mean"]["Dice"] >= LEAST_DICE:
+            sys.exit(f"The mean Dice of {name} is below {LEAST_DICE}, which a working installation reaches.")
+
+
+def train_and_predict(name: str, trainer: str, images: str, labels: str, output: Path, processes: str) -> float:
+    """Train with one label, predict the test images and score them; return the minutes of the training."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    title(f"Train {name}")
+    start = time.monotonic()
+    run(f"nnUNetv2_train 4 3d_fullres {FOLD} -p {PLANS} -tr {trainer} -device {device}")
+    minutes = (time.monotonic() - start) / 60
+    title(f"Predict the test images with {name}, and compare them with their labels")
+    folder = shlex.quote(relative(output))
     run(
-        f"nnUNetv2_predict -i {images} -o {output} -d 4 -c 3d_fullres -f all -p {PLANS} -tr {TRAINER} "
+        f"nnUNetv2_predict -i {images} -o {folder} -d 4 -c 3d_fullres -f {FOLD} -p {PLANS} -tr {trainer} "
         f"-npp {processes} -nps {processes} -device {device}"
     )
     run(
-        f"nnUNetv2_evaluate_folder {labels} {output} -djfile {output}/dataset.json -pfile {output}/plans.json "
+        f"nnUNetv2_evaluate_folder {labels} {folder} -djfile {folder}/dataset.json -pfile {folder}/plans.json "
         f"-np {processes}"
     )
-    summary = json.loads((predictions / "summary.json").read_text())
-    class_names = {str(value): name for name, value in json.loads((raw / "dataset.json").read_text())["labels"].items()}
-    title("Draw some predictions, from the worst to the best")
-    run(f"nnUNetv2_micd draw -i {images} -l {labels} -p {output} -o {picture} -n {CASES_SHOWN}")
-    report(summary, class_names, training_seconds, time.monotonic() - start)
+    return minutes
 
 
 def title(text: str) -> None:
@@ -98,16 +117,36 @@ def run(command: str) -> None:
         sys.exit(f"\nThe quickstart stopped because this command failed (exit code {error.returncode}): {command}")
 
 
-def report(summary: dict, class_names: dict[str, str], training_seconds: float, total_seconds: float) -> None:
-    title("Result")
-    for value, metrics in summary["mean"].items():
-        print(f"Dice {class_names[value]:<12} {metrics['Dice']:.3f}")
-    mean = summary["foreground_mean"]["Dice"]
-    print(f"Dice {'mean':<12} {mean:.3f}   ({len(summary['metric_per_case'])} test volumes)")
-    print(f"Training took {training_seconds / 60:.1f} minutes, everything {total_seconds / 60:.1f}.")
-    print(f"Picture of some predictions: {relative(WORK / 'prediction.png')}")
-    if not mean >= LEAST_DICE:
-        sys.exit(f"The mean Dice {mean:.3f} is below {LEAST_DICE}, which a working installation reaches.")
+def report(summaries: dict[str, dict], class_names: dict[str, str], minutes: dict[str, float]) -> None:
+    """Print the Dice of both trainings, and what the unlabeled images have gained on these test volumes."""
+    print(f"{'Dice in percent':<18}" + "".join(f"{name:>10}" for name in summaries))
+    for value, label in class_names.items():
+        if value != "0":
+            print(f"{label:<18}" + "".join(f"{100 * each['mean'][value]['Dice']:10.1f}" for each in summaries.values()))
+    means = {name: 100 * summary["foreground_mean"]["Dice"] for name, summary in summaries.items()}
+    print(f"{'mean':<18}" + "".join(f"{mean:10.1f}" for mean in means.values()))
+    print(f"{'training, minutes':<18}" + "".join(f"{minutes[name]:10.1f}" for name in summaries))
+    ours, stock = (case_dice(summaries[name]) for name in ("MICD", "nnU-Net"))
+    better = sum(ours[case] > stock[case] for case in ours)
+    gain = means["MICD"] - means["nnU-Net"]
+    verdict = f"gained {gain:.1f} points" if gain > 0 else f"lost {-gain:.1f} points"
+    print(
+        f"\nWith the same label and 26 unlabeled images, MICD {verdict} of Dice over nnU-Net; it is better on "
+        f"{better} of {len(ours)} test volumes."
+    )
+    print(
+        "This is one labeled volume and one training of each; another run gives other figures. For the measurement, "
+        "with three labeled volumes in turn, 159 unlabeled ones and 40 for testing, see "
+        "docs/results/hippocampus_1_label."
+    )
+
+
+def case_dice(summary: dict) -> dict[str, float]:
+    """Return the mean Dice of each test volume."""
+    return {
+        Path(case["prediction_file"]).name: sum(scores["Dice"] for scores in case["metrics"].values())
+        for case in summary["metric_per_case"]
+    }
 
 
 if __name__ == "__main__":
