@@ -25,7 +25,7 @@ def find_dataset(dataset: str | int) -> str:
         FileNotFoundError: ``nnUNet_preprocessed`` does not exist.
     """
     _root(nnUNet_preprocessed)
-    if re.fullmatch(r"Dataset[0-9]{3,}_[^/\\]+", str(dataset)):
+    if re.fullmatch(r"Dataset[0-9]+_[^/\\]+", str(dataset)):
         return str(dataset)
     if not re.fullmatch(r"[0-9]{1,9}", str(dataset)):
         raise ValueError(f"{dataset} is neither the number of a dataset nor a name such as Dataset004_Hippocampus")

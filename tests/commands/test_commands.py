@@ -148,6 +148,7 @@ def test_two_channels_masks_and_dummy_2d(shell: Shell) -> None:
     def flatten(plans: dict[str, Any]) -> None:
         properties = plans["foreground_intensity_properties_per_channel"]
         properties["1"] = properties["0"]
+        plans["configurations"].pop("2d")
         plans["configurations"]["3d_fullres"] |= {
             "patch_size": [4, 20, 24],
             "use_mask_for_norm": [True, False],

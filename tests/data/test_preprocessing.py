@@ -142,9 +142,8 @@ def test_several_channels_and_folders(dataset):
             content["modality"] = {"0": "MRI", "1": "MRI"}  # as older datasets name it
             del content["channel_names"]
         else:
-            content["configurations"]["3d_fullres"].update(
-                normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[False] * 2
-            )
+            for configuration in content["configurations"].values():
+                configuration.update(normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[False] * 2)
             content["foreground_intensity_properties_per_channel"]["1"] = {}
         file.write_text(json.dumps(content))
     folders = [dataset.root / "one", dataset.root / "two"]
@@ -194,7 +193,9 @@ def test_one_nan_or_inf_voxel_is_found(dataset, scheme, value):
     if (scheme, value) == ("CTNormalization", np.inf):  # which is clipped to the plans' range, like any bright voxel
         assert failures == []
     else:
-        assert failures == [Failure("bad", "3d_fullres", "contains NaN or Inf values")]
+        assert failures == [
+            Failure("bad", "3d_fullres", "contains NaN or Inf values; copy or export it again, or remove it")
+        ]
         assert not list(dataset.unlabeled_folder().glob("bad*"))
 
 
@@ -207,7 +208,7 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(dataset):
     write_image(dataset.images / "flat_0000.nii.gz", np.zeros((2, 8, 9, 10), np.float32), (1, 1, 1, 1))
     failures = {failure.case: failure.reason for failure in run(dataset)}
     assert failures.keys() == {"cut", "empty", "flat", "link", "text"}
-    assert failures["cut"].endswith("cut_0000.nii.gz is cut off or damaged")
+    assert failures["cut"].endswith("cut_0000.nii.gz is cut off or damaged; copy or export it again, or remove it")
     assert all("\n" not in reason and reason for reason in failures.values())
     assert np.isfinite(load(dataset.unlabeled_folder(), "ok")).all()
 
