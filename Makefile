@@ -34,6 +34,7 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+	@echo "Open site/index.html; with search: $(BIN)/python -m http.server -d site"
 
 dist: $(INSTALLED)
 	rm -rf dist

@@ -202,7 +202,7 @@ def make_executor(cluster: str, options: Sequence[str], device: str) -> Any:
         import submitit  # an optional dependency
     except ImportError:
         raise ValueError(
-            '--executor needs submitit, which is not installed; run: pip install "nnunetv2-micd[cluster]"'
+            '--executor needs submitit, which is not installed; in the clone, run: pip install ".[cluster]"'
         ) from None
     parameters: dict[str, Any] = {"timeout_min": JOB_MINUTES}
     if device == "cuda" and not any("gpu" in option or "gres" in option for option in options):

@@ -48,7 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
     channels = arguments.channels or content.default_channels or _ask(content.num_channels)
     folder = make_dataset(arguments.d, arguments.n, content, channels, arguments.classes, arguments.copy)
     values = ", ".join(map(str, [0, *content.values]))
+    if not content.has_consecutive_values:
+        values += f", written as 0 to {len(content.values)}"
     print(f"{folder}: {len(content.labeled)} labeled and {len(content.unlabeled)} unlabeled images, labels {values}")
+    if not content.unlabeled:
+        print("There are no unlabeled images; give their folder with -u, or put them into imagesUn later.")
     print("Next:")
     print(f"nnUNetv2_plan_and_preprocess -d {arguments.d} --verify_dataset_integrity")
     if content.unlabeled:
@@ -56,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"nnUNetv2_micd doctor -d {arguments.d}")
     fold = 0 if len(content.labeled) > 1 else "all"
     configuration = "2d" if content.is_2d else "3d_fullres"
-    print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {DEFAULT_TRAINER}")
+    trainer = DEFAULT_TRAINER if content.unlabeled else f"{DEFAULT_TRAINER}_LabeledOnly"
+    print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {trainer}")
 
 
 def _ask(number: int) -> list[str]:

@@ -32,9 +32,15 @@ def find_dataset(dataset: str | int) -> str:
     number = int(dataset)
     # nnU-Net looks for names that begin with Dataset004, which Dataset0041_Other does, too.
     names = [str(name) for name in find_candidate_datasets(number) if name.startswith(f"Dataset{number:03d}_")]
-    if len(names) != 1:
-        count = "several: " + ", ".join(names) if names else "none"
-        raise ValueError(f"There must be one dataset with the number {dataset} in nnU-Net's folders, found {count}")
+    if not names:
+        raise ValueError(
+            f"There is no dataset with the number {dataset} in nnU-Net's folders; to make it, see: "
+            "nnUNetv2_micd dataset -h"
+        )
+    if len(names) > 1:
+        raise ValueError(
+            f"Several datasets have the number {dataset}: {', '.join(names)}; name one, or remove or rename the others"
+        )
     return names[0]
 
 

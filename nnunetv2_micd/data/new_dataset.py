@@ -28,6 +28,9 @@ SUPPORTED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif"
 MOST_CLASSES = 255
 """More values than this are those of an image, not of a label."""
 
+WHITE, MOST_GRAY_CLASSES = 255, 16
+"""A mask of 0 and 255 that was turned or made smaller has soft edges, of many gray values up to white."""
+
 PHOTOGRAPH_CHANNELS = {1: ["gray"], 3: ["R", "G", "B"]}
 """Names of the channels of a photograph by their number; nnU-Net's normalization does not depend on them."""
 
@@ -74,6 +77,11 @@ class Content:
     def default_channels(self) -> list[str] | None:
         """Names of the channels, where they have no meaning for the normalization; None if the user has to say it."""
         return PHOTOGRAPH_CHANNELS.get(self.num_channels) if self.ending in (".png", ".bmp") else None
+
+    @property
+    def has_consecutive_values(self) -> bool:
+        """Whether the values are 1, 2 and so on, as nnU-Net wants; otherwise the labels are written anew."""
+        return self.values == list(range(1, len(self.values) + 1))
 
 
 def inspect(sources: Sources) -> Content:
@@ -142,7 +150,9 @@ def make_dataset(
         (classes, len(content.values), f"values of the labels ({', '.join(map(str, content.values))})"),
     ):
         if not expected == len(given) == len(set(given)):
-            raise ValueError(f"There are {expected} {what}, which need as many different names, not {' '.join(given)}")
+            raise ValueError(
+                f"The number of {what} is {expected}; they need as many different names, not {' '.join(given)}"
+            )
     if "background" in classes:
         raise ValueError("The value 0 is called background; give another name to the other values")
     full_name = f"Dataset{number:03d}_{name}"
@@ -275,6 +285,11 @@ def _read(cases: Cases, labels: Mapping[str, str], ending: str) -> tuple[list[in
         found = np.unique(label)
         if (found != found.astype(int)).any() or found.min() < 0:
             raise ValueError(f"{labels[case]} is no label: its values are not whole numbers from 0 on")
+        if ending in (".png", ".bmp") and found.max() == WHITE and len(found) > MOST_GRAY_CLASSES:
+            raise ValueError(
+                f"{labels[case]} has {len(found)} different gray values, so it looks like a mask with soft edges; "
+                "save it without smoothing, as 0 and 255 or as 0, 1, 2 and so on"
+            )
         values.update(found.astype(int).tolist())
         if len(values) > MOST_CLASSES:
             raise ValueError(f"The labels have more than {MOST_CLASSES} values up to {labels[case]}; are they images?")
@@ -313,7 +328,7 @@ def _without_channel(file: Path) -> Path:
 
 
 def _place_label(file: str, target: Path, content: Content, copy: bool) -> None:
-    if content.values == list(range(1, len(content.values) + 1)):
+    if content.has_consecutive_values:
         _place(file, target, copy)
         return
     target.parent.mkdir(parents=True, exist_ok=True)

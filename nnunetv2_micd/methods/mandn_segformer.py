@@ -106,8 +106,8 @@ def load_segformer(name: str) -> Any:
         from transformers import SegformerForSemanticSegmentation
     except ImportError as error:
         raise ImportError(
-            f"nnUNetTrainerMandN_SegFormer needs transformers and peft ({error}); run: pip install "
-            '"nnunetv2-micd[segformer]", or train nnUNetTrainerMandN, which needs neither'
+            f"nnUNetTrainerMandN_SegFormer needs transformers and peft ({error}); in the clone, run: "
+            'pip install ".[segformer]", or train nnUNetTrainerMandN, which needs neither'
         ) from error
     if not name:
         raise ValueError(

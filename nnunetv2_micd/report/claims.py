@@ -50,7 +50,7 @@ def _claims_about(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str)
 
 def _against_baseline(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
     summary = _rows(frames["summary"], budget=budget, trainer=trainer, **{"class": MEAN})
-    highest = f"The method with the highest Dice is {display_name(trainer)}: {100 * summary[0]['dice_mean']:.1f} %."
+    highest = f"Of the methods, the highest Dice has {display_name(trainer)}: {100 * summary[0]['dice_mean']:.1f} %."
     tests = _rows(frames["comparisons"], metric="dice", budget=budget)
     test = next((row for row in tests if row["trainer"] == trainer), None)
     if test is None:

@@ -75,7 +75,8 @@ def draw_predictions(
     if not cases:
         others = shorten([str(folder) for folder in sources.values()])
         raise ValueError(
-            f"No image in {images} has a file of the same name in {others}; name folders of the same cases"
+            f"No image in {images} has a file of the same name in {others}; name folders of the same cases, and "
+            f"the images CASE_0000{ending}"
         )
     values = {name: value for name, value in labels.items() if isinstance(value, int) and value > 0}
     ignore_label = values.pop("ignore", None)

@@ -142,6 +142,6 @@ def _monai_metrics() -> ModuleType:
             import monai.metrics
     except ModuleNotFoundError as error:
         raise ValueError(
-            f'{error.name} is not installed, which the report needs; install it: pip install "nnunetv2_micd[benchmark]"'
+            f'{error.name} is not installed, which the report needs; in the clone, run: pip install ".[benchmark]"'
         ) from None
     return monai.metrics

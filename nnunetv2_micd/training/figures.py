@@ -54,6 +54,8 @@ def _draw_history(rows: Sequence[Row], reference: Sequence[float]) -> Figure:
         "Losses: should fall; unsupervised ones may first rise": losses,
         "Weight of the unsupervised losses, and their share": [name for name in names if name in WEIGHTS],
     }
+    if not any(row.get("unsupervised_share", 1) for row in rows):  # a method whose loss of all images is one
+        del panels["Weight of the unsupervised losses, and their share"]
     panels = {title: group for title, group in panels.items() if group}
     figure = Figure(figsize=(13, 3.5 * len(panels)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

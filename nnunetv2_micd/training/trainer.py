@@ -452,3 +452,4 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
             self._saved_random = None
         self.load_method_state(state["method"])
+        self.print_to_log_file(f"Loaded {filename_or_checkpoint} of epoch {self.current_epoch}.")

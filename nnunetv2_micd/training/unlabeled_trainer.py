@@ -50,6 +50,8 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads and repeats this signature
     ):
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None

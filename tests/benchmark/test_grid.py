@@ -118,7 +118,7 @@ def test_folds_come_after_those_of_nnunet(dataset: TinyDataset, grid: Grid) -> N
         ({"seeds": [-1]}, "A seed must lie between 0 and 4294967295, not -1"),
         ({"configuration": "3d_lowres"}, "has no configuration 3d_lowres, only 2d, 3d_fullres"),
         ({"plans": "Other"}, "There are no plans Other.json"),
-        ({"dataset": "902"}, "There must be one dataset with the number 902"),
+        ({"dataset": "902"}, "There is no dataset with the number 902"),
         ({"val_fraction": 1.5}, "must lie between 0 and 1, not 1.5"),
         ({"trainers": ["nnUNetTrainerMICD_5epochs"], "length": Length()}, "--epochs 5 --iterations 250"),
     ],

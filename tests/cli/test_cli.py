@@ -157,7 +157,7 @@ def test_the_help_names_the_controls(capsys: Capture) -> None:
     [
         ("split -d 901 -n 2 --seeds 0 0 1", "error: A seed is given twice (0 0 1)"),
         ("split -d 901 -n 99", "error: 99 labeled cases leave none whose labels could be hidden"),
-        ("preprocess -d 902", "error: There must be one dataset with the number 902"),
+        ("preprocess -d 902", "error: There is no dataset with the number 902"),
         ("preprocess -d 901 -np 0", "error: The number of processes must be at least 1, not 0"),
         ("doctor -c 2d", "error: The configuration 2d can only be checked together with a dataset"),
         ("export -d 901 -c 2d -f 0 -o new", "error: There is no such training in "),

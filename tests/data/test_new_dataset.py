@@ -101,6 +101,19 @@ def test_names_as_in_nnunet_and_labels_with_an_addition(home: Path) -> None:
     assert names(made(home) / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
 
 
+def test_masks_with_soft_edges_are_refused(home: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder in ("png", "masks"):
+        (home / folder).mkdir()
+    ramp = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (12, 1))
+    for folder in ("png", "masks"):
+        imsave(home / folder / "x.png", ramp, check_contrast=False)
+    with pytest.raises(
+        SystemExit, match=r"x.png has 40 different gray values, .* soft edges; save it without smoothing"
+    ):
+        main(["dataset", "-d", "42", "-n", "New", "-i", str(home / "png"), "-l", str(home / "masks")])
+    assert not made(home).exists()
+
+
 def test_photographs_with_masks_of_255(home: Path, capsys: pytest.CaptureFixture) -> None:
     for folder in ("png", "masks"):
         (home / folder).mkdir()
@@ -230,10 +243,13 @@ def test_wrong_folders(damage: Callable[[Path], object], message: str, home: Pat
     [
         (
             ("--channels", "T1", "T2"),
-            "There are 1 channels of the images, which need as many different names, not T1 T2",
+            "The number of channels of the images is 1; they need as many different names, not T1 T2",
         ),
-        (("--channels", "MR", "--classes", "liver"), r"There are 2 values of the labels \(1, 2\), which need as many"),
-        (("--channels", "MR", "--classes", "liver", "liver"), "There are 2 values"),
+        (
+            ("--channels", "MR", "--classes", "liver"),
+            r"The number of values of the labels \(1, 2\) is 2; they need as many",
+        ),
+        (("--channels", "MR", "--classes", "liver", "liver"), "they need as many different names, not liver liver"),
         (("--channels", "MR", "--classes", "background", "liver"), "The value 0 is called background"),
         (("--channels", "MR", "-n", "../x"), "letters, digits, - and _ only, not '../x'"),
         (("--channels", "MR", "-d", "1000"), "needs a number from 1 to 999, not 1000"),

@@ -68,7 +68,7 @@ def test_a_method_that_wins_everywhere() -> None:
     text = claim({MICD: BETTER}, control=BETTER, equal_time=BETTER, others={CPS: BETTER, UAMT: BETTER})
     test = "+3.1 points (95 % interval +2.1 to +4.1, p = 0.001 with Holm's correction)"
     assert text == (
-        "6 labeled cases: The method with the highest Dice is MICD: 78.3 %. "
+        "6 labeled cases: Of the methods, the highest Dice has MICD: 78.3 %. "
         f"It is significantly better than nnU-Net with the same labels: {test}. "
         "Its training takes 3.0 times as long as nnU-Net's. "
         f"At equal time it is significantly better than nnU-Net: {test}. "

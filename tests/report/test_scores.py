@@ -156,5 +156,5 @@ def test_a_missing_monai_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without_monai)
-    with pytest.raises(ValueError, match=r"monai is not installed.*nnunetv2_micd\[benchmark\]"):
+    with pytest.raises(ValueError, match=r'monai is not installed.*pip install "\.\[benchmark\]"'):
         score(*blobs(0))
