@@ -131,17 +131,24 @@ def wait_until(happened: Callable[[], Any], seconds: float = 300) -> bool:
     return True
 
 
+def take_interrupts() -> None:
+    """Undo what shells do to processes in the background, of which the tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Benchmark:
     """The command while it runs. Its training waits in the second epoch for as long as there is `hold`."""
 
-    def __init__(self, shell: Shell, folder: Path):
+    def __init__(self, shell: Shell, folder: Path, **environment: str):
         self.dataset, self.hold, self.output = shell.dataset, folder / "hold", folder / "output.txt"
         self.hold.touch()
         name, *words = COMMAND.split()
         command = [Path(sys.executable).parent / name, *words]
         with self.output.open("w") as output:
-            environment = shell.environment | {"HOLD": str(self.hold)}
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            variables = shell.environment | environment | {"HOLD": str(self.hold)}
+            self.process = subprocess.Popen(
+                command, env=variables, stdout=output, stderr=output, preexec_fn=take_interrupts
+            )
 
     def wait_for_training(self, count: int = 1) -> str:
         """Wait until the second epoch of so many trainings has begun; return the number of the job."""
@@ -156,6 +163,21 @@ class Benchmark:
         """Wait for the end; return what the command printed."""
         self.process.wait(300)
         return self.output.read_text()
+
+
+@pytest.fixture
+def start(shell: Shell, tmp_path: Path) -> Iterator[Callable[..., Benchmark]]:
+    """Return what starts the command; what still runs after the test is killed."""
+    started = []
+
+    def call(**environment: str) -> Benchmark:
+        started.append(Benchmark(shell, tmp_path, **environment))
+        return started[-1]
+
+    yield call
+    for benchmark in started:
+        benchmark.process.kill()
+        benchmark.process.wait()
 
 
 def run_folder(dataset: TinyDataset) -> Path:
@@ -190,15 +212,15 @@ def test_refused_and_killed_jobs(shell: Shell) -> None:
     assert "Epoch 0 " not in logs(shell.dataset)[-1]
 
 
-def test_canceled_jobs_and_commands_go_on_when_called_again(shell: Shell, tmp_path: Path) -> None:
-    benchmark = Benchmark(shell, tmp_path)
+def test_canceled_jobs_and_commands_go_on_when_called_again(shell: Shell, start: Callable[..., Benchmark]) -> None:
+    benchmark = start()
     number = benchmark.wait_for_training()
     run(f"scancel {number}")
     assert f"its job {number} is CANCELLED in Slurm" in benchmark.finish()
     assert benchmark.process.returncode == 1
     assert record(shell.dataset)["status"] == "failed"
 
-    benchmark = Benchmark(shell, tmp_path)
+    benchmark = start()
     benchmark.wait_for_training(2)
     benchmark.process.send_signal(signal.SIGINT)
     benchmark.finish()
@@ -208,12 +230,14 @@ def test_canceled_jobs_and_commands_go_on_when_called_again(shell: Shell, tmp_pa
     assert ["Epoch 0 " in log for log in logs(shell.dataset)] == [True, False, False]
 
 
-def test_jobs_outlive_the_command_and_are_queued_again_when_their_time_is_over(shell: Shell, tmp_path: Path) -> None:
-    benchmark = Benchmark(shell, tmp_path)
+def test_jobs_outlive_the_command_and_are_queued_again_when_their_time_is_over(
+    shell: Shell, start: Callable[..., Benchmark]
+) -> None:
+    benchmark = start(nnUNet_n_proc_DA="2")  # the workers get the signal as well
     number = benchmark.wait_for_training()
     benchmark.process.send_signal(signal.SIGKILL)
     benchmark.process.wait()
-    benchmark = Benchmark(shell, tmp_path)
+    benchmark = start()
     assert wait_until(lambda: f"job {number} of an earlier call goes on" in benchmark.output.read_text())
     run(f"scancel --signal=USR2 {number}")  # as Slurm does before the end of the time
     assert benchmark.wait_for_training(2) == number
