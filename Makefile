@@ -49,4 +49,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart tutorial site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
