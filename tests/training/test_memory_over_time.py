@@ -1,66 +1,126 @@
-"""A long training takes no more memory than a short one, and many unlabeled images no more than a few."""
+"""A long training takes no more memory than a short one, and many unlabeled images no more than a few.
+
+``MICD_TEST_STEPS=2000`` trains longer than the default; what was measured is printed, see it with ``pytest -s``.
+"""
 
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from helpers import TinyDataset, make_trainer
+from helpers import TinyDataset, make_trainer, relabel, write_image
 
+from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
+from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
+from nnunetv2_micd.methods.ersr import nnUNetTrainerERSR
+from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN
+from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
+from nnunetv2_micd.methods.spcl import nnUNetTrainerSPCL
 
-STEPS = 500
-SAMPLED = 20
-NOISE = 4
-"""MiB; up to 1 was seen. A training that keeps its unlabeled patches grows by 7, a loader that keeps its images by 7
-to 36, and 400 of them then cost 18 more than four."""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="only Linux says what a process occupies"),
+]
+
+STEPS = int(os.environ.get("MICD_TEST_STEPS", 1000))
+EPOCHS = 10
+SAMPLED = STEPS // 50
+EARLY, LATE = slice(28, 33), slice(40, 45)
+"""Samples of the same stage of a training: none of the methods changes its losses or loaders between them."""
+NOISE = 3
+"""MiB; up to 1 was seen, also in 2000 steps."""
+
+MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+PROGRAM = re.compile(r"\.so(\.|$)|/python[0-9.]*$")
+
+METHODS: dict[str, Any] = {
+    method.__name__: method
+    for method in (
+        nnUNetTrainerSelfTraining,
+        nnUNetTrainerMICD,
+        nnUNetTrainerBCP,
+        nnUNetTrainerMeanTeacher,
+        nnUNetTrainerPseudoLabels,
+        nnUNetTrainerC3S3,
+        nnUNetTrainerSPCL,
+        nnUNetTrainerERSR,
+        nnUNetTrainerMandN,
+    )
+}
+"""One of each family."""
 
 
-def resident_memory() -> float:
-    """Return what this process and its loaders' workers occupy, in MiB.
+def occupied_memory() -> float:
+    """Return what this process and its loaders' workers occupy, in MiB, but for programs and libraries.
 
-    Not the proportional share (Pss), which changes with what other programs do with the same libraries.
+    Pages of these are dropped and read again whenever other programs need memory. Not the proportional share (Pss),
+    which changes with what other programs do with the same files.
     """
     processes = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
-    lines = [line for pid in processes for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
+    kilobytes, counts = 0, False
+    for line in (line for process in processes for line in Path(f"/proc/{process}/smaps").read_text().splitlines()):
+        if MAPPING.match(line):
+            counts = not PROGRAM.search(line)
+        elif counts and line.startswith("Rss:"):
+            kilobytes += int(line.split()[1])
+    return kilobytes / 1024
 
 
-def train(dataset: TinyDataset) -> list[float]:
-    """Return the memory at each twentieth step."""
+def train(dataset: TinyDataset, method: str) -> list[float]:
+    """Train as nnU-Net does and return the memory at fifty steps."""
     torch.set_num_threads(1)
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    assert len(multiprocessing.active_children()) == 3  # labeled, validation, unlabeled
-    memory = []
-    for step in range(STEPS):
-        trainer.train_step(next(trainer.dataloader_train))
-        if step % SAMPLED == 0:
-            memory.append(resident_memory())
-    for loader in (trainer.dataloader_train, trainer.dataloader_val, trainer.dataloader_unlabeled):
-        loader._finish()
+    trainer = make_trainer(METHODS[method], dataset, "2d" if method == "nnUNetTrainerERSR" else "3d_fullres")
+    trainer.num_epochs, trainer.num_iterations_per_epoch = EPOCHS, STEPS // EPOCHS
+    step, memory = trainer.train_step, []
+
+    def measured_step(batch: dict) -> dict:
+        result = step(batch)
+        if trainer.iteration % SAMPLED == 0:
+            memory.append(occupied_memory())
+        return result
+
+    trainer.train_step = measured_step
+    trainer.run_training()
     return memory
 
 
-def memory_of_training(dataset: TinyDataset) -> list[float]:
+def memory_of_training(dataset: TinyDataset, method: str) -> list[float]:
     """Train in another program, so that nothing else has happened to its memory, and workers start as usual."""
-    run = subprocess.run([sys.executable, __file__, str(dataset.root)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    run = subprocess.run(
+        [sys.executable, __file__, str(dataset.root), method], stdout=subprocess.PIPE, text=True, check=True
+    )
+    memory = json.loads(run.stdout.splitlines()[-1])
+    print(f"{method}, MiB at every {SAMPLED}th of {STEPS} steps: {[round(value) for value in memory]}")
+    return memory
 
 
 def make_steps_cheaper(dataset: TinyDataset) -> None:
     plans = json.loads(dataset.plans_file.read_text())
-    configuration = plans["configurations"]["3d_fullres"]
-    configuration["patch_size"] = [8, 16, 16]
-    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [2, 4, 4]
+    for name, patch_size in (("3d_fullres", [8, 16, 16]), ("2d", [16, 16])):
+        configuration = plans["configurations"][name]
+        configuration["patch_size"] = patch_size
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [2, 4, 4]
     dataset.plans_file.write_text(json.dumps(plans))
+
+
+def keep_one_object(dataset: TinyDataset) -> None:
+    for path in (dataset.raw / "labelsTr").iterdir():
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        write_image(path, (labels == 1).astype(np.uint8))
+    relabel(dataset, {"labels": {"background": 0, "first": 1}})
 
 
 def multiply_unlabeled(dataset: TinyDataset, number: int) -> None:
@@ -71,19 +131,27 @@ def multiply_unlabeled(dataset: TinyDataset, number: int) -> None:
             shutil.copy(file, file.with_name(f"copy_{copy}_{file.name}"))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="only Linux says what a process occupies")
-def test_memory_does_not_grow(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cheap(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> TinyDataset:
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     make_steps_cheaper(dataset)
-    few = memory_of_training(dataset)
-    multiply_unlabeled(dataset, 400)
-    many = memory_of_training(dataset)
-    early, late = slice(100 // SAMPLED, 200 // SAMPLED), slice(-100 // SAMPLED, None)
-    for memory in (few, many):
-        assert np.mean(memory[late]) - np.mean(memory[early]) < NOISE, memory
-    assert np.mean(many[late]) - np.mean(few[late]) < NOISE, (few, many)
+    return dataset
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_does_not_grow_over_the_steps(method: str, cheap: TinyDataset) -> None:
+    if method == "nnUNetTrainerERSR":
+        keep_one_object(cheap)
+    memory = memory_of_training(cheap, method)
+    assert np.mean(memory[LATE]) - np.mean(memory[EARLY]) < NOISE, memory
+
+
+def test_memory_does_not_grow_with_the_images(cheap: TinyDataset) -> None:
+    few = memory_of_training(cheap, "nnUNetTrainerMICD")
+    multiply_unlabeled(cheap, 400)
+    many = memory_of_training(cheap, "nnUNetTrainerMICD")
+    assert np.mean(many[LATE]) - np.mean(few[LATE]) < NOISE, (few, many)
 
 
 if __name__ == "__main__":
-    print(json.dumps(train(TinyDataset(Path(sys.argv[1])))))
+    print(json.dumps(train(TinyDataset(Path(sys.argv[1])), sys.argv[2])))
