@@ -41,7 +41,7 @@ def test_bad_arguments_are_refused(
 
 def test_submitit_is_named_where_it_is_missing(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"pip install \"nnunetv2-micd\[cluster\]\""):
+    with pytest.raises(ValueError, match=r'pip install "\.\[cluster\]"'):
         run_benchmark(grid, "cpu", executor="local")
 
 

@@ -109,8 +109,6 @@ VALUES = {
     f"{EXPORT} -f 00": "00 is not a fold; give numbers or all, such as: -f 0 1 2",
     f"{EXPORT} -f -1": "-1 is not a fold; give numbers or all, such as: -f 0 1 2",
     f"{EXPORT} --as os": "os is none of nnU-Net's own trainers; use --as nnUNetTrainer",
-    f"{EXPORT} -o {{raw}}/dataset.json": "dataset.json exists and is not an empty folder; name another with -o",
-    f"{EXPORT} -o {{raw}}": "exists and is not an empty folder; name another with -o",
     f"{DRAW} -n 0": "The number of cases must be at least 1, not 0",
     "draw -i nope -p nope": "There is no dataset.json in nope; name a folder that nnUNetv2_predict has written",
     **dict.fromkeys(
@@ -615,8 +613,8 @@ def test_files_that_are_none(odd_files: list[str], dataset: TinyDataset, run: Ru
 
 def spoil(content: bytes) -> bytes:
     """Change bytes behind the header, which nobody sees before they are decompressed."""
-    place = 2 * len(content) // 3
-    return content[:place] + bytes(byte ^ 255 for byte in content[place : place + 64]) + content[place + 64 :]
+    begin, end = len(content) // 3, 2 * len(content) // 3
+    return content[:begin] + bytes(byte ^ 255 for byte in content[begin:end]) + content[end:]
 
 
 def train(dataset: TinyDataset, fold: int = 0, checkpoint: Path | None = None) -> None:

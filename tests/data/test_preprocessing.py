@@ -286,11 +286,11 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
     fails(ValueError, "no configuration 4d; they have 2d, 3d_fullres", configurations=["2d", "4d"])
     fails(FileNotFoundError, r"no plans Other\.json .*nnUNetv2_plan_and_preprocess -d 901", plans="Other")
     fails(FileNotFoundError, "Dataset77_X is not planned .*nnUNetv2_plan_and_preprocess -d 77", name="Dataset77_X")
-    fails(ValueError, "with the number 902 .* found none", name="902")
+    fails(ValueError, "There is no dataset with the number 902", name="902")
     fails(ValueError, "Hippocampus is neither the number", name="Hippocampus")
     fails(ValueError, "at least 1, not 0", num_processes=0)
     shutil.copytree(dataset.raw, dataset.raw.with_name("Dataset901_Copy"))
-    fails(ValueError, "found several: Dataset901_Copy, Dataset901_Tiny")
+    fails(ValueError, "Several datasets have the number 901: Dataset901_Copy, Dataset901_Tiny")
 
     folder = dataset.root / "other"
     options = {"name": dataset.name, "folders": [str(folder)]}

@@ -79,7 +79,7 @@ def test_a_method_that_wins_everywhere() -> None:
 
 def test_no_method_is_better_than_nnunet() -> None:
     text = claim({MICD: UNCLEAR, CPS: WORSE, CONTROL: BETTER})
-    assert "No method is significantly better than nnU-Net with the same labels. The method with the high" in text
+    assert "No method is significantly better than nnU-Net with the same labels. Of the methods, the high" in text
     assert "It is not significantly different from nnU-Net with the same labels: +0.4 points" in text
 
 
