@@ -58,6 +58,14 @@ MEASUREMENTS = (
     Measurement("hearts", 14, 126, "SelfTraining", (6.4, 3.4, 9.5), (0.0, -0.9, 0.9), "acdc", budget="f1"),
     Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (6.3, 3.5, 9.4), None, "acdc", budget="f1"),
     Measurement(
+        *("fetal heads", 13, 776, "SelfTraining", (2.7, 1.3, 4.4), (1.2, 0.6, 1.9)),
+        *("self_training_elsewhere/fetal_heads", "10"),
+    ),
+    Measurement(
+        *("hippocampus volumes", 1, 159, "SelfTraining", (4.6, 3.4, 5.8), (0.1, -0.9, 1.0)),
+        *("self_training_elsewhere/hippocampus", "1"),
+    ),
+    Measurement(
         "hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9), "hippocampus_1_label", budget="1"
     ),
     Measurement("hippocampus volumes", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", budget="2"),
