@@ -31,7 +31,7 @@ def test_a_lock_ends_with_its_process_though_workers_live_on(tmp_path: Path) -> 
         worker = int(process.stdout.readline())
         try:
             assert process.wait() == -signal.SIGKILL
-            with hold_lock(tmp_path / "lock", "working", wait=0):
+            with hold_lock(tmp_path / "lock", "working", wait=30):  # the worker may need a moment to let go
                 pass
         finally:
             os.kill(worker, signal.SIGKILL)
