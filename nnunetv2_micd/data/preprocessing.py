@@ -25,7 +25,7 @@ from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
-from nnunetv2_micd.data.sources import describe, find_gone, read_sources, write_sources
+from nnunetv2_micd.data.sources import absent, describe, find_gone, read_sources, write_sources
 from nnunetv2_micd.data.splits import write_few_folds
 from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
@@ -283,6 +283,7 @@ def _preprocess_configuration(
             if reason is not None:
                 failures.append(Failure(case, configuration, reason))
             progress.update()
+    _record_defects(folder, todo, failures)
     if jobs:
         shutil.rmtree(folder / jobs[0].incomplete, ignore_errors=True)
     print(
@@ -290,6 +291,21 @@ def _preprocess_configuration(
         f"{len(failures)} failed; they are in {folder}"
     )
     return sorted(failures, key=lambda failure: failure.case)
+
+
+def _record_defects(folder: Path, jobs: Sequence[PreprocessingJob], failures: Sequence[Failure]) -> None:
+    defects = {failure.case: failure.reason for failure in failures}
+    for case in defects:  # what was made of files that have been replaced since
+        (folder / f"{case}.b2nd").unlink(missing_ok=True)
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+    if defects:
+        with hold_lock(_beside(folder, "preparing"), f"recording failures in {folder}"):  # other parts record theirs
+            sources = read_sources(folder)
+            for job in jobs:
+                if job.case in defects:
+                    source = sources.get(job.case) or absent(job.files)
+                    sources[job.case] = source._replace(defect=defects[job.case])
+            write_sources(folder, sources)
 
 
 def _run(jobs: Sequence[PreprocessingJob], num_processes: int) -> Iterator[tuple[str, str | None]]:

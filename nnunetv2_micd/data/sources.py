@@ -1,4 +1,7 @@
-"""Records of which raw files each preprocessed image was made, to notice that they were deleted or replaced since."""
+"""Records of which raw files each preprocessed image was made, to notice that they were deleted or replaced since.
+
+The record also tells which images could not be preprocessed, so that nobody is sent to try the same files again.
+"""
 
 import json
 import os
@@ -18,10 +21,12 @@ class Source(NamedTuple):
     Attributes:
         folder: Their folder.
         files: Size in bytes and time of the last change in nanoseconds, by name.
+        defect: Why these files could not be preprocessed, if they were tried.
     """
 
     folder: str
     files: dict[str, list[int]]
+    defect: str = ""
 
     def is_gone(self) -> bool:
         """Whether the folder is there, but not all of its files are."""
@@ -48,12 +53,17 @@ def describe(files: Sequence[str]) -> Source:
     return Source(os.path.abspath(os.path.dirname(files[0])), states)
 
 
+def absent(files: Sequence[str]) -> Source:
+    """Return the source of an image of which files are missing, such as links to nowhere."""
+    return Source(os.path.abspath(os.path.dirname(files[0])), {os.path.basename(file): [] for file in files})
+
+
 def read_sources(folder: str | os.PathLike[str]) -> dict[str, Source]:
     """Return the recorded source of each image; none if the record is missing or damaged."""
     try:
         return {
-            case: Source(str(path), dict(files))
-            for case, (path, files) in read_json(Path(folder, SOURCES_FILE)).items()
+            case: Source(str(path), dict(files), *map(str, defect))
+            for case, (path, files, *defect) in read_json(Path(folder, SOURCES_FILE)).items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -78,3 +88,9 @@ def find_gone(sources: Mapping[str, Source], cases: Iterable[str]) -> list[str]:
 def find_replaced(sources: Mapping[str, Source], cases: Collection[str]) -> list[str]:
     """Return the images of which raw files have been replaced or changed since they were preprocessed."""
     return [case for case in cases if case in sources and sources[case].is_replaced()]
+
+
+def find_defects(sources: Mapping[str, Source], cases: Collection[str]) -> dict[str, str]:
+    """Return why images could not be preprocessed, of those whose raw files are still the ones that were tried."""
+    tried = {case: sources[case] for case in cases if case in sources and sources[case].defect}
+    return {case: source.defect for case, source in tried.items() if not source.is_replaced()}

@@ -8,7 +8,7 @@ image only the header is read.
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nnunetv2.paths import nnUNet_raw
@@ -16,7 +16,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
-from nnunetv2_micd.data.sources import find_gone, find_replaced, read_sources
+from nnunetv2_micd.data.sources import find_defects, find_gone, find_replaced, read_sources
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
 from nnunetv2_micd.utils.files import shorten
 
@@ -67,14 +67,20 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     _check_not_labeled(preprocessed, folder, labeled)
     _check_preprocessed(preprocessed, folder, dataset, configuration, command)
     _check_hidden(hidden, labeled_folder, dataset, {*labeled, *preprocessed})
-    missing = sorted(set(raw_cases(dataset)) - set(preprocessed))
     sources = read_sources(folder)
+    not_preprocessed = set(raw_cases(dataset)) - set(preprocessed)
+    defects = find_defects(sources, sorted(not_preprocessed))
+    missing = sorted(not_preprocessed - set(defects))
     gone = find_gone(sources, preprocessed)
     replaced = find_replaced(sources, preprocessed)
     cases = [UnlabeledCase(name, folder) for name in preprocessed if name not in set(gone)]
     cases += [UnlabeledCase(name, labeled_folder) for name in dict.fromkeys(hidden)]
     if not cases and missing:
         raise ValueError(f"The {len(missing)} unlabeled images are not preprocessed yet; run: {command}")
+    if not cases and defects:
+        raise ValueError(
+            f"None of the unlabeled images could be preprocessed; mend these, then run {command} : {_describe(defects)}"
+        )
     if not cases:
         raise ValueError(
             f"There are no unlabeled images: put some into {IMAGES_FOLDER} of the raw dataset and run: {command} ; or "
@@ -84,6 +90,12 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
         warnings.warn(
             f"{len(missing)} of the images in {IMAGES_FOLDER} are not preprocessed and not used ({shorten(missing)}); "
             f"to use them, run: {command}",
+            stacklevel=2,
+        )
+    if defects:
+        warnings.warn(
+            f"{len(defects)} of the images in {IMAGES_FOLDER} could not be preprocessed and are not used: "
+            f"{_describe(defects)}",
             stacklevel=2,
         )
     if gone:
@@ -99,6 +111,10 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
             stacklevel=2,
         )
     return sorted(cases, key=lambda case: case.identifier)
+
+
+def _describe(defects: Mapping[str, str]) -> str:
+    return shorten([f"{case} ({defect})" for case, defect in defects.items()])
 
 
 def _check_preprocessed(

@@ -15,7 +15,7 @@ class Finding:
         level: ``"problem"`` if it prevents training.
         subject: Thing that was checked, in a word or two.
         text: Result of the check.
-        remedy: Advice, if ``text`` does not contain it.
+        remedy: Advice, if ``text`` does not contain it, in one or more lines.
 
     Examples:
         >>> print(format_findings([Finding("ok", "Python", "3.11"), Finding("problem", "nnU-Net", "not installed")]))
@@ -37,8 +37,8 @@ def format_findings(findings: Sequence[Finding]) -> str:
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:9}{finding.subject:{width}}  {finding.text}")
-        if finding.remedy:
-            lines.append(f"{'':{9 + width}}  -> {finding.remedy}")
+        for number, line in enumerate(finding.remedy.splitlines()):
+            lines.append(f"{'':{9 + width}}  {'  ' if number else '->'} {line}")
     problems, warnings = (sum(finding.level == level for finding in findings) for level in ("problem", "warning"))
     return "\n".join([*lines, "", f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}"])
 

@@ -68,8 +68,15 @@ def test_a_link_whose_file_was_deleted(preprocessed: TinyDataset, capsys: pytest
     failures = preprocess_unlabeled(Dataset.find(preprocessed.id), ["3d_fullres"], num_processes=1)
     assert [failure.case for failure in failures] == ["image_1"]
     assert list_preprocessed(preprocessed.unlabeled_folder()) == ["image_0", "image_2", "image_3"]
-    with pytest.warns(UserWarning, match=r"1 of the images in imagesUn are not preprocessed"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of the images in imagesUn could not be preprocessed .*image_1 \(.*link to a file that does not exist",
+    ):
         assert used(preprocessed) == ["image_0", "image_2", "image_3"]
+    file.unlink()
+    shutil.copy(file_of(preprocessed, "image_0"), file)
+    with pytest.warns(UserWarning, match=r"1 of the images in imagesUn are not preprocessed.*run: nnUNetv2_micd"):
+        used(preprocessed)
 
 
 def test_a_replaced_image_is_noticed_and_preprocessed_again(
@@ -131,3 +138,30 @@ def test_a_changed_channel_is_a_changed_image(tmp_path: Path) -> None:
     files[1].unlink()
     assert source.is_gone()
     assert not source.is_replaced()
+
+
+def test_nobody_is_sent_to_preprocess_the_same_damaged_image_again(dataset: TinyDataset) -> None:
+    file = file_of(dataset, "image_1")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    parts = [
+        preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=1, part=Part(i, 2)) for i in (1, 0)
+    ]
+    assert [failure.case for failures in parts for failure in failures] == ["image_1"]
+    with pytest.warns(UserWarning, match=r"1 .* could not be preprocessed.*image_1 \(.*damaged; copy or export"):
+        assert used(dataset) == ["image_0", "image_2", "image_3"]
+    file.write_bytes(whole)
+    with pytest.warns(UserWarning, match=r"1 of the images in imagesUn are not preprocessed.*run: nnUNetv2_micd"):
+        used(dataset)
+    run(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert used(dataset) == IMAGES
+
+
+def test_no_image_could_be_preprocessed(dataset: TinyDataset) -> None:
+    for image in IMAGES:
+        file_of(dataset, image).write_bytes(b"")
+    preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=1)
+    with pytest.raises(ValueError, match=r"None of the unlabeled images could be preprocessed; .*image_0 \(.*is empty"):
+        used(dataset)

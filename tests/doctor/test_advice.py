@@ -53,12 +53,17 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
-    livers, lungs = advise(2, 10).remedy.split("; ")
-    assert livers == (
-        "measured gains in points of Dice (95 % intervals), with small networks: livers with 2 labeled and 50 "
-        "unlabeled images, A: +3.0 (2.0 to 4.0) to nnU-Net and +1.0 (0.5 to 1.5) to the best training without "
-        "unlabeled images, see docs/results/few"
-    )
-    assert lungs == (
-        "lungs with 3 labeled and 50 unlabeled images, C: +0.1 (-1.0 to 2.0) to nnU-Net, see docs/results/some"
-    )
+    _, livers, lungs, _ = advise(2, 10).remedy.splitlines()
+    assert livers == "A, 2 livers, 50 unlabeled: +3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5) [docs/results/few]"
+    assert lungs == "C, 3 lungs, 50 unlabeled: +0.1 (-1.0 to 2.0) [docs/results/some]"
+
+
+def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    any_images = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2")
+    certain = Measurement("heads", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", only_for="one object in 2D")
+    monkeypatch.setattr(advice, "MEASUREMENTS", (any_images, certain))
+    advised = advise(2, 10)
+    assert advised.text.endswith("-tr nnUNetTrainerA")
+    assert "E (one object in 2D only), 2 heads, 50 unlabeled: +9.0" in advised.remedy
+    monkeypatch.setattr(advice, "MEASUREMENTS", (certain,))
+    assert advise(2, 10).text.endswith("nnU-Net itself")
