@@ -15,6 +15,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in generated parts, and keep of a link to a file of the repository, which is no page, only its text."""
     markdown = markdown.replace("<!-- commands -->", _commands()) if "<!-- commands -->" in markdown else markdown
     markdown = markdown.replace("<!-- options -->", _options()) if "<!-- options -->" in markdown else markdown
+    if page.file.src_uri.startswith("results/"):  # their tables need the width
+        page.meta["hide"] = ["toc"]
     folder = posixpath.dirname(page.file.src_uri)
 
     def keep_pages(match: re.Match) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run
@@ -73,6 +74,11 @@ class FinishedRun:
         return str(self.dataset_json["file_ending"])
 
     @property
+    def unit(self) -> str:
+        """Unit of distances: millimeters, or pixels for photographs, which have no spacing."""
+        return "pixels" if self.plans_manager.image_reader_writer_class is NaturalImage2DIO else "mm"
+
+    @property
     def truth_folder(self) -> Path:
         """Folder of the labels of the test cases."""
         return self.folder / self.result.truth
@@ -97,7 +103,7 @@ class FinishedRun:
         return self.truth_folder / f"{case}{self.ending}"
 
     def read_segmentation(self, file: Path) -> tuple[Any, list[float]]:
-        """Return a label map of three axes and its spacing in mm, as nnU-Net reads them."""
+        """Return a label map of three axes and its spacing, as nnU-Net reads them."""
         labels, properties = self.plans_manager.image_reader_writer_class().read_seg(str(file))
         return labels[0], list(properties["spacing"])
 

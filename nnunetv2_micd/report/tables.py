@@ -11,12 +11,14 @@ from nnunetv2_micd.report.scores import METRICS
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.markdown import markdown_table
 
-TITLES = {"dice": "Dice %", "nsd": "NSD %", "hd95": "HD95 mm", "asd": "ASD mm"}
 PERCENT = ("dice", "nsd")
 """Metrics from 0 to 1 that are shown as percentages."""
 
 Names = Mapping[tuple[str, str], str]
 """Name of a method in the tables, by budget and trainer."""
+
+Titles = Mapping[str, str]
+"""Name of a metric in the tables."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,18 @@ class Table:
         return f"### {self.title}\n\n{markdown_table(self.header, self.rows)}"
 
 
-def format_tables(frames: dict[str, pd.DataFrame], names: Names) -> list[Table]:
+def format_tables(frames: dict[str, pd.DataFrame], names: Names, unit: str) -> list[Table]:
     """Return the tables of the report in their order.
 
     Args:
         frames: The tables that `writer.write_report` writes as CSV, with unrounded numbers.
         names: Name of a method by budget and trainer.
+        unit: Unit of distances.
     """
+    titles = {"dice": "Dice %", "nsd": "NSD %", "hd95": f"HD95 {unit}", "asd": f"ASD {unit}"}
     summary = frames["summary"]
     tests = ["difference (95 % interval)", "p", "p (Holm)"]
-    first = ["labeled", "method", "seeds", *TITLES.values(), "missed", "false alarms", "absent", "of"]
+    first = ["labeled", "method", "seeds", *titles.values(), "missed", "false alarms", "absent", "of"]
     overall = summary[summary["class"] == MEAN]
     classes = summary[summary["class"] != MEAN]
     return [
@@ -55,12 +59,12 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names) -> list[Table]:
         Table(
             "Against nnU-Net on the same labels",
             ["metric", "method", "labeled", "cases", *tests],
-            [_comparison_row(row, names) for row in frames["comparisons"].to_dict("records")],
+            [_comparison_row(row, names, titles) for row in frames["comparisons"].to_dict("records")],
         ),
         Table(
             "Against the best control",
             ["metric", "method", "labeled", "control", "cases", *tests],
-            [_control_row(row, names) for row in frames["against_control"].to_dict("records")],
+            [_control_row(row, names, titles) for row in frames["against_control"].to_dict("records")],
         ),
         Table(
             "The best method against the others",
@@ -101,13 +105,13 @@ def _mean_sd(mean: float, sd: float, factor: float) -> str:
     return f"{mean * factor:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd * factor:.{digits}f}")
 
 
-def _comparison_row(row: dict[Any, Any], names: Names) -> list[str]:
+def _comparison_row(row: dict[Any, Any], names: Names, titles: Titles) -> list[str]:
     name = names[row["budget"], row["trainer"]]
-    return [TITLES[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
+    return [titles[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
 
 
-def _control_row(row: dict[Any, Any], names: Names) -> list[str]:
-    metric, method, budget, *test = _comparison_row(row, names)
+def _control_row(row: dict[Any, Any], names: Names, titles: Titles) -> list[str]:
+    metric, method, budget, *test = _comparison_row(row, names, titles)
     return [metric, method, budget, names[row["budget"], row["control"]], *test]
 
 

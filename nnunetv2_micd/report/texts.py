@@ -81,7 +81,7 @@ def describe(runs: Sequence[FinishedRun], tolerance: float, baseline: str) -> di
         "Training": f"{settings.epochs} epochs of {settings.iterations} iterations, final checkpoint",
         "Test cases": f"{len(runs[0].cases)}, from {settings.test_images or 'the validation cases of the folds'}",
         "Runs": str(len({run.folder for run in runs})),
-        "Surface Dice tolerance": f"{tolerance:g} mm",
+        "Surface Dice tolerance": f"{tolerance:g} {runs[0].unit}",
         "Machines": "; ".join(sorted({run.result.machine for run in runs})),
         "Versions": ", ".join(sorted(versions)),
     }
@@ -97,17 +97,16 @@ def describe_methods(runs: Sequence[FinishedRun]) -> Table:
     return Table("The trainers", ["trainer", "what it is"], [row for row in rows if row[1]])
 
 
-def list_rules(tolerance: float) -> list[str]:
+def list_rules(tolerance: float, unit: str) -> list[str]:
     """Return how the numbers in the report are computed."""
     return [
         "A run is scored on its test cases with the segmentations of its final checkpoint, in the geometry of the "
-        "images: distances are in mm, or in pixels if the images have no spacing, as PNG. Classes are those that "
-        "nnU-Net evaluates (regions if the dataset has some). Voxels with the ignore label in the truth are left out "
-        "of truth and prediction.",
+        f"images: distances are in {unit}. Classes are those that nnU-Net evaluates (regions if the dataset has "
+        "some). Voxels with the ignore label in the truth are left out of truth and prediction.",
         RULE_FOR_EMPTY_MASKS,
         "Dice: overlap of the masks. NSD: normalized surface Dice, the share of both surfaces that lies within "
-        f"{tolerance:g} mm of the other. HD95: 95th percentile of the distances between the surfaces, the larger of "
-        "the two directions. ASD: mean of these distances, both directions together.",
+        f"{tolerance:g} {unit} of the other. HD95: 95th percentile of the distances between the surfaces, the larger "
+        "of the two directions. ASD: mean of these distances, both directions together.",
         "Tables: the score of a run for a class is the mean over its test cases, its mean score is the mean over the "
         "classes. The tables show mean and standard deviation over the seeds, each of which has other labeled cases, "
         "unless a fold names them. Counts of empty masks are over all test cases, classes and seeds.",

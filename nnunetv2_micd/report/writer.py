@@ -98,9 +98,9 @@ def write_report(
             facts=describe(usual_runs, tolerance, baseline),
             claims=list_claims(frames, best),
             notes=notes,
-            tables=[*format_tables(frames, _names_of(scored)), describe_methods(usual_runs)],
+            tables=[*format_tables(frames, _names_of(scored), usual_runs[0].unit), describe_methods(usual_runs)],
             pictures=draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures"),
-            rules=list_rules(tolerance),
+            rules=list_rules(tolerance, usual_runs[0].unit),
         )
     return folder / page.name, notes
 
