@@ -42,25 +42,34 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Make the dataset, and print the next commands."""
     from nnunetv2_micd.cli.options import DEFAULT_TRAINER
-    from nnunetv2_micd.data.new_dataset import Sources, inspect, make_dataset
+    from nnunetv2_micd.data.new_dataset import check_names, make_dataset
+    from nnunetv2_micd.data.new_dataset_content import PHOTOGRAPH_CHANNELS, read_content
+    from nnunetv2_micd.data.new_dataset_files import Sources, find_files
 
-    content = inspect(Sources(arguments.i, arguments.l, arguments.u))
-    channels = arguments.channels or content.default_channels or _ask(content.num_channels)
-    folder = make_dataset(arguments.d, arguments.n, content, channels, arguments.classes, arguments.copy)
+    # All that is wrong with the words of the command is said before the labels are read, which may take minutes.
+    channels = arguments.channels or []
+    check_names(arguments.d, arguments.n, channels, arguments.classes)
+    files = find_files(Sources(arguments.i, arguments.l, arguments.u))
+    if files.num_channels is not None:
+        channels = channels or _ask(files.num_channels)
+    content = read_content(files)
+    if not channels:
+        channels = PHOTOGRAPH_CHANNELS.get(content.num_channels) or _ask(content.num_channels)
+    folder = make_dataset(arguments.d, arguments.n, files, content, channels, arguments.classes, arguments.copy)
     values = ", ".join(map(str, [0, *content.values]))
     if not content.has_consecutive_values:
         values += f", written as 0 to {len(content.values)}"
-    print(f"{folder}: {len(content.labeled)} labeled and {len(content.unlabeled)} unlabeled images, labels {values}")
-    if not content.unlabeled:
+    print(f"{folder}: {len(files.labeled)} labeled and {len(files.unlabeled)} unlabeled images, labels {values}")
+    if not files.unlabeled:
         print("There are no unlabeled images; give their folder with -u, or put them into imagesUn later.")
     print("Next:")
     print(f"nnUNetv2_plan_and_preprocess -d {arguments.d} --verify_dataset_integrity")
-    if content.unlabeled:
+    if files.unlabeled:
         print(f"nnUNetv2_micd preprocess -d {arguments.d}")
     print(f"nnUNetv2_micd doctor -d {arguments.d}")
-    fold = 0 if len(content.labeled) > 1 else "all"
+    fold = 0 if len(files.labeled) > 1 else "all"
     configuration = "2d" if content.is_2d else "3d_fullres"
-    trainer = DEFAULT_TRAINER if content.unlabeled else f"{DEFAULT_TRAINER}_LabeledOnly"
+    trainer = DEFAULT_TRAINER if files.unlabeled else f"{DEFAULT_TRAINER}_LabeledOnly"
     print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {trainer}")
 
 

@@ -14,7 +14,8 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from skimage.io import imread, imsave
 
 from nnunetv2_micd.cli.main import main
-from nnunetv2_micd.data.new_dataset import Sources, inspect
+from nnunetv2_micd.data.new_dataset_content import read_content
+from nnunetv2_micd.data.new_dataset_files import Sources, find_files
 
 VOLUME = np.random.RandomState(0).randint(0, 250, (6, 8, 10)).astype(np.int16)
 LABEL = (VOLUME > 125).astype(np.uint8) + (VOLUME > 200)
@@ -62,6 +63,24 @@ def test_from_folders_to_commands(home: Path, capsys: pytest.CaptureFixture) -> 
     assert any(line.endswith("2 labeled and 1 unlabeled images, labels 0, 1, 2") for line in lines)
     assert "nnUNetv2_micd preprocess -d 42" in lines
     assert "nnUNetv2_train 42 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-d", "901"), "The number 901 belongs to Dataset901_Tiny already"),
+        (("-n", "../x"), "letters, digits, - and _ only"),
+        (("--classes", "liver", "liver"), "The classes need different names"),
+        (("--channels", "T1", "T1"), "The channels need different names"),
+        ((), "give them: --channels CT"),  # nobody can be asked
+    ],
+)
+def test_wrong_words_of_a_command_are_said_before_any_label_is_read(
+    options: tuple[str, ...], message: str, home: Path
+) -> None:
+    (home / "labels" / "b.nii.gz").write_bytes(b"")
+    with pytest.raises(SystemExit, match=message):
+        call(home, *options)
 
 
 def test_nothing_is_overwritten(home: Path) -> None:
@@ -168,7 +187,7 @@ def test_colored_masks_are_refused(home: Path) -> None:
     write_png(home / "png" / "a.png", PHOTO)
     write_png(home / "masks" / "a.png", colors)
     with pytest.raises(ValueError, match=r"a\.png is a colored image; export it with the number of the class"):
-        inspect(Sources([str(home / "png")], str(home / "masks")))
+        read_content(find_files(Sources([str(home / "png")], str(home / "masks"))))
 
 
 def test_endings_in_capitals_are_named(home: Path) -> None:
@@ -176,7 +195,7 @@ def test_endings_in_capitals_are_named(home: Path) -> None:
     (home / "png" / "a.png").rename(home / "png" / "B.PNG")
     write_png(home / "png" / "a.png", PHOTO)
     with pytest.raises(ValueError, match=r"wants the ending \.png in small letters; rename B\.PNG"):
-        inspect(Sources([str(home / "png")], str(home / "labels")))
+        read_content(find_files(Sources([str(home / "png")], str(home / "labels"))))
 
 
 def test_spacing_of_tiffs(home: Path) -> None:
@@ -243,13 +262,13 @@ def test_wrong_folders(damage: Callable[[Path], object], message: str, home: Pat
     [
         (
             ("--channels", "T1", "T2"),
-            "The number of channels of the images is 1; they need as many different names, not T1 T2",
+            "The number of channels of the images is 1; they need as many names, not T1 T2",
         ),
         (
             ("--channels", "MR", "--classes", "liver"),
             r"The number of values of the labels \(1, 2\) is 2; they need as many",
         ),
-        (("--channels", "MR", "--classes", "liver", "liver"), "they need as many different names, not liver liver"),
+        (("--channels", "MR", "--classes", "liver", "liver"), "The classes need different names, not liver liver"),
         (("--channels", "MR", "--classes", "background", "liver"), "The value 0 is called background"),
         (("--channels", "MR", "-n", "../x"), "letters, digits, - and _ only, not '../x'"),
         (("--channels", "MR", "-d", "1000"), "needs a number from 1 to 999, not 1000"),
@@ -264,4 +283,4 @@ def test_jpegs_are_refused(home: Path) -> None:
     (home / "jpg").mkdir()
     (home / "jpg" / "a.jpg").touch()
     with pytest.raises(ValueError, match=r"are \.jpg files, which nnU-Net does not read; convert them"):
-        inspect(Sources([str(home / "jpg")], str(home / "labels")))
+        read_content(find_files(Sources([str(home / "jpg")], str(home / "labels"))))

@@ -1,0 +1,170 @@
+"""Finds the images and labels in ordinary folders: which files belong together. None is read."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nnunetv2_micd.data.raw_images import IMAGE_ENDINGS, group_images
+from nnunetv2_micd.utils.files import shorten
+
+Cases = dict[str, list[str]]
+
+SUPPORTED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
+"""File endings that nnU-Net's readers know."""
+
+PHOTOGRAPHS = (".png", ".bmp")
+"""File endings of images of which one file may have several channels, its colors."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders that a dataset is made from.
+
+    Attributes:
+        images: One folder for each channel, with files of the same names; or one folder with names as in nnU-Net,
+            ``CASE_0000.nii.gz``.
+        labels: Folder of the labels, named like their images, or with an addition such as ``CASE_seg.nii.gz``.
+        unlabeled: Like ``images``, of the images without labels; often none.
+    """
+
+    images: Sequence[str]
+    labels: str
+    unlabeled: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that were found in the folders.
+
+    Attributes:
+        ending: File ending of all images and labels.
+        labeled: Image files of each labeled case, one for each channel.
+        labels: Label file of each labeled case.
+        unlabeled: Image files of each unlabeled case.
+    """
+
+    ending: str
+    labeled: Cases
+    labels: dict[str, str]
+    unlabeled: Cases
+
+    @property
+    def num_channels(self) -> int | None:
+        """Number of channels; None if an image has to be read to tell it."""
+        return None if self.ending in PHOTOGRAPHS else len(next(iter(self.labeled.values())))
+
+
+def find_files(sources: Sources) -> Files:
+    """Find the images and the label of each labeled one.
+
+    Raises:
+        ValueError: Files do not belong together. The message names them.
+        OSError: A folder cannot be read.
+    """
+    labels_of_names = _files(sources.labels, _ending(sources.labels))
+    # Photographs may have names that end in four digits; then their labels have the same names.
+    has_channels = labels_of_names.keys().isdisjoint(_files(sources.images[0], _ending(sources.images[0])))
+    labeled, ending = _find_cases(sources.images, has_channels)
+    unlabeled: Cases = {}
+    if sources.unlabeled:
+        if len(sources.unlabeled) != len(sources.images):
+            raise ValueError(
+                f"There are {len(sources.images)} folders of labeled images, one for each channel, but "
+                f"{len(sources.unlabeled)} of unlabeled ones; name as many, in the same order"
+            )
+        unlabeled, its_ending = _find_cases(sources.unlabeled, has_channels)
+        if its_ending != ending:
+            raise ValueError(
+                f"The labeled images are {ending} files, the unlabeled ones {its_ending} files; convert one"
+            )
+    counts = {len(files) for files in (*labeled.values(), *unlabeled.values())}
+    if len(counts) > 1:
+        raise ValueError(
+            f"Some images have {min(counts)} and others {max(counts)} files, one for each channel; name all as in "
+            f"nnU-Net, CASE_0000{ending}, CASE_0001{ending} and so on, or put each channel into a folder of its own"
+        )
+    if both := sorted(labeled.keys() & unlabeled.keys()):
+        raise ValueError(f"Images of the same name are labeled and unlabeled ({shorten(both)}); rename or remove some")
+    return Files(ending, labeled, _find_labels(sources.labels, ending, labeled), unlabeled)
+
+
+def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]:
+    """Return the files of each case and their ending.
+
+    Args:
+        folders: One folder, or one for each channel.
+        has_channels: Whether ``_0000`` at the end of all names in a single folder is the number of the channel.
+    """
+    endings = {folder: _ending(folder) for folder in folders}
+    if len(set(endings.values())) > 1:
+        raise ValueError(f"The folders hold different kinds of files ({', '.join(endings.values())}); convert some")
+    ending = endings[folders[0]]
+    if len(folders) == 1:
+        files = _files(folders[0], ending)
+        named = group_images(folders[0], ending)
+        numbered = {f"{case}_{channel:04d}" for case in named for channel in range(len(named[case]))}
+        if has_channels and files.keys() == numbered:
+            return named, ending
+        return {case: [file] for case, file in files.items()}, ending
+    channels = [_files(folder, ending) for folder in folders]
+    for folder, files in zip(folders, channels, strict=True):
+        if different := sorted(files.keys() ^ channels[0].keys()):
+            raise ValueError(
+                f"The channels in {folders[0]} and {folder} are not of the same images ({shorten(different)} in one of "
+                "them only); each image needs a file of the same name in each folder"
+            )
+    return {case: [files[case] for files in channels] for case in channels[0]}, ending
+
+
+def _files(folder: str, ending: str) -> dict[str, str]:
+    names = sorted(name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
+    return {name.removesuffix(ending): os.path.join(folder, name) for name in names}
+
+
+def _ending(folder: str) -> str:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder}; name an existing one")
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    found = {next(end for end in IMAGE_ENDINGS if name.lower().endswith(end)) for name in names if _is_image(name)}
+    if not found:
+        raise FileNotFoundError(f"There are no images in {folder}; nnU-Net reads {', '.join(SUPPORTED)}")
+    if len(found) > 1:
+        raise ValueError(
+            f"The folder {folder} holds files of several kinds ({', '.join(sorted(found))}); keep one kind"
+        )
+    [ending] = found
+    if ending not in SUPPORTED:
+        raise ValueError(
+            f"The images in {folder} are {ending} files, which nnU-Net does not read; convert them, without loss of "
+            f"quality, to one of {', '.join(SUPPORTED)}"
+        )
+    if others := sorted(name for name in names if _is_image(name) and not name.endswith(ending)):
+        raise ValueError(f"nnU-Net wants the ending {ending} in small letters; rename {shorten(others)} in {folder}")
+    return ending
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _find_labels(folder: str, ending: str, cases: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    if (own := _ending(folder)) != ending:
+        raise ValueError(
+            f"The images are {ending} files and the labels {own} files; nnU-Net wants one kind, convert some"
+        )
+    files = _files(folder, ending)
+    labels = {case: files.pop(case) for case in cases if case in files}
+    for case in sorted(cases, key=len, reverse=True):
+        # With an addition, such as _seg. The labels of longer names were found before.
+        added = [name for name in files if re.match(re.escape(case) + r"[_.-]", name)]
+        if case not in labels and len(added) == 1:
+            labels[case] = files.pop(added[0])
+    if missing := sorted(cases.keys() - labels.keys()):
+        raise ValueError(
+            f"These images have no label in {folder}: {shorten(missing)}; name the labels like the images, and move "
+            "images without one to the folder of the unlabeled ones (-u)"
+        )
+    if files:
+        raise ValueError(f"These labels in {folder} have no image: {shorten(sorted(files))}; rename or remove them")
+    return labels
