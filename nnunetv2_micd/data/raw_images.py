@@ -243,7 +243,7 @@ def _no_images(folder: str, file_ending: str, others: Sequence[str]) -> Exceptio
 def _find_file_defect(file: str) -> str | None:
     """Return what is wrong with a file, or None.
 
-    NIfTI files are read to the end, because SimpleITK reads a truncated one without an error.
+    NIfTI and GIPL files are read to the end, because SimpleITK reads truncated ones without an error.
     """
     if not os.path.exists(file):
         return "is a link to a file that does not exist; restore that file, or remove the link"
@@ -253,7 +253,7 @@ def _find_file_defect(file: str) -> str | None:
         start = stream.read(2)
     if not start:
         return f"is empty; {AGAIN}"
-    if not file.endswith((".nii", ".gz")):
+    if not file.endswith((".nii", ".gz", ".gipl")):
         return None
     try:
         with (gzip.open if start == b"\x1f\x8b" else open)(file, "rb") as stream:
@@ -263,7 +263,8 @@ def _find_file_defect(file: str) -> str | None:
                 size += len(block)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return f"is cut off or damaged; {AGAIN}"
-    return f"is cut off; {AGAIN}" if size < _nifti_size(header) else None
+    smallest = _gipl_size(header) if file.endswith(".gipl") else _nifti_size(header)
+    return f"is cut off; {AGAIN}" if size < smallest else None
 
 
 def _nifti_size(header: bytes) -> int:
@@ -276,3 +277,12 @@ def _nifti_size(header: bytes) -> int:
                 return sys.maxsize  # no file is as long as this header says
             return max(348, int(offset) + math.prod(sizes[:dimensions]) * bits // 8)
     return 0
+
+
+def _gipl_size(header: bytes) -> int:
+    """Return the size of a GIPL file in bytes according to its header, 0 for other files and types of pixels."""
+    if header[252:256] not in (b"\xef\xff\xe9\xb0", b"\x2a\xe3\x89\xb8"):
+        return 0
+    *sizes, pixel_type = struct.unpack_from(">5H", header)
+    pixel_size = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}.get(pixel_type, 0)
+    return 256 + math.prod(max(1, size) for size in sizes) * pixel_size

@@ -30,6 +30,7 @@ from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+from nnunetv2_micd.data.raw_images import find_defect
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
 VOLUME = make_volume(3, (20, 22, 26))[0]
@@ -772,3 +773,13 @@ def test_random_damage(seed: int, dataset: TinyDataset, run: Callable) -> None:
     run("preprocess", "-d", "901", "-c", configuration, "-np", "1")
     dataset.splits_file.write_text(json.dumps(entry()))
     assert train(dataset, configuration) == expected
+
+
+@pytest.mark.parametrize("pixel_type", [np.uint8, np.int8, np.int16, np.uint16, np.float32, np.float64])
+def test_a_cut_gipl_file(pixel_type: type, tmp_path: Path) -> None:
+    """SimpleITK reads it, and leaves whatever the memory held in place of what is missing."""
+    file = tmp_path / "a_0000.gipl"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(120).reshape(4, 5, 6).astype(pixel_type)), str(file))
+    assert find_defect("a", [str(file)], 1) is None
+    file.write_bytes(file.read_bytes()[:-1])
+    assert find_defect("a", [str(file)], 1) == f"{file} is cut off; copy or export it again, or remove it"
