@@ -1,6 +1,5 @@
 """Reads the labels and images of ordinary folders: which classes they have, and whether they fit each other."""
 
-import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from tqdm import tqdm
 
 from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS, Files
-from nnunetv2_micd.data.raw_images import AGAIN
+from nnunetv2_micd.data.raw_images import AGAIN, find_file_defect
 
 MOST_CLASSES = 255
 """More values than this are those of an image, not of a label."""
@@ -72,8 +71,9 @@ def read_content(files: Files) -> Content:
 
 def _read_case(case: str, images: Sequence[str], label_file: str, ending: str) -> tuple[np.ndarray, list[int]]:
     """Return an image ``(channels, z, y, x)`` and the values of its label."""
-    if odd := [file for file in (*images, label_file) if not os.path.isfile(file)]:
-        raise ValueError(f"{odd[0]} is no file, or a link to none; replace or remove it")
+    for file in (*images, label_file):
+        if defect := find_file_defect(file):
+            raise ValueError(f"{file} {defect}")
     try:
         with redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from an image
             reader: Any = determine_reader_writer_from_file_ending(ending, images[0], verbose=False)()

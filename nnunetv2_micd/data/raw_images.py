@@ -100,7 +100,7 @@ def find_defect(case: str, files: Sequence[str], num_channels: int) -> str | Non
     # Fewer files may hold all channels: an RGB image has three in one.
     if channels != _channels(num_channels)[: len(channels)]:
         return _wrong_channels(channels, num_channels)
-    return next((f"{file} {defect}" for file in files if (defect := _find_file_defect(file))), None)
+    return next((f"{file} {defect}" for file in files if (defect := find_file_defect(file))), None)
 
 
 def find_spacing_defect(case: str, file: str, is_needed: bool) -> str | None:
@@ -240,7 +240,7 @@ def _no_images(folder: str, file_ending: str, others: Sequence[str]) -> Exceptio
     )
 
 
-def _find_file_defect(file: str) -> str | None:
+def find_file_defect(file: str) -> str | None:
     """Return what is wrong with a file, or None.
 
     NIfTI and GIPL files are read to the end, because SimpleITK reads truncated ones without an error.

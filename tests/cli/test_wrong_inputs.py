@@ -605,7 +605,7 @@ def test_files_that_are_none(odd_files: list[str], dataset: TinyDataset, run: Ru
     (dataset.images / "pipe_0000.nii.gz").rename(images / "pipe.nii.gz")
     shutil.copy(dataset.raw / "labelsTr" / "case_0.nii.gz", labels / "pipe.nii.gz")
     message = run(f"dataset -d 5 -n New -i {images} -l {labels} --channels MR")
-    assert "pipe.nii.gz is no file, or a link to none; replace or remove it" in message
+    assert "pipe.nii.gz is no ordinary file; replace it by an image, or remove it" in message
 
 
 # ------------------------------------------------------------------------------------------------- trainings

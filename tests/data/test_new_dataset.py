@@ -222,6 +222,10 @@ def remove(name: str) -> Callable[[Path], None]:
     return lambda home: (home / name).unlink()
 
 
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda home: (home / name).write_bytes((home / name).read_bytes()[:-20])
+
+
 def put(name: str, array: np.ndarray, spacing: tuple[float, float, float] = (1, 1, 1)) -> Callable[[Path], None]:
     return lambda home: write_image(home / name, array, spacing)
 
@@ -240,6 +244,8 @@ def put(name: str, array: np.ndarray, spacing: tuple[float, float, float] = (1, 
             put("labels/a.nii.gz", np.arange(480).reshape(VOLUME.shape)),
             "The labels have more than 255 values up to .*a.nii.gz; are they images",
         ),
+        (cut("images/a.nii.gz"), r"images/a.nii.gz is cut off or damaged; copy or export it again"),
+        (cut("labels/b.nii.gz"), r"labels/b.nii.gz is cut off or damaged; copy or export it again"),
         (put("images/a.mha", VOLUME), r"files of several kinds \(.mha, .nii.gz\); keep one kind"),
         (
             lambda home: (home / "images" / "a.nii.gz").write_bytes(b"no image"),
