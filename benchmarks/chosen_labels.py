@@ -6,9 +6,9 @@ them on the validation cases:
 
     nnUNetv2_micd split -d 4 -n 2 --seeds 0 1 2        # folds 5 6 7
     nnUNetv2_micd split -d 4 -n 10 --seeds 0 1 2       # folds 8 9 10, each with the 2 cases of the same seed
-    nnUNetv2_micd benchmark -d 4 -c 3d_fullres -n f5 f6 f7 -tr TRAINER
-    python chosen_labels.py choose 4 3d_fullres TRAINER --folds 5 6 7 -n 8     # prints the new folds
-    nnUNetv2_micd benchmark -d 4 -c 3d_fullres -n f8 f9 f10 f11 f12 f13 -tr TRAINER
+    for fold in 5 6 7 8 9 10; do nnUNetv2_train 4 3d_fullres $fold -tr TRAINER; done
+    python chosen_labels.py choose 4 3d_fullres TRAINER --folds 5 6 7 -n 8     # adds folds 11 12 13
+    for fold in 11 12 13; do nnUNetv2_train 4 3d_fullres $fold -tr TRAINER; done
     python chosen_labels.py compare 4 3d_fullres TRAINER --drawn 8 9 10 --chosen 11 12 13
 """
 

@@ -67,6 +67,8 @@ def errors_in_one_sentence() -> Iterator[None]:
         sys.exit(
             f"error: The memory is full{reason}; end other programs, or work with fewer processes or smaller images"
         )
+    except ImportError as error:  # a library that is broken, or that the memory has no room for
+        sys.exit(f"error: {error}; nnUNetv2_micd doctor says what is wrong with the installation")
     except KeyboardInterrupt:
         sys.exit("error: Interrupted; to go on, run the same command again")
 

@@ -823,6 +823,7 @@ def test_a_place_without_files_is_not_waited_for() -> None:
     [
         (MemoryError("Unable to allocate 3 GiB"), r"memory is full \(Unable to allocate 3 GiB\); .* fewer processes"),
         (MemoryError(), "The memory is full; end other programs"),
+        (ImportError("libtorch.so: failed to map"), "libtorch.so: failed to map; nnUNetv2_micd doctor says what"),
         (KeyboardInterrupt(), "Interrupted; to go on, run the same command again"),
         (
             OSError(5, "Input/output error", "/disk/file"),
