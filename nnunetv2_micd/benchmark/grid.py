@@ -40,7 +40,8 @@ class Grid:
         test: Folders of test images and of their labels; by default the validation cases are the test cases.
         transductive: True to allow test images among the unlabeled training images.
         baseline: Trainer that learns from the labels alone. All others are compared with it.
-        longer: Further trainings of the baseline, so many times as long, for a comparison at equal time.
+        longer: Further trainings of the baseline and of trainers that need no unlabeled image, so many times as long,
+            for a comparison at equal time.
         mean_of_both: Whether trainers with two networks predict with their mean as well.
         tuned: Whether to train each trainer also with the weight that a tuning has chosen, see `plan_tuning`.
 
@@ -283,7 +284,7 @@ def _tune(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
 
 
 def _find_competitors(grid: Grid, dataset: Dataset) -> list[Competitor]:
-    """Return the baseline, the methods, and the longer trainings of the baseline."""
+    """Return the baseline, the methods, and the longer trainings of those that need no unlabeled image."""
     names = dict.fromkeys([grid.baseline, *grid.trainers])
     competitors = [find_competitor(name, grid.length, dataset, grid.configuration) for name in names]
     check_lengths(competitors)
@@ -294,9 +295,13 @@ def _find_competitors(grid: Grid, dataset: Dataset) -> list[Competitor]:
         )
     for times in sorted(set(grid.longer)):
         if times < 2:
-            raise ValueError(f"The longer training of the baseline must be at least 2 times as long, not {times}")
+            raise ValueError(f"A longer training must be at least 2 times as long, not {times}")
         length = replace(grid.length, epochs=times * baseline.epochs)
-        competitors.append(find_competitor(baseline.trainer, length, dataset, grid.configuration))
+        competitors += [
+            find_competitor(name, length, dataset, grid.configuration)
+            for name, competitor in zip(names, competitors, strict=False)
+            if not competitor.needs_unlabeled
+        ]
     return competitors
 
 

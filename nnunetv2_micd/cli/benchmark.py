@@ -40,7 +40,7 @@ def _add_further_runs(parser: options.Options) -> None:
         type=int,
         nargs="+",
         default=[],
-        help="also train the baseline this many times as long, for the comparison at equal time; such as 2 4",
+        help="also train the baseline and the controls this many times as long, to compare at equal time; such as 2 4",
     )
     parser.add_argument(
         "--controls",

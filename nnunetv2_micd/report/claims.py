@@ -7,7 +7,15 @@ import pandas as pd
 
 from nnunetv2_micd.report.aggregate import MEAN
 from nnunetv2_micd.report.comparisons import EQUAL_TIME
-from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, describe_budget, display_name, is_candidate
+from nnunetv2_micd.report.runs import (
+    CONTROL,
+    MEAN_OF_BOTH,
+    describe_budget,
+    display_name,
+    is_baseline,
+    is_candidate,
+    name_of_usual,
+)
 from nnunetv2_micd.report.statistics import LEVEL, is_significant
 from nnunetv2_micd.training.registry import STOCK
 
@@ -73,21 +81,26 @@ def _costs_and_equal_time(frames: Mapping[str, pd.DataFrame], budget: str, train
     addition = ", and it predicts with two networks" if MEAN_OF_BOTH in trainer else ""
     costs = f"Its training takes {training:.1f} times as long as nnU-Net's{addition}."
     tests = _rows(frames["equal_time"], budget=budget, trainer=trainer)
-    if tests:
-        return [costs, _at_equal_time(tests[0])]
-    if EQUAL_TIME * training <= 1:
-        return [costs]
-    return [costs, "Nothing is known at equal time: nnU-Net was not trained longer with these labels."]
+    at_equal_time = [_at_equal_time(test) for test in tests]
+    if EQUAL_TIME * training > 1 and not any(is_baseline(test["opponent"]) for test in tests):
+        return [
+            costs,
+            "Nothing is known at equal time: nnU-Net was not trained longer with these labels.",
+            *at_equal_time,
+        ]
+    return [costs, *at_equal_time]
 
 
 def _at_equal_time(test: Row) -> str:
-    share = test["baseline_seconds"] / test["training_seconds"]
+    share = test["opponent_seconds"] / test["training_seconds"]
+    name = display_name(name_of_usual(test["opponent"]))
+    opponent = f"the control {name.removesuffix(CONTROL)}" if name.endswith(CONTROL) else name
     start = "At equal time"
     if share < EQUAL_TIME:
-        start = f"Against nnU-Net's longest training, {share:.0%} of its time,"
+        start = f"Against the longest training of {opponent}, {share:.0%} of its time,"
     elif share > MORE_TIME:
-        start = f"Against nnU-Net trained {share:.1f} times as long as it,"
-    return f"{start} it is {_judge(test)} nnU-Net: {_describe(test)}."
+        start = f"Against {opponent} trained {share:.1f} times as long as it,"
+    return f"{start} it is {_judge(test)} {opponent}: {_describe(test)}."
 
 
 def _against_control(against_control: pd.DataFrame, budget: str, trainer: str) -> str:

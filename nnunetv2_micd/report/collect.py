@@ -9,7 +9,16 @@ from typing import Any
 from nnunetv2_micd.benchmark.records import RECORD, Run, read_record
 from nnunetv2_micd.data.folders import dataset_id, find_dataset
 from nnunetv2_micd.data.results import results_root
-from nnunetv2_micd.report.runs import CONTROL, MEAN_OF_BOTH, TUNED, FinishedRun, find_classes, list_cases
+from nnunetv2_micd.report.runs import (
+    CONTROL,
+    MEAN_OF_BOTH,
+    TUNED,
+    FinishedRun,
+    find_classes,
+    is_method,
+    list_cases,
+    name_of_longer,
+)
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import shorten
 
@@ -33,11 +42,12 @@ def collect_runs(
         dataset: Name or number of the dataset.
         configuration: Name of the configuration; needed if there are runs of several.
         plans: Name of the plans; needed if there are runs of several.
-        epochs: Number of epochs of the runs to take. Longer runs of the baseline are taken as well.
+        epochs: Number of epochs of the runs to take. Longer runs of the baseline and the controls are taken as
+            well.
         baseline: Name of the trainer that learned from the labels alone.
 
     Returns:
-        The runs, the longer runs of the baseline, and a sentence about each run that was left out.
+        The runs, the longer runs of the baseline and the controls, and a sentence about each run that was left out.
 
     Raises:
         FileNotFoundError: There are no finished runs.
@@ -58,7 +68,7 @@ def collect_runs(
             except (ValueError, OSError) as error:
                 left_out.append(f"{run.place} is left out: {error}")
                 continue
-            if epochs in (None, run.settings.epochs) or (run.trainer == STOCK and run.settings.epochs > epochs):
+            if epochs in (None, run.settings.epochs) or (not is_method(run.trainer) and run.settings.epochs > epochs):
                 runs.append(run)
     if not runs:
         damage = f" ({left_out[0]})" if left_out else ""
@@ -148,15 +158,15 @@ def _check(run: FinishedRun) -> None:
 
 
 def _split_longer(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
-    """Separate the runs of the baseline that are longer than those of the methods, and put the length in their name."""
-    methods = [run for run in runs if run.trainer != STOCK]
+    """Separate the runs of baseline and controls that are longer than those of the methods, named by their length."""
+    methods = [run for run in runs if is_method(run.trainer)]
     by_epochs = attrgetter("settings.epochs")
     reference = (max(methods, key=by_epochs) if methods else min(runs, key=by_epochs)).settings
     usual, longer = [], []
     for run in runs:
         is_longer = run.settings.epochs > reference.epochs and run.settings.iterations == reference.iterations
-        if run.trainer == STOCK and is_longer:
-            longer.append(replace(run, trainer=f"{STOCK}, {run.settings.epochs} epochs"))
+        if is_longer and not is_method(run.trainer):
+            longer.append(replace(run, trainer=name_of_longer(run.trainer, run.settings.epochs)))
         else:
             usual.append(run)
     return usual, longer

@@ -7,15 +7,15 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes
-from nnunetv2_micd.report.runs import is_baseline, is_control, is_mean_of_both, is_method, is_tuned
+from nnunetv2_micd.report.runs import is_control, is_mean_of_both, is_method, is_tuned, name_of_usual
 from nnunetv2_micd.report.scores import METRICS
 from nnunetv2_micd.report.statistics import PairedResult, compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
 
 EQUAL_TIME = 0.95
-"""A baseline counts as equally long if it took at least this fraction of the method's time, because times are noisy."""
+"""A training counts as equally long if it took at least this fraction of the method's time, because times are noisy."""
 
-TIME_COLUMNS = ["budget", "trainer", "training_seconds", "baseline", "baseline_seconds", "dice", "baseline_dice"]
+TIME_COLUMNS = ["budget", "trainer", "training_seconds", "opponent", "opponent_seconds", "dice", "opponent_dice"]
 TEST_COLUMNS = ["cases", "difference", "low", "high", "pseudomedian", "p"]
 
 
@@ -45,14 +45,18 @@ def compare_with_control(scores: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows as those of `compare_all`, with the ``control``. Budgets without a control have no rows.
     """
+    return _compare_each(scores, _best_controls(scores)).rename(columns={"opponent": "control"})
+
+
+def _best_controls(scores: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the best control for each budget and method."""
     of_one = find_best(scores, lambda trainer: is_control(trainer) and not is_mean_of_both(trainer))
     of_any = find_best(scores, is_control)
-    opponents = {
+    return {
         (budget, trainer): controls[budget]
         for budget, trainer in _list_trainers(scores)
         if is_method(trainer) and budget in (controls := of_any if is_mean_of_both(trainer) else of_one)
     }
-    return _compare_each(scores, opponents).rename(columns={"opponent": "control"})
 
 
 def find_best(scores: pd.DataFrame, is_candidate: Callable[[str], bool]) -> dict[str, str]:
@@ -132,54 +136,55 @@ def _test(cases: pd.DataFrame, metric: str, budget: str, trainer: str, opponent:
 
 
 def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Compare the Dice of each method with a baseline that was trained about as long as the method.
+    """Compare the Dice of each method with the baseline and the best control, trained about as long as the method.
 
-    Of the trainings of the baseline, the shortest is taken that is at least as long as the method's, see `EQUAL_TIME`,
+    Of the trainings of an opponent, the shortest is taken that is at least as long as the method's, see `EQUAL_TIME`,
     or the longest if all are shorter. Times are means over all seeds, scores are means over the seeds that both have.
-    Holm's correction is over all rows. Without longer runs of the baseline, or a common seed, there is no row.
+    Holm's correction is over all rows. Without longer runs of the opponent, or a common seed, there is no row.
 
     Args:
-        scores: Scores of all cases of all runs, with those of the longer baselines.
+        scores: Scores of all cases of all runs, with those of the longer baselines and controls.
         costs: Costs of the same runs, see `aggregate.collect_costs`.
 
     Returns:
-        A row for each budget and method, with the fields of `statistics.PairedResult` and ``p_holm``.
+        A row for each budget, method and opponent, with the fields of `statistics.PairedResult` and ``p_holm``.
+        Controls are compared with the baseline as well.
     """
     cases, seconds = mean_over_classes(scores), costs.set_index(["budget", "trainer"])["training_seconds_mean"]
     overall = mean_over_cases(scores)
     run_dice = overall[overall["class"] == MEAN].set_index(["budget", "trainer", "seed"])["dice"].sort_index()
+    of_usual_length = scores[scores["trainer"].map(name_of_usual) == scores["trainer"]]
+    controls = _best_controls(of_usual_length)
     rows: list[dict[str, Any]] = []
-    for (budget, trainer), method in cases.groupby(["budget", "trainer"], sort=False):
-        rival = None if is_baseline(trainer) else _choose_rival(seconds[budget], trainer)
-        if rival is None:
-            continue
-        baseline = cases[(cases["budget"] == budget) & (cases["trainer"] == rival)]
-        seeds = set(method["seed"]) & set(baseline["seed"])
-        if not seeds:
-            continue
-        dice, baseline_dice = (run_dice.loc[budget, name].loc[sorted(seeds)].mean() for name in (trainer, rival))
-        row = {
-            "budget": budget,
-            "trainer": trainer,
-            "training_seconds": seconds[budget][trainer],
-            "baseline": rival,
-            "baseline_seconds": seconds[budget][rival],
-            "dice": dice,
-            "baseline_dice": baseline_dice,
-            "seeds": len(seeds),
-        }
-        rows.append(row | asdict(_compare(method, baseline, "dice", seeds)))
+    for budget, trainer in _list_trainers(of_usual_length):
+        opponents = [] if trainer == STOCK else [STOCK, *filter(None, [controls.get((budget, trainer))])]
+        for opponent in opponents:
+            training = _choose_training(seconds[budget], opponent, seconds[budget][trainer])
+            result = _test(cases, "dice", budget, trainer, training) if training else {}
+            if not result:
+                continue
+            common = run_dice[budget][[trainer, training]].unstack("trainer").dropna()
+            row = {
+                "budget": budget,
+                "trainer": trainer,
+                "training_seconds": seconds[budget][trainer],
+                "opponent": training,
+                "opponent_seconds": seconds[budget][training],
+                "dice": common[trainer].mean(),
+                "opponent_dice": common[training].mean(),
+            }
+            rows.append(row | result)
     table = pd.DataFrame(rows, columns=[*TIME_COLUMNS, "seeds", *TEST_COLUMNS])
     return table.assign(p_holm=correct_holm(table["p"].to_numpy()))
 
 
-def _choose_rival(seconds: pd.Series, trainer: str) -> str | None:
-    """Return the training of the baseline to compare a method with, or None if the baseline has only one length."""
-    rivals = seconds[[is_baseline(name) for name in seconds.index]].sort_values()
-    if len(rivals) < 2:
+def _choose_training(seconds: pd.Series, opponent: str, method_seconds: float) -> str | None:
+    """Return the training of an opponent to compare a method with, or None if the opponent has only one length."""
+    trainings = seconds[[name_of_usual(name) == opponent for name in seconds.index]].sort_values()
+    if len(trainings) < 2:
         return None
-    long_enough = rivals[rivals >= EQUAL_TIME * seconds[trainer]]
-    return str(long_enough.index[0] if len(long_enough) else rivals.index[-1])
+    long_enough = trainings[trainings >= EQUAL_TIME * method_seconds]
+    return str(long_enough.index[0] if len(long_enough) else trainings.index[-1])
 
 
 def _compare(method: pd.DataFrame, baseline: pd.DataFrame, metric: str, seeds: set[int]) -> PairedResult:

@@ -47,7 +47,7 @@ def draw_all(
 
     Args:
         runs: The runs in the order of the legends.
-        scores: Scores of all cases of all runs, and of the longer runs of the baseline.
+        scores: Scores of all cases of all runs, and of the longer runs of baseline and controls.
         costs: Costs of the same runs, see `aggregate.collect_costs`.
         comparisons: Comparisons with the baseline, see `comparisons.compare_all`.
         folder: Folder for the PNGs; it is made.

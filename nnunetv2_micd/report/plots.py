@@ -15,7 +15,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import MEAN
-from nnunetv2_micd.report.runs import FinishedRun, describe_budget, display_name, is_baseline, is_control, is_method
+from nnunetv2_micd.report.runs import (
+    FinishedRun,
+    describe_budget,
+    display_name,
+    is_baseline,
+    is_control,
+    is_method,
+    name_of_usual,
+)
 from nnunetv2_micd.report.statistics import is_significant
 from nnunetv2_micd.training.registry import STOCK
 
@@ -181,10 +189,10 @@ def draw_differences(comparisons: pd.DataFrame, trainers: Sequence[str]) -> Figu
 
 
 def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
-    """Draw the mean Dice over the training time, a panel for each budget with longer trainings of the baseline.
+    """Draw the mean Dice over the training time, a panel for each budget with longer trainings.
 
     Args:
-        by_seed: Scores of each run and of the longer runs of the baseline, see `aggregate.mean_over_cases`.
+        by_seed: Scores of each run and of the longer runs of baseline and controls, see `aggregate.mean_over_cases`.
         costs: Costs of the same runs, see `aggregate.collect_costs`.
         trainers: Trainers in the order of the legend.
 
@@ -194,7 +202,7 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
     table = by_seed[by_seed["class"] == MEAN].groupby(["budget", "trainer"], sort=False)["dice"].agg(["mean", "std"])
     table = 100 * table.fillna({"std": 0})
     table["minutes"] = costs.set_index(["budget", "trainer"])["training_seconds_mean"] / 60
-    is_longer = [is_baseline(trainer) and trainer != STOCK for _, trainer in table.index]
+    is_longer = [name_of_usual(trainer) != trainer for _, trainer in table.index]
     budgets = list(table[is_longer].index.unique("budget"))
     if not budgets:
         return None
@@ -204,9 +212,8 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
     for panel, budget in zip(figure.subplots(1, len(budgets), squeeze=False).flat, budgets, strict=True):
         points = table.loc[budget].sort_values("minutes")
         for trainer in trainers:
-            # The line of the baseline connects all its training lengths; a method has one point.
-            is_on_line = [name == trainer or (trainer == STOCK and is_baseline(name)) for name in points.index]
-            line = points[is_on_line]
+            # The line of baseline or control connects all its training lengths; a method has one point.
+            line = points[[name_of_usual(name) == trainer for name in points.index]]
             look = _choose_look(trainer, trainers)
             handles[_wrap(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **look)
         panel.set_title(describe_budget(str(budget)), fontsize=10)

@@ -1,5 +1,6 @@
 """A finished run as the report sees it: its record, its predictions and the labels of the test cases."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,6 +123,26 @@ def is_baseline(trainer: str) -> bool:
 def is_control(trainer: str) -> bool:
     """Return True for a trainer other than the baseline that used no unlabeled images."""
     return trainer.endswith(CONTROL)
+
+
+def name_of_longer(trainer: str, epochs: int) -> str:
+    """Return the name of a run of the baseline or a control that was trained longer than the methods.
+
+    Examples:
+        >>> name_of_longer("nnUNetTrainerEMA (control)", 30)
+        'nnUNetTrainerEMA, 30 epochs (control)'
+    """
+    return f"{trainer.removesuffix(CONTROL)}, {epochs} epochs{CONTROL if is_control(trainer) else ''}"
+
+
+def name_of_usual(trainer: str) -> str:
+    """Return the name of a trainer without the length of a longer training.
+
+    Examples:
+        >>> name_of_usual("nnUNetTrainerEMA, 30 epochs (control)")
+        'nnUNetTrainerEMA (control)'
+    """
+    return re.sub(r", [0-9]+ epochs(?=$| \()", "", trainer)
 
 
 def is_method(trainer: str) -> bool:

@@ -8,7 +8,6 @@ import pandas as pd
 
 from nnunetv2_micd.report.aggregate import EMPTY, MEAN
 from nnunetv2_micd.report.scores import METRICS
-from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.markdown import markdown_table
 
 PERCENT = ("dice", "nsd")
@@ -72,8 +71,8 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names, unit: str) -> l
             [_best_row(row, names) for row in frames["best_against_others"].to_dict("records")],
         ),
         Table(
-            "Against nnU-Net trained at least as long",
-            [*("labeled", "method", "training", "nnU-Net's", "Dice %", "nnU-Net's"), *tests],
+            "Against nnU-Net and the best control trained at least as long",
+            [*("labeled", "method", "training", "other", "its training", "Dice %", "its Dice %"), *tests],
             [_equal_time_row(row, names) for row in frames["equal_time"].to_dict("records")],
         ),
         Table(
@@ -128,14 +127,13 @@ def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:
 
 
 def _equal_time_row(row: dict[Any, Any], names: Names) -> list[str]:
-    length = row["baseline"].removeprefix(STOCK).removeprefix(", ")  # "30 epochs", or empty for the usual one
-    rival = _duration(row["baseline_seconds"]) + (f" ({length})" if length else "")
     return [
         row["budget"],
         names[row["budget"], row["trainer"]],
         _duration(row["training_seconds"]),
-        rival,
-        *(f"{100 * row[name]:.1f}" for name in ("dice", "baseline_dice")),
+        names[row["budget"], row["opponent"]],
+        _duration(row["opponent_seconds"]),
+        *(f"{100 * row[name]:.1f}" for name in ("dice", "opponent_dice")),
         *_difference(row, is_percent=True),
     ]
 

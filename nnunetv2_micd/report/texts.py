@@ -130,9 +130,9 @@ def list_rules(tolerance: float, unit: str) -> list[str]:
         "What can be claimed: these sentences are made from the tables and are about the Dice. Significant means that "
         f"p with Holm's correction is below {LEVEL:g}, and that the mean difference lies on the side of most of the "
         "ranks, on which the test is based (the pseudomedian of Hodges and Lehmann).",
-        "At equal time: if the baseline was also trained longer, each method is tested against the shortest of these "
-        f"trainings that took at least {EQUAL_TIME:.0%} of the method's time, or the longest if all took less. Holm's "
-        "correction is over the rows of that table.",
+        "At equal time: if the baseline or the best control was also trained longer, each method is tested against the "
+        f"shortest of its trainings that took at least {EQUAL_TIME:.0%} of the method's time, or the longest if all "
+        "took less. Holm's correction is over the rows of that table.",
         "Training and prediction time are means over the seeds; memory is the largest of all seeds.",
         "Rows named mean of both networks are the same trainings as the rows without these words, predicted with the "
         "mean of both networks; all others are predicted with one network. Rows named tuned (weight x 3) have three "

@@ -53,9 +53,11 @@ def write_report(
         configuration: Name of the configuration, such as ``3d_fullres``; needed if there are runs of several.
         plans: Name of the plans; needed if there are runs of several.
         tolerance: Tolerance of the normalized surface Dice in mm.
-        epochs: Number of epochs of the runs to take. Longer runs of the baseline are taken as well.
+        epochs: Number of epochs of the runs to take. Longer runs of the baseline and the controls are
+            taken as well.
         num_processes: Number of processes that compute scores, which takes most of the time.
-        baseline: Trainer that learned from the labels alone. Its longer runs make the comparison at equal time.
+        baseline: Trainer that learned from the labels alone. Its longer runs, and those of controls, make the
+            comparison at equal time.
 
     Returns:
         Path of the page, and a sentence about each run that was left out and each restriction of a comparison.
@@ -70,7 +72,7 @@ def write_report(
     check_tolerance(tolerance)
     runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
     scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
-    # Longer runs of the baseline have a table and a figure of their own.
+    # Longer runs have a table and a figure of their own.
     usual_runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
     if not usual_runs:
         raise ValueError(failures[0])

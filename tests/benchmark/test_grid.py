@@ -55,6 +55,18 @@ def test_another_baseline_and_longer_trainings_of_it(dataset: TinyDataset, grid:
     assert len({run.folder for run in runs}) == 5
 
 
+def test_controls_are_trained_longer_too(dataset: TinyDataset, grid: Grid) -> None:
+    trainers = ["nnUNetTrainerMICD", "nnUNetTrainerEMA"]
+    runs = plan_runs(replace(grid, trainers=trainers, longer=[3], budgets=["2"]))
+    assert [(run.trainer, run.epochs) for run in runs] == [
+        ("nnUNetTrainer", 2),
+        ("nnUNetTrainerMICD", 2),
+        ("nnUNetTrainerEMA", 2),
+        ("nnUNetTrainer", 6),
+        ("nnUNetTrainerEMA", 6),
+    ]
+
+
 def test_a_control_uses_no_unlabeled_images(dataset: TinyDataset, grid: Grid) -> None:
     control = "nnUNetTrainerMICD_SupervisedOnly"
     assert control in CONTROLS

@@ -8,6 +8,7 @@ import pytest
 
 from nnunetv2_micd.report.aggregate import MEAN
 from nnunetv2_micd.report.claims import list_claims
+from nnunetv2_micd.report.runs import name_of_longer
 from nnunetv2_micd.report.statistics import compare_paired, is_significant
 from nnunetv2_micd.training.registry import STOCK
 
@@ -29,14 +30,14 @@ def claim(
     baseline: Tests,
     best: str = MICD,
     control: tuple[float, float] | None = None,
-    equal_time: tuple[float, float] | None = None,
+    equal_time: Tests | None = None,
     others: Tests | None = None,
     seeds: int = 3,
     budget: str = "6",
     seconds: tuple[float, float] = (320.0, 300.0),
     cases: int = 40,
 ) -> str:
-    """Return the claim about tests against nnU-Net, the control, nnU-Net trained for the seconds, and other methods."""
+    """Return the claim about tests against nnU-Net, the control, others trained for the seconds, and other methods."""
     run = {"budget": budget, "trainer": best}
     frames = {
         "summary": [run | {"class": MEAN, "dice_mean": 0.7834, "seeds": seeds}],
@@ -48,9 +49,12 @@ def claim(
             {"budget": budget, "trainer": STOCK, "training_seconds_mean": 100.0, "prediction_seconds_mean": 5.0},
             run | {"training_seconds_mean": seconds[1], "prediction_seconds_mean": 10.0},
         ],
-        "equal_time": [run | {"training_seconds": seconds[1], "baseline_seconds": seconds[0]} | make_test(*equal_time)]
-        if equal_time
-        else [],
+        "equal_time": [
+            run
+            | {"training_seconds": seconds[1], "opponent": name_of_longer(opponent, 30), "opponent_seconds": seconds[0]}
+            | make_test(*test)
+            for opponent, test in (equal_time or {}).items()
+        ],
         "against_control": [run | {"metric": "dice", "control": CONTROL} | make_test(*control)] if control else [],
         "best_against_others": [
             {"budget": budget, "best": best, "trainer": name} | make_test(*test)
@@ -65,7 +69,7 @@ def claim(
 
 
 def test_a_method_that_wins_everywhere() -> None:
-    text = claim({MICD: BETTER}, control=BETTER, equal_time=BETTER, others={CPS: BETTER, UAMT: BETTER})
+    text = claim({MICD: BETTER}, control=BETTER, equal_time={STOCK: BETTER}, others={CPS: BETTER, UAMT: BETTER})
     test = "+3.1 points (95 % interval +2.1 to +4.1, p = 0.001 with Holm's correction)"
     assert text == (
         "6 labeled cases: Of the methods, the highest Dice has MICD: 78.3 %. "
@@ -114,10 +118,19 @@ def test_a_control_as_good(result: tuple[float, float], judgment: str) -> None:
 def test_equal_time() -> None:
     assert "Nothing is known at equal time" in claim({MICD: BETTER})
     assert "equal time" not in claim({MICD: BETTER}, seconds=(0, 104))
-    text = claim({MICD: BETTER}, equal_time=WORSE, seconds=(450, 300))
+    text = claim({MICD: BETTER}, equal_time={STOCK: WORSE}, seconds=(450, 300))
     assert "Against nnU-Net trained 1.5 times as long as it, it is significantly worse than nnU-Net: -2.0" in text
-    text = claim({MICD: BETTER}, equal_time=WORSE, seconds=(150, 300))
-    assert "Against nnU-Net's longest training, 50% of its time, it is significantly worse than nnU-Net: -2.0" in text
+    text = claim({MICD: BETTER}, equal_time={STOCK: WORSE}, seconds=(150, 300))
+    assert (
+        "Against the longest training of nnU-Net, 50% of its time, it is significantly worse than nnU-Net: -2.0" in text
+    )
+    text = claim({MICD: BETTER}, equal_time={STOCK: BETTER, CONTROL: WORSE})
+    assert "At equal time it is significantly better than nnU-Net: " in text
+    assert "At equal time it is significantly worse than the control EMA: " in text
+    text = claim({MICD: BETTER}, equal_time={CONTROL: BETTER})
+    assert (
+        "Nothing is known at equal time: nnU-Net was not trained longer with these labels. At equal time it is" in text
+    )
 
 
 def test_few_seeds() -> None:

@@ -437,9 +437,9 @@ def test_methods_are_compared_with_a_baseline_of_their_time(tree: Tree) -> None:
     page, _ = tree.report()
     table = pd.read_csv(tree.root / "report" / "equal_time.csv", dtype={"budget": str}).set_index(["budget", "trainer"])
     assert set(table.index) == {("2", "nnUNetTrainerMICD"), ("2", "nnUNetTrainerMeanTeacher")}
-    assert set(table["baseline"]) == {"nnUNetTrainer, 30 epochs"}
+    assert set(table["opponent"]) == {"nnUNetTrainer, 30 epochs"}
     row = table.loc[("2", "nnUNetTrainerMICD")]
-    assert (row["training_seconds"], row["baseline_seconds"], row["baseline_dice"]) == (300.5, 310, 1)
+    assert (row["training_seconds"], row["opponent_seconds"], row["opponent_dice"]) == (300.5, 310, 1)
     assert row["seeds"] == 1
     cases = mean_over_classes(pd.read_csv(tree.root / "report" / "cases.csv"))
     dice = cases[(cases["trainer"] == "nnUNetTrainerMICD") & (cases["budget"] == "2") & (cases["seed"] == 0)]["dice"]
@@ -450,11 +450,27 @@ def test_methods_are_compared_with_a_baseline_of_their_time(tree: Tree) -> None:
     assert [run.settings.epochs for run in collect_runs(902, epochs=10)[1]] == [15, 30]
 
 
+def test_methods_are_compared_with_a_control_of_their_time(tree: Tree) -> None:
+    for seed_folder in (5, 6):
+        tree.change(tree.folder("nnUNetTrainerMeanTeacher", seed_folder), num_unlabeled=0)
+    longer = add_longer(tree, "nnUNetTrainerMeanTeacher", 30, 310.0)
+    for case in tree.cases:
+        shutil.copy(tree.truth / f"{case}.nii.gz", longer / "predictions")
+    page, _ = tree.report()
+    [row] = pd.read_csv(tree.root / "report" / "equal_time.csv").to_dict("records")
+    assert row["trainer"] == "nnUNetTrainerMICD"
+    assert row["opponent"] == "nnUNetTrainerMeanTeacher, 30 epochs (control)"
+    assert (row["opponent_seconds"], row["opponent_dice"], row["difference"] < 0) == (310, 1, True)
+    assert "MeanTeacher, 30 epochs (control)" in page.read_text().replace("<wbr>", "")
+    against_control = pd.read_csv(tree.root / "report" / "against_control.csv")
+    assert set(against_control["control"]) == {"nnUNetTrainerMeanTeacher (control)"}
+
+
 def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
     add_longer(tree, "nnUNetTrainer", 15, 150.0)
     tree.report()
     table = pd.read_csv(tree.root / "report" / "equal_time.csv")
-    assert set(table["baseline_seconds"]) == {150}
+    assert set(table["opponent_seconds"]) == {150}
 
 
 def test_a_baseline_of_another_name(tree: Tree) -> None:
