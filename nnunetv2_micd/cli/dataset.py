@@ -60,6 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not content.has_consecutive_values:
         values += f", written as 0 to {len(content.values)}"
     print(f"{folder}: {len(files.labeled)} labeled and {len(files.unlabeled)} unlabeled images, labels {values}")
+    if not arguments.classes:
+        names = ", ".join(f"class_{value}" for value in content.values)
+        print(f"The classes are called {names}; give them other names in dataset.json, or with --classes.")
     if not files.unlabeled:
         print("There are no unlabeled images; give their folder with -u, or put them into imagesUn later.")
     print("Next:")

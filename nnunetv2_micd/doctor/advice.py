@@ -106,11 +106,14 @@ def advise(labeled: int, unlabeled: int) -> Finding:
         text = f"{images}: nnU-Net itself first; with about as many labels nothing was measured"
         return Finding("ok", "advice", text)
     near.sort(key=lambda one: (not one.has_gained, abs(log(one.labeled / labeled)), -one.over_nnunet[0]))
+    nearest: dict[tuple[str, str], Measurement] = {}
+    for one in sorted(near, key=lambda one: abs(log(one.labeled / labeled))):
+        nearest.setdefault((one.data, one.trainer), one)
     gained = [one for one in near if one.has_gained and not one.only_for]
     trainer = f"-tr nnUNetTrainer{gained[0].trainer}" if gained else "nnU-Net itself"
     lines = [
         "measured with small networks: points of Dice (95 % interval) over nnU-Net | over training without unlabeled:",
-        *(one.line for one in near),
+        *(one.line for one in near if one in nearest.values()),
         "the gain depends on the images more than on their number: compare on yours with nnUNetv2_micd benchmark",
     ]
     return Finding("ok", "advice", f"{images}: {trainer}", "\n".join(lines))

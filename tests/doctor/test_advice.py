@@ -58,6 +58,16 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert lungs == "C, 3 lungs, 50 unlabeled: +0.1 (-1.0 to 2.0) [docs/results/some]"
 
 
+def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [
+        Measurement("livers", number, 50, "A", (3.0, 2.0, 4.0), None, "few", str(number)) for number in (2, 3, 4)
+    ]
+    monkeypatch.setattr(advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6")))
+    _, livers, lungs, _ = advise(3, 10).remedy.splitlines()
+    assert livers.startswith("A, 3 livers")
+    assert lungs.startswith("A, 6 lungs")
+
+
 def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
     any_images = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2")
     certain = Measurement("heads", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", only_for="one object in 2D")
