@@ -24,7 +24,7 @@ from nnunetv2_micd.ranking.assess import Assessor
 from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.ranking.page import write_page
 from nnunetv2_micd.ranking.script import write_script
-from nnunetv2_micd.ranking.selection import choose
+from nnunetv2_micd.ranking.selection import choose, groups_of
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.utils.files import atomic_folder
 
@@ -94,14 +94,16 @@ def rank_unlabeled(
     checkpoint = model.path() / f"fold_{fold}" / checkpoint_name
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no {checkpoint}; train it first: {model.train_command(fold)}")
-    cases = find_unlabeled_cases(dataset, model.configuration, _entry(dataset, model.configuration, fold))
+    entry = _entry(dataset, model.configuration, fold)
+    cases = find_unlabeled_cases(dataset, model.configuration, entry)
     judge = _Judge(Committee(model.path(), fold, checkpoint_name, device), UnlabeledImages(cases))
     with atomic_folder(target) as incomplete:
         segmentations = incomplete / SEGMENTATIONS
         segmentations.mkdir()
         for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
             shutil.copyfile(model.path() / name, segmentations / name)
-        table = _order(*judge.judge_all(segmentations), number, load_groups(dataset.name))
+        rows, features = judge.judge_all(segmentations)
+        table = _order(rows, features, number, load_groups(dataset.name), entry["train"])
         ranking = Ranking(target, table)
         table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
         addable = sorted(set(ranking.proposals).intersection(raw_cases(dataset)), key=ranking.proposals.index)
@@ -159,10 +161,13 @@ class _Judge:
         )
 
 
-def _order(rows: Sequence[dict[str, Any]], features: Tensor, number: int, groups: dict[str, str]) -> pd.DataFrame:
+def _order(
+    rows: Sequence[dict[str, Any]], features: Tensor, number: int, groups: dict[str, str], labeled: Sequence[str]
+) -> pd.DataFrame:
     """Return the table: first the proposals in the order of choice, then the others, the least certain first."""
     table = pd.DataFrame(rows)
-    chosen = choose(table["uncertainty"].tolist(), features, number, [groups.get(case, case) for case in table["case"]])
+    group_of_each, labeled_groups = (groups_of(cases, groups) for cases in (table["case"], labeled))
+    chosen = choose(table["uncertainty"].tolist(), features, number, group_of_each, labeled_groups)
     others = table.drop(index=chosen).sort_values("uncertainty", ascending=False, kind="stable")
     table = pd.concat((table.loc[chosen], others), ignore_index=True)
     table.insert(1, "proposed", table.index < len(chosen))

@@ -51,6 +51,8 @@ def test_chosen_images_are_uncertain_and_unlike_each_other() -> None:
     separate = ["a", "b", "c", "d"]
     assert choose(uncertainty, features, 2, separate) == [0, 2]
     assert choose(uncertainty, features, 2, ["a", "b", "a", "b"]) == [0, 3]
+    assert choose(uncertainty, features, 2, ["a", "b", "c", "b"], labeled_groups=["a"]) == [1, 2]
+    assert choose(uncertainty, features, 1, ["a"] * 4, labeled_groups=["a"]) == [0]  # there are no others
     assert sorted(choose(uncertainty, features, 9, ["a"] * 4)) == [0, 1, 2, 3]
     assert sorted(choose([0.0] * 3, torch.zeros(3, 1), 2, separate[:3])) == [0, 1]
 
