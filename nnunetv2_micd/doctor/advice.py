@@ -62,7 +62,7 @@ MEASUREMENTS = (
         *("self_training_elsewhere/fetal_heads", "10"),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 159, "SelfTraining", (4.6, 3.4, 5.8), (0.1, -0.9, 1.0)),
+        *("hippocampus volumes", 1, 159, "SelfTraining", (4.2, 3.5, 5.0), (2.8, 2.0, 3.6)),
         *("self_training_elsewhere/hippocampus", "1"),
     ),
     Measurement(
