@@ -25,10 +25,24 @@ def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
         versions = sorted({str(run.result.versions.get(package)) for run in runs})
         if len(versions) > 1:
             caveats.append(f"The runs were made with several versions of {package}: {', '.join(versions)}.")
-    caveats += [*_missing_seeds(runs), *_several_tunings(runs), *_reconstructions(runs)]
+    caveats += [*_missing_seeds(runs), *_several_pools(runs), *_several_tunings(runs), *_reconstructions(runs)]
     if not any(run.trainer == STOCK for run in runs):
         caveats.append("There are no runs of the baseline, so there is nothing to test the methods against.")
     return caveats
+
+
+def _several_pools(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a sentence for each budget whose runs had more or fewer images than others, labeled ones included."""
+    pools: dict[str, set[int]] = {}
+    for run in runs:
+        if run.settings.num_unlabeled > 0:
+            pools.setdefault(run.settings.budget, set()).add(len(run.settings.labeled) + run.settings.num_unlabeled)
+    return [
+        f"The runs with {budget} labeled learned from {' or '.join(map(str, sorted(sizes)))} images, labeled and "
+        "unlabeled together: unlabeled images came or went in between."
+        for budget, sizes in pools.items()
+        if len(sizes) > 1
+    ]
 
 
 def _several_tunings(runs: Sequence[FinishedRun]) -> list[str]:

@@ -466,6 +466,15 @@ def test_methods_are_compared_with_a_control_of_their_time(tree: Tree) -> None:
     assert set(against_control["control"]) == {"nnUNetTrainerMeanTeacher (control)"}
 
 
+def test_unlabeled_images_that_came_between_two_runs_are_noted(tree: Tree) -> None:
+    runs, _, _ = collect_runs(902)
+    assert not any("came or went" in note for note in find_caveats(runs))
+    [more] = [run for run in runs if run.folder == tree.folder("nnUNetTrainerMICD", 6)]
+    tree.change(more.folder, num_unlabeled=more.settings.num_unlabeled + 40)
+    few = len(more.settings.labeled) + more.settings.num_unlabeled
+    assert any(f"learned from {few} or {few + 40} images" in note for note in find_caveats(collect_runs(902)[0]))
+
+
 def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
     add_longer(tree, "nnUNetTrainer", 15, 150.0)
     tree.report()
