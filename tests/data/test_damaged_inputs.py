@@ -203,7 +203,7 @@ def test_useless_images_are_named_and_the_others_used(name: str, fresh: TinyData
     error, printed = preprocess(run)
     assert error == "error: 1 images could not be preprocessed"
     assert re.search(rf"^3d_fullres, new: .*{message}", printed, re.MULTILINE), printed
-    with pytest.warns(UserWarning, match=r"not preprocessed and not used \(new\)"):
+    with pytest.warns(UserWarning, match=r"could not be preprocessed and are not used: new \("):
         assert used(fresh) == set(fresh.unlabeled)
 
 
