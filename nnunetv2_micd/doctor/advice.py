@@ -112,7 +112,7 @@ def advise(labeled: int, unlabeled: int) -> Finding:
     gained = [one for one in near if one.has_gained and not one.only_for]
     trainer = f"-tr nnUNetTrainer{gained[0].trainer}" if gained else "nnU-Net itself"
     lines = [
-        "measured with small networks: points of Dice (95 % interval) over nnU-Net | over training without unlabeled:",
+        "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control",
         *(one.line for one in near if one in nearest.values()),
         "the gain depends on the images more than on their number: compare on yours with nnUNetv2_micd benchmark",
     ]
