@@ -21,10 +21,17 @@ def add_command(commands: Any) -> None:
     options.add_configuration(parser, "configuration; needed if there are runs of several", required=False)
     parser.add_argument("-p", metavar="PLANS", help="name of the plans; needed if there are runs of several")
     parser.add_argument(
-        "--tolerance", metavar="MM", type=float, default=1.0, help="of the normalized surface Dice in mm; default: 1"
+        "--tolerance",
+        metavar="MM",
+        type=float,
+        default=1.0,
+        help="of the normalized surface Dice in mm, of photographs in pixels; default: 1",
     )
     parser.add_argument(
-        "--epochs", metavar="N", type=int, help="only runs of this length, and longer ones of the baseline"
+        "--epochs",
+        metavar="N",
+        type=int,
+        help="only runs of this length, and longer ones of the baseline and the controls",
     )
     parser.add_argument(
         "--baseline",

@@ -4,7 +4,6 @@ A run may be killed at any moment and started again. Each case is written to a t
 its place with its ``.b2nd`` last, so every ``.b2nd`` in the folder is complete.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -13,63 +12,29 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
-from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, find_damaged, list_preprocessed, read_fingerprint
+from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
+from nnunetv2_micd.data.preprocessing_folder import (
+    ALL_IMAGES,
+    INCOMPLETE_FOLDER,
+    Part,
+    lock_folders,
+    prepare_folder,
+    record_defects,
+)
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
-from nnunetv2_micd.data.sources import absent, describe, find_gone, read_sources, write_sources
 from nnunetv2_micd.data.splits import write_few_folds
-from nnunetv2_micd.utils.files import atomic, shorten
-from nnunetv2_micd.utils.locks import hold_lock
-
-INCOMPLETE_FOLDER = ".incomplete"
-"""Folder for files that are being written, inside the folder of the preprocessed images."""
+from nnunetv2_micd.utils.files import shorten
 
 DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
 """nnU-Net's default (8, or ``nnUNet_def_n_proc``), but at most one process for each core."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the images, which one of several jobs preprocesses: those that leave the remainder ``id``.
-
-    Attributes:
-        id: Number of the part, from 0.
-        of: Number of parts.
-
-    Raises:
-        ValueError: There is no such part.
-
-    Examples:
-        >>> Part(1, of=3).select(["a", "b", "c", "d", "e"])
-        ['b', 'e']
-    """
-
-    id: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.id < self.of:
-            raise ValueError(f"There is no part {self.id} of {self.of}; -part_id counts from 0 to -num_parts minus 1")
-
-    def select(self, cases: Sequence[str]) -> list[str]:
-        """Return the cases of this part."""
-        return list(cases[self.id :: self.of])
-
-    def file(self, name: str) -> str:
-        """Return the name of a file that each part has for itself."""
-        return name if self.of == 1 else f"{name}_{self.id}_of_{self.of}"
-
-
-ALL_IMAGES = Part()
 
 
 @dataclass(frozen=True)
@@ -131,9 +96,9 @@ def preprocess_unlabeled(
     failures = [Failure(file, "images", unused) for file in left_out]
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
-    with _lock_folders(dataset, chosen, part):
+    with lock_folders(dataset, chosen, part):
         for configuration in chosen:
-            _prepare_folder(dataset, configuration, images, cases, overwrite, part)
+            prepare_folder(dataset, configuration, images, cases, overwrite, part)
         for configuration in chosen:
             incomplete = part.file(INCOMPLETE_FOLDER)
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
@@ -146,26 +111,6 @@ def _make_few_folds(dataset: Dataset, cases: Sequence[str]) -> None:
     """Make the folds of fewer than five labeled cases, so that nnU-Net's own trainer has them too."""
     if len(cases) > 1 and (folds := write_few_folds(cases, dataset.splits_file)):
         print(f"{dataset.splits_file.name}: {folds} folds, each validates one of the {folds} labeled cases")
-
-
-@contextmanager
-def _lock_folders(dataset: Dataset, configurations: Sequence[str], part: Part) -> Iterator[None]:
-    """Wait until no other process preprocesses the same part into these folders, and keep others out."""
-    with ExitStack() as locks:
-        for configuration in sorted(
-            configurations
-        ):  # all processes in the same order, or two could wait for each other
-            folder = dataset.unlabeled_folder(configuration)
-            file, activity = (
-                _beside(folder, part.file("preprocessing")),
-                f"preprocessing images into {folder}",
-            )
-            try:
-                locks.enter_context(hold_lock(file, activity, wait=0))
-            except BlockingIOError:
-                print(f"Another process is {activity}; waiting for it to finish.", flush=True)
-                locks.enter_context(hold_lock(file, activity, wait=-1))
-        yield
 
 
 def _choose_configurations(
@@ -199,76 +144,6 @@ def _check_unlabeled(dataset: Dataset, labeled: Mapping[str, Sequence[str]], ima
         )
 
 
-def _prepare_folder(
-    dataset: Dataset,
-    configuration: str,
-    images: Mapping[str, Sequence[str]],
-    cases: Sequence[str],
-    overwrite: bool,
-    part: Part,
-) -> None:
-    """Make the folder, remove stale files from it, and record there of what and how its images are preprocessed.
-
-    Args:
-        dataset: Dataset with the plans.
-        configuration: Name of the configuration.
-        images: Raw files of all images.
-        cases: The images of this part.
-        overwrite: Whether these are preprocessed again.
-        part: The part.
-    """
-    folder = dataset.unlabeled_folder(configuration)
-    # Jobs of different parts start at the same time. The first records the plans, and the others find them the same.
-    with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
-        folder.mkdir(exist_ok=True)
-        _remove_stale(folder, dataset.fingerprint(configuration), cases, overwrite)
-        _remove_changed(folder, images, cases)
-    shutil.rmtree(folder / part.file(INCOMPLETE_FOLDER), ignore_errors=True)
-    (folder / part.file(INCOMPLETE_FOLDER)).mkdir()
-
-
-def _beside(folder: Path, purpose: str) -> Path:
-    """Return the file of a lock: beside the folder, in which nothing but images should lie."""
-    return folder.with_name(f".{folder.name}.{purpose}.lock")
-
-
-def _remove_stale(folder: Path, fingerprint: str, images: Collection[str], overwrite: bool) -> None:
-    done = list_preprocessed(folder)
-    is_same = read_fingerprint(folder) == fingerprint
-    if done and not is_same and not overwrite:
-        raise ValueError(
-            f"The images in {folder} were preprocessed with other plans; to preprocess them all again, add --overwrite"
-        )
-    for case in done if overwrite else ():
-        # With other plans, images that are not among the raw ones now must go, too: they do not fit the new record.
-        if case in images or not is_same:
-            (folder / f"{case}.b2nd").unlink()
-            (folder / f"{case}.pkl").unlink(missing_ok=True)
-    if not is_same:
-        with atomic(folder / FINGERPRINT_FILE) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": fingerprint}))
-
-
-def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> None:
-    """Remove preprocessed images whose raw files were replaced or deleted, and record the raw files of this part."""
-    sources, done = read_sources(folder), list_preprocessed(folder)
-    now = {case: describe(images[case]) for case in cases if all(map(os.path.exists, images[case]))}
-    replaced = [case for case in done if case in now and case in sources and sources[case].files != now[case].files]
-    # A link whose file was deleted is still among the images.
-    gone = find_gone(sources, [case for case in done if not all(map(os.path.exists, images.get(case, [""])))])
-    for case in replaced:  # not done any more; the image itself stays for a training that is running
-        (folder / f"{case}.pkl").unlink(missing_ok=True)
-    for case in gone:
-        (folder / f"{case}.b2nd").unlink()
-        (folder / f"{case}.pkl").unlink(missing_ok=True)
-        sources.pop(case)
-    if replaced:
-        print(f"Preprocessed again, as their files have changed: {shorten(replaced)}")
-    if gone:
-        print(f"Removed from {folder}, as their raw files are gone: {shorten(gone)}")
-    write_sources(folder, sources | now)
-
-
 def _preprocess_configuration(
     dataset: Dataset, configuration: str, jobs: Sequence[PreprocessingJob], num_processes: int
 ) -> list[Failure]:
@@ -283,7 +158,7 @@ def _preprocess_configuration(
             if reason is not None:
                 failures.append(Failure(case, configuration, reason))
             progress.update()
-    _record_defects(folder, todo, failures)
+    record_defects(folder, todo, {failure.case: failure.reason for failure in failures})
     if jobs:
         shutil.rmtree(folder / jobs[0].incomplete, ignore_errors=True)
     print(
@@ -291,21 +166,6 @@ def _preprocess_configuration(
         f"{len(failures)} failed; they are in {folder}"
     )
     return sorted(failures, key=lambda failure: failure.case)
-
-
-def _record_defects(folder: Path, jobs: Sequence[PreprocessingJob], failures: Sequence[Failure]) -> None:
-    defects = {failure.case: failure.reason for failure in failures}
-    for case in defects:  # what was made of files that have been replaced since
-        (folder / f"{case}.b2nd").unlink(missing_ok=True)
-        (folder / f"{case}.pkl").unlink(missing_ok=True)
-    if defects:
-        with hold_lock(_beside(folder, "preparing"), f"recording failures in {folder}"):  # other parts record theirs
-            sources = read_sources(folder)
-            for job in jobs:
-                if job.case in defects:
-                    source = sources.get(job.case) or absent(job.files)
-                    sources[job.case] = source._replace(defect=defects[job.case])
-            write_sources(folder, sources)
 
 
 def _run(jobs: Sequence[PreprocessingJob], num_processes: int) -> Iterator[tuple[str, str | None]]:

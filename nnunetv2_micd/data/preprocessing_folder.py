@@ -1,0 +1,159 @@
+"""The folder of the preprocessed unlabeled images: locks, what is removed from it, and the records that it keeps."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, list_preprocessed, read_fingerprint
+from nnunetv2_micd.data.preprocessing_job import PreprocessingJob
+from nnunetv2_micd.data.sources import absent, describe, find_gone, read_sources, write_sources
+from nnunetv2_micd.utils.files import atomic, shorten
+from nnunetv2_micd.utils.locks import hold_lock
+
+INCOMPLETE_FOLDER = ".incomplete"
+"""Folder for files that are being written, inside the folder of the preprocessed images."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the images, which one of several jobs preprocesses: those that leave the remainder ``id``.
+
+    Attributes:
+        id: Number of the part, from 0.
+        of: Number of parts.
+
+    Raises:
+        ValueError: There is no such part.
+
+    Examples:
+        >>> Part(1, of=3).select(["a", "b", "c", "d", "e"])
+        ['b', 'e']
+    """
+
+    id: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.id < self.of:
+            raise ValueError(f"There is no part {self.id} of {self.of}; -part_id counts from 0 to -num_parts minus 1")
+
+    def select(self, cases: Sequence[str]) -> list[str]:
+        """Return the cases of this part."""
+        return list(cases[self.id :: self.of])
+
+    def file(self, name: str) -> str:
+        """Return the name of a file that each part has for itself."""
+        return name if self.of == 1 else f"{name}_{self.id}_of_{self.of}"
+
+
+ALL_IMAGES = Part()
+
+
+@contextmanager
+def lock_folders(dataset: Dataset, configurations: Sequence[str], part: Part) -> Iterator[None]:
+    """Wait until no other process preprocesses the same part into these folders, and keep others out."""
+    with ExitStack() as locks:
+        for configuration in sorted(
+            configurations
+        ):  # all processes in the same order, or two could wait for each other
+            folder = dataset.unlabeled_folder(configuration)
+            file, activity = (
+                _beside(folder, part.file("preprocessing")),
+                f"preprocessing images into {folder}",
+            )
+            try:
+                locks.enter_context(hold_lock(file, activity, wait=0))
+            except BlockingIOError:
+                print(f"Another process is {activity}; waiting for it to finish.", flush=True)
+                locks.enter_context(hold_lock(file, activity, wait=-1))
+        yield
+
+
+def prepare_folder(
+    dataset: Dataset,
+    configuration: str,
+    images: Mapping[str, Sequence[str]],
+    cases: Sequence[str],
+    overwrite: bool,
+    part: Part,
+) -> None:
+    """Make the folder, remove stale files from it, and record there of what and how its images are preprocessed.
+
+    Args:
+        dataset: Dataset with the plans.
+        configuration: Name of the configuration.
+        images: Raw files of all images.
+        cases: The images of this part.
+        overwrite: Whether these are preprocessed again.
+        part: The part.
+    """
+    folder = dataset.unlabeled_folder(configuration)
+    # Jobs of different parts start at the same time. The first records the plans, and the others find them the same.
+    with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
+        folder.mkdir(exist_ok=True)
+        _remove_stale(folder, dataset.fingerprint(configuration), cases, overwrite)
+        _remove_changed(folder, images, cases)
+    shutil.rmtree(folder / part.file(INCOMPLETE_FOLDER), ignore_errors=True)
+    (folder / part.file(INCOMPLETE_FOLDER)).mkdir()
+
+
+def _beside(folder: Path, purpose: str) -> Path:
+    """Return the file of a lock: beside the folder, in which nothing but images should lie."""
+    return folder.with_name(f".{folder.name}.{purpose}.lock")
+
+
+def _remove_stale(folder: Path, fingerprint: str, images: Collection[str], overwrite: bool) -> None:
+    done = list_preprocessed(folder)
+    is_same = read_fingerprint(folder) == fingerprint
+    if done and not is_same and not overwrite:
+        raise ValueError(
+            f"The images in {folder} were preprocessed with other plans; to preprocess them all again, add --overwrite"
+        )
+    for case in done if overwrite else ():
+        # With other plans, images that are not among the raw ones now must go, too: they do not fit the new record.
+        if case in images or not is_same:
+            (folder / f"{case}.b2nd").unlink()
+            (folder / f"{case}.pkl").unlink(missing_ok=True)
+    if not is_same:
+        with atomic(folder / FINGERPRINT_FILE) as temporary:
+            temporary.write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> None:
+    """Remove preprocessed images whose raw files were replaced or deleted, and record the raw files of this part."""
+    sources, done = read_sources(folder), list_preprocessed(folder)
+    now = {case: describe(images[case]) for case in cases if all(map(os.path.exists, images[case]))}
+    replaced = [case for case in done if case in now and case in sources and sources[case].files != now[case].files]
+    # A link whose file was deleted is still among the images.
+    gone = find_gone(sources, [case for case in done if not all(map(os.path.exists, images.get(case, [""])))])
+    for case in replaced:  # not done any more; the image itself stays for a training that is running
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+    for case in gone:
+        (folder / f"{case}.b2nd").unlink()
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+        sources.pop(case)
+    if replaced:
+        print(f"Preprocessed again, as their files have changed: {shorten(replaced)}")
+    if gone:
+        print(f"Removed from {folder}, as their raw files are gone: {shorten(gone)}")
+    write_sources(folder, sources | now)
+
+
+def record_defects(folder: Path, jobs: Sequence[PreprocessingJob], defects: Mapping[str, str]) -> None:
+    """Record why images could not be preprocessed, and remove what was made of earlier files of theirs."""
+    for case in defects:  # what was made of files that have been replaced since
+        (folder / f"{case}.b2nd").unlink(missing_ok=True)
+        (folder / f"{case}.pkl").unlink(missing_ok=True)
+    if defects:
+        with hold_lock(_beside(folder, "preparing"), f"recording failures in {folder}"):  # other parts record theirs
+            sources = read_sources(folder)
+            for job in jobs:
+                if job.case in defects:
+                    source = sources.get(job.case) or absent(job.files)
+                    sources[job.case] = source._replace(defect=defects[job.case])
+            write_sources(folder, sources)
