@@ -72,6 +72,8 @@ def choose(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the mean Dice of both kinds of folds, and their difference over the validation cases."""
+    from nnunetv2_micd.data.dataset import Dataset
+    from nnunetv2_micd.data.groups import group_cases, load_groups
     from nnunetv2_micd.data.results import ModelFolder
     from nnunetv2_micd.report.statistics import compare_paired
 
@@ -83,19 +85,21 @@ def compare(arguments: argparse.Namespace) -> None:
         means = [100 * np.mean(list(dice.values())) for dice in folds]
         listed = " ".join(f"{mean:.1f}" for mean in means)
         print(f"{name:8}{np.mean(means):6.1f} +- {np.std(means, ddof=1):.1f}   {listed}")
-    cases = sorted(drawn[0])
-    result = compare_paired(
-        [np.mean([b[case] - a[case] for a, b in zip(drawn, chosen, strict=True)]) for case in cases]
-    )
+    gains = {case: np.mean([b[case] - a[case] for a, b in zip(drawn, chosen, strict=True)]) for case in drawn[0]}
+    groups = group_cases(list(gains), load_groups(Dataset.find(arguments.dataset, arguments.p).name))
+    result = compare_paired([float(np.mean([gains[case] for case in cases])) for cases in groups.values()])
     interval = f"{100 * result.low:.1f} to {100 * result.high:.1f}"
-    print(f"chosen - drawn: {100 * result.difference:+.1f} ({interval}), p {result.p:.2g}, {len(cases)} cases")
+    print(f"chosen - drawn: {100 * result.difference:+.1f} ({interval}), p {result.p:.2g}, n {result.n}")
 
 
 def read_dice(fold_folder: Path) -> dict[str, float]:
     """Return the Dice of each validation case, mean over the classes that are in truth or prediction."""
+    ending = json.loads((fold_folder.parent / "dataset.json").read_text())["file_ending"]
     summary = json.loads((fold_folder / "validation" / "summary.json").read_text())
     return {
-        Path(case["prediction_file"]).name: float(np.nanmean([values["Dice"] for values in case["metrics"].values()]))
+        Path(case["prediction_file"]).name.removesuffix(ending): float(
+            np.nanmean([values["Dice"] for values in case["metrics"].values()])
+        )
         for case in summary["metric_per_case"]
     }
 

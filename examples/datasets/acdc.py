@@ -2,7 +2,8 @@
 
 DOWNLOAD_FOLDER is the folder that contains training/patient001. The 100 patients are divided as in SSL4MIS: 70 for
 training, 10 for validation and 20 for testing. There are two folds: the first 3 or the first 7 training patients are
-labeled. Each patient makes two cases, the frames at the end of diastole and at the end of systole.
+labeled. Each patient makes two cases, the frames at the end of diastole and at the end of systole; ``groups.json``
+keeps them together.
 """
 
 import re
@@ -34,6 +35,7 @@ def describe(download: Path) -> Benchmark:
         train=cases(lists["train"]),
         val=cases(lists["val"]),
         test=cases(lists["test"]),
+        groups={case: patient for patient, frames in files.items() for case in frames},
         labeled={f"first {count} patients": cases(lists["train"][:count]) for count in (3, 7)},
     )
 

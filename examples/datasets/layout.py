@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import find_dataset, raw_folder
+from nnunetv2_micd.data.groups import GROUPS_FILE
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, write_splits
 from nnunetv2_micd.utils.files import atomic_folder, shorten
 
@@ -49,6 +50,7 @@ class Benchmark:
         labeled: Lists of labeled training cases by their name in the literature; each list becomes a fold.
         convert_labels: Function that writes the labels of a case to a path in the form that nnU-Net needs. By default
             the files are linked as they are.
+        groups: Patient of each case, if patients have several.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Benchmark:
     test: Sequence[str]
     labeled: Mapping[str, Sequence[str]]
     convert_labels: Callable[[Files, Path], None] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def folds(self) -> list[Entry]:
         """Return the entries of ``splits_final.json``."""
@@ -149,6 +152,8 @@ def lay_out(benchmark: Benchmark, number: int) -> Path:
             _write_cases(benchmark, [*benchmark.train, *benchmark.val], raw_incomplete, "Tr")
             _write_cases(benchmark, benchmark.test, raw_incomplete, "Ts")
             (raw_incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
+            if benchmark.groups:
+                (raw_incomplete / GROUPS_FILE).write_text(json.dumps(benchmark.groups, indent=4) + "\n")
             write_splits(benchmark.folds(), preprocessed_incomplete / SPLITS_FILE)
     except OSError as error:
         raise OSError(f"Cannot make {raw} with links to the download ({error})") from error

@@ -17,7 +17,8 @@ EMPTY = ("missed", "false alarm", "absent")
 
 def mean_over_classes(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over the scored classes for each run and case, NaN if no class is scored."""
-    return scores.groupby(["budget", "trainer", "seed", "case"], sort=False)[list(METRICS)].mean().reset_index()
+    keys = ["budget", "trainer", "seed", "group", "case"]
+    return scores.groupby(keys, sort=False)[list(METRICS)].mean().reset_index()
 
 
 def mean_over_cases(scores: pd.DataFrame) -> pd.DataFrame:

@@ -66,8 +66,8 @@ def _against_baseline(frames: Mapping[str, pd.DataFrame], budget: str, trainer: 
     better = [row["trainer"] for row in tests if is_candidate(row["trainer"]) and _is_better(row)]
     sentences = [highest, f"It is {_judge(test)} nnU-Net with the same labels: {_describe(test)}."]
     number = int((frames["comparisons"]["metric"] == "dice").sum())
-    if number * 2.0 ** (1 - test["cases"]) >= LEVEL:  # the smallest p of Wilcoxon's test, corrected
-        sentences.append(f"With {test['cases']} test cases and {number} comparisons no difference can be significant.")
+    if number * 2.0 ** (1 - test["n"]) >= LEVEL:  # the smallest p of Wilcoxon's test, corrected
+        sentences.append(f"With n = {test['n']} and {number} comparisons no difference can be significant.")
     if not better:
         return ["No method is significantly better than nnU-Net with the same labels.", *sentences]
     return sentences if trainer in better else [*sentences, f"Significantly better than nnU-Net: {_enumerate(better)}."]

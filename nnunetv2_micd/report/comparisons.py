@@ -16,7 +16,7 @@ EQUAL_TIME = 0.95
 """A training counts as equally long if it took at least this fraction of the method's time, because times are noisy."""
 
 TIME_COLUMNS = ["budget", "trainer", "training_seconds", "opponent", "opponent_seconds", "dice", "opponent_dice"]
-TEST_COLUMNS = ["cases", "difference", "low", "high", "pseudomedian", "p"]
+TEST_COLUMNS = ["n", "difference", "low", "high", "pseudomedian", "p"]
 
 
 def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
@@ -188,8 +188,12 @@ def _choose_training(seconds: pd.Series, opponent: str, method_seconds: float) -
 
 
 def _compare(method: pd.DataFrame, baseline: pd.DataFrame, metric: str, seeds: set[int]) -> PairedResult:
-    """Compare two trainers case by case; a case that is not scored for one of them is left out."""
+    """Compare two trainers group by group; a case that is not scored for one of them is left out.
+
+    Cases of a group, such as those of a patient, are not independent, so each group has one difference: their mean.
+    """
     method_means, baseline_means = (
-        table[table["seed"].isin(seeds)].groupby("case")[metric].mean() for table in (method, baseline)
+        table[table["seed"].isin(seeds)].groupby(["group", "case"])[metric].mean() for table in (method, baseline)
     )
-    return compare_paired((method_means - baseline_means).dropna().to_numpy())
+    differences = (method_means - baseline_means).dropna()
+    return compare_paired(differences.groupby("group").mean().to_numpy())

@@ -1,4 +1,4 @@
-"""Paired comparisons of two methods on the same cases."""
+"""Paired comparisons of two methods on the same cases, or groups of cases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ INTERVAL = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class PairedResult:
-    """Outcome of :func:`compare_paired`; values are NaN if there are too few cases.
+    """Outcome of :func:`compare_paired`; values are NaN if there are too few differences.
 
     Attributes:
-        cases: Number of cases.
-        difference: Mean of method minus baseline over the cases.
+        n: Number of differences.
+        difference: Mean of method minus baseline.
         low: Lower end of the 95 % bootstrap interval of the difference.
         high: Upper end of this interval.
         pseudomedian: Median of the means of all pairs of differences (Hodges and Lehmann), which the test is about.
         p: p-value of the two-sided Wilcoxon signed-rank test.
     """
 
-    cases: int
+    n: int
     difference: float
     low: float
     high: float
@@ -40,12 +40,12 @@ class PairedResult:
 
 
 def compare_paired(differences: Sequence[float] | np.ndarray) -> PairedResult:
-    """Test if the differences, one for each case, are centered at zero.
+    """Test if the differences, one for each independent case or group of cases, are centered at zero.
 
-    The interval is the percentile bootstrap interval of their mean, which draws cases with replacement.
+    The interval is the percentile bootstrap interval of their mean, which draws differences with replacement.
 
     Args:
-        differences: Score of the method minus score of the baseline for each case.
+        differences: Score of the method minus score of the baseline for each case or group.
 
     Examples:
         >>> result = compare_paired([0.1, 0.2, 0.3])

@@ -57,17 +57,17 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names, unit: str) -> l
         Table("Mean over the classes", first, [_summary_row(row, names) for row in overall.to_dict("records")]),
         Table(
             "Against nnU-Net on the same labels",
-            ["metric", "method", "labeled", "cases", *tests],
+            ["metric", "method", "labeled", "n", *tests],
             [_comparison_row(row, names, titles) for row in frames["comparisons"].to_dict("records")],
         ),
         Table(
             "Against the best control",
-            ["metric", "method", "labeled", "control", "cases", *tests],
+            ["metric", "method", "labeled", "control", "n", *tests],
             [_control_row(row, names, titles) for row in frames["against_control"].to_dict("records")],
         ),
         Table(
             "The best method against the others",
-            ["labeled", "best method", "other", "cases", *tests],
+            ["labeled", "best method", "other", "n", *tests],
             [_best_row(row, names) for row in frames["best_against_others"].to_dict("records")],
         ),
         Table(
@@ -106,7 +106,7 @@ def _mean_sd(mean: float, sd: float, factor: float) -> str:
 
 def _comparison_row(row: dict[Any, Any], names: Names, titles: Titles) -> list[str]:
     name = names[row["budget"], row["trainer"]]
-    return [titles[row["metric"]], name, row["budget"], str(row["cases"]), *_difference(row, row["metric"] in PERCENT)]
+    return [titles[row["metric"]], name, row["budget"], str(row["n"]), *_difference(row, row["metric"] in PERCENT)]
 
 
 def _control_row(row: dict[Any, Any], names: Names, titles: Titles) -> list[str]:
@@ -116,7 +116,7 @@ def _control_row(row: dict[Any, Any], names: Names, titles: Titles) -> list[str]
 
 def _best_row(row: dict[Any, Any], names: Names) -> list[str]:
     best, other = (names[row["budget"], row[name]] for name in ("best", "trainer"))
-    return [row["budget"], best, other, str(row["cases"]), *_difference(row, is_percent=True)]
+    return [row["budget"], best, other, str(row["n"]), *_difference(row, is_percent=True)]
 
 
 def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:

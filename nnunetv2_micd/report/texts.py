@@ -1,19 +1,26 @@
 """The sentences of the report: facts about the runs, what restricts a comparison, and how the numbers are computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from nnunetv2_micd.benchmark.records import PUBLISHED
+from nnunetv2_micd.data.groups import GROUPS_FILE, group_cases
 from nnunetv2_micd.report.comparisons import EQUAL_TIME
 from nnunetv2_micd.report.runs import FinishedRun, display_name
 from nnunetv2_micd.report.scores import RULE_FOR_EMPTY_MASKS
 from nnunetv2_micd.report.statistics import BOOTSTRAP_SAMPLES, LEVEL
 from nnunetv2_micd.report.tables import Table
 from nnunetv2_micd.training.registry import STOCK, find_trainer
+from nnunetv2_micd.utils.files import shorten
 
 
-def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return what a reader of the tables has to know about these runs."""
+def find_caveats(runs: Sequence[FinishedRun], groups: Mapping[str, str]) -> list[str]:
+    """Return what a reader of the tables has to know about these runs.
+
+    Args:
+        runs: The runs.
+        groups: Group of each case, see `data.groups`; empty if there are none.
+    """
     caveats = []
     transductive = sorted({run.trainer for run in runs if run.settings.transductive and not run.is_mean})
     if transductive:
@@ -26,6 +33,12 @@ def find_caveats(runs: Sequence[FinishedRun]) -> list[str]:
         if len(versions) > 1:
             caveats.append(f"The runs were made with several versions of {package}: {', '.join(versions)}.")
     caveats += [*_missing_seeds(runs), *_several_pools(runs), *_several_tunings(runs), *_reconstructions(runs)]
+    alone = sorted({case for run in runs for case in run.cases} - set(groups)) if groups else []
+    if alone:
+        caveats.append(
+            f"{GROUPS_FILE} gives {len(alone)} of the test cases no group ({shorten(alone)}): the tests take each as "
+            "independent; add them there."
+        )
     if not any(run.trainer == STOCK for run in runs):
         caveats.append("There are no runs of the baseline, so there is nothing to test the methods against.")
     return caveats
@@ -84,16 +97,17 @@ def _missing_seeds(runs: Sequence[FinishedRun]) -> list[str]:
     return sentences
 
 
-def describe(runs: Sequence[FinishedRun], tolerance: float, baseline: str) -> dict[str, str]:
+def describe(runs: Sequence[FinishedRun], groups: Mapping[str, str], tolerance: float, baseline: str) -> dict[str, str]:
     """Return what all the runs have in common."""
-    settings = runs[0].settings
+    settings, cases = runs[0].settings, runs[0].cases
+    of_groups = f" of {len(group_cases(cases, groups))} groups" if groups.keys() >= set(cases) else ""
     versions = {f"{name} {version}" for run in runs for name, version in run.result.versions.items()}
     return {
         "Baseline, called nnU-Net": baseline,
         "Dataset": settings.dataset,
         "Configuration and plans": f"{settings.configuration}, {settings.plans}",
         "Training": f"{settings.epochs} epochs of {settings.iterations} iterations, final checkpoint",
-        "Test cases": f"{len(runs[0].cases)}, from {settings.test_images or 'the validation cases of the folds'}",
+        "Test cases": f"{len(cases)}{of_groups}, from {settings.test_images or 'the validation cases of the folds'}",
         "Runs": str(len({run.folder for run in runs})),
         "Surface Dice tolerance": f"{tolerance:g} {runs[0].unit}",
         "Machines": "; ".join(sorted({run.result.machine for run in runs})),
@@ -125,10 +139,12 @@ def list_rules(tolerance: float, unit: str) -> list[str]:
         "classes. The tables show mean and standard deviation over the seeds, each of which has other labeled cases, "
         "unless a fold names them. Counts of empty masks are over all test cases, classes and seeds.",
         "Tests: the score of a case is the mean over its classes and then over the seeds that both methods have. A "
-        "case that is not scored for one of the two is left out, so the number of cases is given. The p-value is from "
-        "the two-sided Wilcoxon signed-rank test. It is also given with Holm's correction over all comparisons of the "
-        "metric. The interval is the 95 % percentile bootstrap of the mean difference to the baseline with the same "
-        f"labels ({BOOTSTRAP_SAMPLES} draws of cases). It reflects variation between test cases; variation between "
+        "case that is not scored for one of the two is left out. Cases of one group, such as a patient, are not "
+        f"independent: where {GROUPS_FILE} names groups, the score of a group is the mean over its cases, and n is the "
+        "number of groups; otherwise n is the number of cases. The p-value is from the two-sided Wilcoxon signed-rank "
+        "test. It is also given with Holm's correction over all comparisons of the metric. The interval is the 95 % "
+        "percentile bootstrap of the mean difference to the baseline with the same labels "
+        f"({BOOTSTRAP_SAMPLES} draws of cases or groups). It reflects variation between test cases; variation between "
         "labeled sets is shown by the standard deviation.",
         "A control is another trainer that used no unlabeled images, such as nnU-Net with averaged weights. What a "
         "method gains over nnU-Net but not over a control need not come from the unlabeled images. Against the best "

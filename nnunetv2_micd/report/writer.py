@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.report.aggregate import collect_costs, summarize
 from nnunetv2_micd.report.claims import list_claims
 from nnunetv2_micd.report.collect import collect_runs
@@ -72,11 +73,13 @@ def write_report(
     check_tolerance(tolerance)
     runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
     scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
+    groups = load_groups(runs[0].settings.dataset)
+    scores["group"] = [groups.get(case, case) for case in scores["case"]]
     # Longer runs have a table and a figure of their own.
     usual_runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
     if not usual_runs:
         raise ValueError(failures[0])
-    notes += failures + find_caveats(scored)
+    notes += failures + find_caveats(scored, groups)
     usual_scores = scores[scores["trainer"].isin({run.trainer for run in usual_runs})]
     costs = collect_costs(scored)
     best = find_best(usual_scores, is_candidate)
@@ -97,7 +100,7 @@ def write_report(
             frame.map(_defuse).to_csv(incomplete / f"{name}.csv", index=False)
         page = write_page(
             incomplete,
-            facts=describe(usual_runs, tolerance, baseline),
+            facts=describe(usual_runs, groups, tolerance, baseline),
             claims=list_claims(frames, best),
             notes=notes,
             tables=[*format_tables(frames, _names_of(scored), usual_runs[0].unit), describe_methods(usual_runs)],

@@ -234,6 +234,14 @@ def test_missing_images_and_labels(
     assert "lacks the images of 1 of the" in fail(name, download, monkeypatch)
 
 
+def test_the_two_frames_of_a_patient_of_acdc_are_one_group(load: Any, nnunet: TinyDataset, tmp_path: Path) -> None:
+    raw = load("layout").lay_out(load("acdc").describe(make_download("acdc", tmp_path / "download")), 704)
+    groups = json.loads((raw / "groups.json").read_text())
+    assert len(groups) == 200
+    assert len(set(groups.values())) == 100
+    assert {path.name.removesuffix("_0000.nii.gz") for path in (raw / "imagesTs").iterdir()} < groups.keys()
+
+
 def test_acdc_without_the_numbers_of_the_frames(
     nnunet: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

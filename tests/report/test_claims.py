@@ -42,7 +42,7 @@ def claim(
     frames = {
         "summary": [run | {"class": MEAN, "dice_mean": 0.7834, "seeds": seeds}],
         "comparisons": [
-            {"metric": "dice", "budget": budget, "trainer": name} | make_test(*test) | {"cases": cases, "seeds": seeds}
+            {"metric": "dice", "budget": budget, "trainer": name} | make_test(*test) | {"n": cases, "seeds": seeds}
             for name, test in baseline.items()
         ],
         "costs": [
@@ -147,7 +147,7 @@ def test_without_nnunet_there_is_no_comparison() -> None:
 
 def test_few_cases() -> None:
     assert "same labels: +3.1 points, too few cases for a test." in claim({MICD: (0.031, float("nan"))}, cases=1)
-    sentence = "With 6 test cases and 2 comparisons no difference can be significant."
+    sentence = "With n = 6 and 2 comparisons no difference can be significant."
     assert sentence in claim({MICD: UNCLEAR, CPS: UNCLEAR}, cases=6)
     assert sentence not in claim({MICD: UNCLEAR}, cases=6)
 

@@ -20,7 +20,8 @@ def make_scores(means: dict[tuple[str, int], float], budget: str = "2") -> pd.Da
         for case, dice in enumerate(mean + noise - noise.mean()):
             keys = {"trainer": trainer, "budget": budget, "num_labeled": 2, "seed": seed, "case": f"c{case}"}
             rows.append(keys | {"class": "a", "dice": dice, "nsd": dice, "hd95": 1 - dice, "asd": 1 - dice})
-    return pd.DataFrame(rows).assign(outcome="scored")
+    table = pd.DataFrame(rows).assign(outcome="scored")
+    return table.assign(group=table["case"])
 
 
 def test_the_best_is_chosen_on_common_seeds() -> None:
@@ -67,7 +68,7 @@ def test_the_best_method_is_tested_against_each_other_method_and_control() -> No
     scores = make_scores(means)
     table = compare_best(scores, {"2": "A"}).set_index("trainer")
     assert list(table.index) == ["X (control)", "B"]  # C has no seed of A
-    assert table.loc["B", ["best", "seeds", "cases"]].tolist() == ["A", 1, CASES]
+    assert table.loc["B", ["best", "seeds", "n"]].tolist() == ["A", 1, CASES]
     dice = scores[scores["seed"] == 0].set_index("trainer")["dice"]
     expected = compare_paired(dice["A"].to_numpy() - dice["B"].to_numpy())
     assert table.loc["B", ["difference", "low", "high", "p"]].tolist() == pytest.approx(

@@ -244,7 +244,7 @@ def test_methods_are_tested_against_nnunet_on_the_same_cases(reported: Tree) -> 
     assert row["difference"] == pytest.approx(difference.mean())
     assert row["p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
     assert row["low"] <= row["difference"] <= row["high"]
-    assert row["cases"] == len(reported.cases)
+    assert row["n"] == len(reported.cases)
     assert len(table) == 4 * 2 * 2  # metrics, budgets, methods; not with all labels
     assert (table["p_holm"] >= table["p"]).all()
     np.testing.assert_allclose(table.loc["nsd"]["p_holm"], correct_holm(table.loc["nsd"]["p"]))
@@ -468,11 +468,11 @@ def test_methods_are_compared_with_a_control_of_their_time(tree: Tree) -> None:
 
 def test_unlabeled_images_that_came_between_two_runs_are_noted(tree: Tree) -> None:
     runs, _, _ = collect_runs(902)
-    assert not any("came or went" in note for note in find_caveats(runs))
+    assert not any("came or went" in note for note in find_caveats(runs, {}))
     [more] = [run for run in runs if run.folder == tree.folder("nnUNetTrainerMICD", 6)]
     tree.change(more.folder, num_unlabeled=more.settings.num_unlabeled + 40)
     few = len(more.settings.labeled) + more.settings.num_unlabeled
-    assert any(f"learned from {few} or {few + 40} images" in note for note in find_caveats(collect_runs(902)[0]))
+    assert any(f"learned from {few} or {few + 40} images" in note for note in find_caveats(collect_runs(902)[0], {}))
 
 
 def test_without_a_baseline_of_a_method_s_time_the_longest_is_taken(tree: Tree) -> None:
@@ -512,6 +512,21 @@ def test_runs_that_tune_are_in_no_report(tree: Tree) -> None:
         tree.change(record.parent, is_tuning=True)
     with pytest.raises(FileNotFoundError, match=r"no finished runs of Dataset902_Report in [^(]*; make some"):
         collect_runs(902)
+
+
+def test_patients_are_independent_and_their_cases_are_not(tree: Tree) -> None:
+    groups = {"case_0": "patient_a", "case_1": "patient_a", "case_2": "patient_b"}
+    (tree.root / "raw" / NAME).mkdir()
+    (tree.root / "raw" / NAME / "groups.json").write_text(json.dumps(groups))
+    page, notes = tree.report()
+    assert [note for note in notes if "no group (case_3)" in note]
+    cases = pd.read_csv(tree.root / "report" / "cases.csv")
+    assert dict(zip(cases["case"], cases["group"], strict=True)) == groups | {"case_3": "case_3"}
+    assert set(pd.read_csv(tree.root / "report" / "comparisons.csv")["n"]) == {3}
+    (tree.root / "raw" / NAME / "groups.json").write_text(json.dumps(groups | {"case_3": "patient_b"}))
+    page, notes = tree.report()
+    assert notes == []
+    assert "4 of 2 groups" in page.read_text()
 
 
 def test_a_tuned_weight_has_rows_beside_the_published_one(tree: Tree) -> None:
@@ -698,13 +713,13 @@ def test_caveats_are_named(tree: Tree) -> None:
     ]
     assert ">MICD †</td>" in page.read_text()
     runs = [run for run in collect_runs(902)[0] if run.trainer != "nnUNetTrainer"]
-    assert "nothing to test the methods against" in find_caveats(runs)[-1]
+    assert "nothing to test the methods against" in find_caveats(runs, {})[-1]
 
 
 def test_reconstructions_are_named(tree: Tree) -> None:
     runs = collect_runs(902)[0]
     others = [replace(run, settings=replace(run.settings, trainer="nnUNetTrainerTransMedSeg")) for run in runs]
-    (note,) = find_caveats([*runs, *others])
+    (note,) = find_caveats([*runs, *others], {})
     assert note.startswith("Reconstructions, because their authors published no code: TransMedSeg. Their figures")
 
 
@@ -742,7 +757,14 @@ def test_curves_come_from_the_csv_or_the_checkpoint(tree: Tree) -> None:
 def make_scores(values: dict[tuple[str, int, str, str], float]) -> pd.DataFrame:
     rows = [
         {"trainer": trainer, "budget": "2", "num_labeled": 2, "seed": seed, "case": case, "class": name}
-        | {"dice": dice, "nsd": dice, "hd95": 1 - dice, "asd": 1 - dice, "outcome": "scored" if dice >= 0 else "absent"}
+        | {
+            "group": case,
+            "dice": dice,
+            "nsd": dice,
+            "hd95": 1 - dice,
+            "asd": 1 - dice,
+            "outcome": "scored" if dice >= 0 else "absent",
+        }
         for (trainer, seed, case, name), dice in values.items()
     ]
     return pd.DataFrame(rows)
@@ -766,8 +788,22 @@ def test_only_common_seeds_and_cases_are_paired() -> None:
         | {(ours, 0, case, "a"): dice for case, dice in zip("wxyz", (0.6, 0.8, 0.6, np.nan), strict=True)}
     )
     row = compare_all(scores).set_index("metric").loc["dice"]
-    assert (row["seeds"], row["cases"]) == (1, 3)
+    assert (row["seeds"], row["n"]) == (1, 3)
     assert row["difference"] == pytest.approx(0.5 / 3)
+
+
+def test_cases_of_a_group_count_as_one() -> None:
+    """The cases w and x are of one patient, which has one difference: that of its only case that both have."""
+    values = {("nnUNetTrainer", case): 0.5 for case in "wxyz"} | {
+        ("nnUNetTrainerMICD", case): dice for case, dice in zip("wxyz", (0.6, 0.8, 0.6, 0.4), strict=True)
+    }
+    scores = make_scores({(trainer, 0, case, "a"): dice for (trainer, case), dice in values.items()})
+    row = compare_all(scores.replace({"group": {"x": "w"}})).set_index("metric").loc["dice"]
+    assert row["n"] == 3
+    expected = compare_paired([0.2, 0.1, -0.1])
+    assert row[["difference", "low", "high", "p"]].tolist() == pytest.approx(
+        [expected.difference, expected.low, expected.high, expected.p]
+    )
 
 
 def test_paired_comparison_of_known_values() -> None:
@@ -779,7 +815,7 @@ def test_paired_comparison_of_known_values() -> None:
     assert result.p == pytest.approx(stats.wilcoxon(values).pvalue)
     same = compare_paired([0.0, 0.0, 0.0])
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    assert [compare_paired(few).cases for few in ([], [0.1])] == [0, 1]
+    assert [compare_paired(few).n for few in ([], [0.1])] == [0, 1]
     assert np.isnan([compare_paired([0.1]).low, compare_paired([0.1]).p, compare_paired([]).difference]).all()
 
 
@@ -929,7 +965,10 @@ def test_cases_are_drawn_over_the_seeds_that_both_have() -> None:
     """nnU-Net is much better with the second seed, which the method does not have."""
     rows = [("nnUNetTrainer", 0, 0.5), ("nnUNetTrainer", 1, 0.9), ("nnUNetTrainerMICD", 0, 0.6)]
     by_case = pd.DataFrame(
-        [{"budget": "2", "trainer": name, "seed": seed, "case": "a", "dice": dice} for name, seed, dice in rows]
+        [
+            {"budget": "2", "trainer": name, "seed": seed, "group": "a", "case": "a", "dice": dice}
+            for name, seed, dice in rows
+        ]
     )
     figure = draw_cases(by_case, ["nnUNetTrainer", "nnUNetTrainerMICD"])
     assert figure is not None

@@ -100,7 +100,11 @@ def train(dataset: TinyDataset, method: str) -> list[float]:
 def memory_of_training(dataset: TinyDataset, method: str) -> list[float]:
     """Train in another program, so that nothing else has happened to its memory, and workers start as usual."""
     run = subprocess.run(
-        [sys.executable, __file__, str(dataset.root), method], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__, str(dataset.root), method],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # where it finds the helpers
     )
     memory = json.loads(run.stdout.splitlines()[-1])
     print(f"{method}, MiB at every {SAMPLED}th of {STEPS} steps: {[round(value) for value in memory]}")
