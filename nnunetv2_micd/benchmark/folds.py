@@ -86,7 +86,7 @@ def _published_entry(dataset: Dataset, cases: Sequence[str], fold: int) -> Entry
 
 def _load_splits(dataset: Dataset, cases: Sequence[str]) -> list[Entry]:
     splits = dataset.splits()
-    return default_splits(cases) if splits is None else splits
+    return default_splits(cases, load_groups(dataset.name)) if splits is None else splits
 
 
 def is_drawn(budget: str) -> bool:

@@ -53,7 +53,7 @@ def add_budget_splits(
     groups = load_groups(dataset_name)
     entries = [make_entry(cases, count, seed, val_fraction, groups) for seed in seeds]
     with lock_splits(path):
-        splits = load_splits(path) if path.is_file() else default_splits(cases)
+        splits = load_splits(path) if path.is_file() else default_splits(cases, groups)
         num_before = len(splits) if path.is_file() else 0
         for entry in entries:
             if entry not in splits:

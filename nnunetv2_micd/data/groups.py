@@ -52,3 +52,9 @@ def group_cases(cases: Sequence[str], groups: Mapping[str, str]) -> dict[str, li
     for case in sorted(cases):
         grouped.setdefault(groups.get(case, case), []).append(case)
     return dict(sorted(grouped.items()))
+
+
+def describe_units(cases: Sequence[str], groups: Mapping[str, str]) -> str:
+    """Return what folds are made of, such as ``6 labeled cases in 3 groups``."""
+    text = f"{len(cases)} labeled cases"
+    return f"{text} in {len(group_cases(cases, groups))} groups" if groups else text

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
+from nnunetv2_micd.data.groups import describe_units, group_cases, load_groups
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.preprocessing_folder import (
     ALL_IMAGES,
@@ -30,7 +31,7 @@ from nnunetv2_micd.data.preprocessing_folder import (
 )
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
-from nnunetv2_micd.data.splits import write_few_folds
+from nnunetv2_micd.data.splits import write_folds_unlike_nnunet
 from nnunetv2_micd.utils.files import shorten
 
 DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
@@ -96,6 +97,8 @@ def preprocess_unlabeled(
     failures = [Failure(file, "images", unused) for file in left_out]
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
+    groups = {} if dataset.splits_file.is_file() else load_groups(dataset.name)
+    num_groups = len(group_cases(next(iter(labeled.values())), groups))  # an incomplete file is noticed before the work
     with lock_folders(dataset, chosen, part):
         for configuration in chosen:
             prepare_folder(dataset, configuration, images, cases, overwrite, part)
@@ -103,14 +106,15 @@ def preprocess_unlabeled(
             incomplete = part.file(INCOMPLETE_FOLDER)
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
-    _make_few_folds(dataset, next(iter(labeled.values())))
+    if num_groups > 1:
+        _make_folds(dataset, next(iter(labeled.values())), groups)
     return failures
 
 
-def _make_few_folds(dataset: Dataset, cases: Sequence[str]) -> None:
-    """Make the folds of fewer than five labeled cases, so that nnU-Net's own trainer has them too."""
-    if len(cases) > 1 and (folds := write_few_folds(cases, dataset.splits_file)):
-        print(f"{dataset.splits_file.name}: {folds} folds, each validates one of the {folds} labeled cases")
+def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str]) -> None:
+    """Make the folds of few labeled cases or of groups, so that nnU-Net's own trainer has them too."""
+    if folds := write_folds_unlike_nnunet(cases, dataset.splits_file, groups):
+        print(f"{dataset.splits_file.name}: {folds} folds of {describe_units(cases, groups)}")
 
 
 def _choose_configurations(

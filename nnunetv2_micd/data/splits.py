@@ -6,13 +6,14 @@ An entry may also list cases under ``unlabeled``. Their images are used without 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
+from nnunetv2_micd.data.groups import group_cases
 from nnunetv2_micd.utils.files import atomic, read_json, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -83,26 +84,36 @@ def load_split_unlabeled(splits_file: str | os.PathLike[str], fold: int | str) -
     return list(splits[fold].get("unlabeled", []))
 
 
-def default_splits(cases: Sequence[str]) -> list[Entry]:
+def default_splits(cases: Sequence[str], groups: Mapping[str, str] | None = None) -> list[Entry]:
     """Return the five folds that nnU-Net makes of sorted cases when there is no file yet.
 
-    Of two to four cases, of which nnU-Net makes none, each is the validation case of a fold.
+    Of two to four cases, of which nnU-Net makes none, each is the validation case of a fold. Groups of cases, such as
+    those of a patient, are kept together, which nnU-Net does not do: then the folds are made of groups.
+
+    Args:
+        cases: The labeled cases, sorted.
+        groups: Group of each case, see `data.groups`; None or empty if each case stands for itself.
 
     Raises:
-        ValueError: There are fewer than two cases.
+        ValueError: There are fewer than two cases, or groups; or some of the cases have no group.
 
     Examples:
         >>> default_splits(["a", "b"])
         [{'train': ['b'], 'val': ['a']}, {'train': ['a'], 'val': ['b']}]
     """
-    if len(cases) < 2:
+    units = list(group_cases(cases, groups or {}).values())
+    if len(units) < 2:
         raise ValueError(
-            f"There is {len(cases) or 'no'} labeled case, so none is left for validation; train with it as fold all, "
-            "or label another"
+            f"There is {len(units) or 'no'} {'group of labeled cases' if groups else 'labeled case'}, so none is left "
+            "for validation; train with it as fold all, or label another"
         )
     # This is what scikit-learn's KFold does in nnU-Net's generate_crossval_split, but importing it takes a second.
-    order = np.random.RandomState(SPLITS_SEED).permutation(len(cases)) if has_five_folds(cases) else range(len(cases))
-    folds = [{cases[index] for index in part} for part in np.array_split(order, min(DEFAULT_FOLDS, len(cases)))]
+    is_enough = len(units) >= DEFAULT_FOLDS
+    order = np.random.RandomState(SPLITS_SEED).permutation(len(units)) if is_enough else range(len(units))
+    folds = [
+        {case for index in part for case in units[index]}
+        for part in np.array_split(order, min(DEFAULT_FOLDS, len(units)))
+    ]
     return [
         {
             "train": [case for case in cases if case not in validation],
@@ -112,26 +123,26 @@ def default_splits(cases: Sequence[str]) -> list[Entry]:
     ]
 
 
-def has_five_folds(cases: Sequence[str]) -> bool:
-    """Return True if there are enough cases for nnU-Net's own folds."""
-    return len(cases) >= DEFAULT_FOLDS
+def can_nnunet_split(cases: Sequence[str], groups: Mapping[str, str]) -> bool:
+    """Return True if nnU-Net makes folds of these cases by itself, and divides no group by them."""
+    return len(group_cases(cases, groups)) == len(cases) >= DEFAULT_FOLDS
 
 
-def write_few_folds(cases: Sequence[str], path: Path) -> int:
-    """Write the folds of fewer than five cases, unless there are folds already or nnU-Net can make them.
+def write_folds_unlike_nnunet(cases: Sequence[str], path: Path, groups: Mapping[str, str]) -> int:
+    """Write the folds of few cases or of groups, unless there are folds already or those of nnU-Net will do.
 
     Returns:
         Number of folds that were written.
 
     Raises:
-        ValueError: There are fewer than two cases.
+        ValueError: See `default_splits`.
     """
-    if path.is_file() or has_five_folds(cases):
+    if path.is_file() or can_nnunet_split(cases, groups):
         return 0
     with lock_splits(path):
         if path.is_file():
             return 0
-        folds = default_splits(cases)
+        folds = default_splits(cases, groups)
         write_splits(folds, path)
         return len(folds)
 

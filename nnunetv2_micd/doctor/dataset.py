@@ -2,16 +2,17 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import group_cases, load_groups
 from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
-from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, has_five_folds
+from nnunetv2_micd.data.splits import DEFAULT_FOLDS, SPLITS_FILE, Entry, can_nnunet_split
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
 from nnunetv2_micd.doctor.advice import advise
 from nnunetv2_micd.doctor.finding import Finding
@@ -32,6 +33,7 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
     try:
         dataset = Dataset.find(dataset_name, plans_name)
         splits = dataset.splits()
+        groups = load_groups(dataset.name)
     except (ValueError, OSError) as error:
         return [Finding("problem", f"dataset {dataset_name}", describe_error(error))]
     available = dataset.plans.available_configurations
@@ -40,7 +42,8 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         return [Finding("problem", dataset.name, text)]
     findings = [Finding("ok", dataset.name, f"planned: {plans_name} with {', '.join(available)}")]
     if splits is None:
-        findings.append(_check_missing_splits(dataset, configuration or available[0]))
+        findings.append(_check_missing_splits(dataset, configuration or available[0], groups))
+    findings += _check_divided_groups(splits or [], groups)
     configurations = available if configuration is None else [configuration]
     checks = _excuse([_check_readable(dataset, name, splits) for name in configurations])
     findings += [finding for check in checks for finding in check]
@@ -54,21 +57,50 @@ def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry]
     """Say what to train, by the numbers of images of the first fold."""
     labeled = [list_preprocessed(dataset.labeled_folder(name)) for name in configurations]
     entry = splits[0] if splits else {"train": max(labeled, key=len, default=[]), "val": []}
-    if not entry["train"]:
+    # Ordinary folds take turns in validating; where labels are hidden, the others count as they are.
+    number_labeled = len(entry["train"]) + (0 if "unlabeled" in entry else len(entry["val"]))
+    if not number_labeled:
         return []
     unlabeled = [list_preprocessed(dataset.unlabeled_folder(name)) for name in configurations]
     number = max(map(len, [*unlabeled, raw_cases(dataset)]), default=0) + len(set(entry.get("unlabeled", [])))
-    return [advise(len(entry["train"]), number)]
+    return [advise(number_labeled, number)]
 
 
-def _check_missing_splits(dataset: Dataset, configuration: str) -> Finding:
+def _check_missing_splits(dataset: Dataset, configuration: str, groups: Mapping[str, str]) -> Finding:
     cases = list_preprocessed(dataset.labeled_folder(configuration))
-    if has_five_folds(cases) or not cases:
+    try:
+        number = len(group_cases(cases, groups))
+    except ValueError as error:
+        return Finding("problem", "splits", str(error))
+    if not cases or can_nnunet_split(cases, groups):
         return Finding("ok", "splits", "none yet: the first training makes nnU-Net's five folds")
-    if len(cases) == 1:
-        return Finding("warning", "splits", "one labeled case makes no folds", "train with fold all instead of 0")
-    text = f"none yet: preprocess or the first training makes {len(cases)} folds, each with one case for validation"
+    unit = "group" if groups else "case"
+    if number == 1:
+        return Finding("warning", "splits", f"one labeled {unit} makes no folds", "train with fold all instead of 0")
+    if number >= DEFAULT_FOLDS:
+        remedy = f"nnUNetv2_micd preprocess -d {dataset.number}"
+        text = f"none yet: preprocess makes folds of the {number} groups, which nnU-Net's own trainers would divide"
+        return Finding("ok", "splits", text, remedy)
+    text = f"none yet: preprocess or the first training makes {number} folds, each with one {unit} for validation"
     return Finding("ok", "splits", text)
+
+
+def _check_divided_groups(splits: Sequence[Entry], groups: Mapping[str, str]) -> list[Finding]:
+    """Warn of folds that train on some cases of a group and validate on others."""
+    divided: dict[int, set[str]] = {}
+    for fold, entry in enumerate(splits):
+        trained = set(entry["train"]) - set(entry["val"])  # the same case in both is a finding of its own
+        train, val = ({groups[case] for case in cases if case in groups} for cases in (trained, entry["val"]))
+        divided[fold] = train & val
+    folds = [fold for fold, both in divided.items() if both]
+    if not folds:
+        return []
+    text = (
+        f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}: groups have cases in training and in "
+        f"validation ({shorten(sorted(divided[folds[0]]))}), so the validation flatters every trainer"
+    )
+    remedy = f"delete {SPLITS_FILE} and run nnUNetv2_micd preprocess, which makes folds of groups, before any training"
+    return [Finding("warning", "splits", text, remedy)]
 
 
 def _excuse(alternatives: list[list[Finding]]) -> list[list[Finding]]:

@@ -119,7 +119,7 @@ def _entry(dataset: Dataset, configuration: str, fold: int | str) -> Entry:
     if not isinstance(fold, int):
         return {"train": labeled, "val": labeled}
     hidden = load_split_unlabeled(dataset.splits_file, fold)
-    splits = dataset.splits() or default_splits(labeled)
+    splits = dataset.splits() or default_splits(labeled, load_groups(dataset.name))
     return {**splits[fold], "unlabeled": hidden}
 
 

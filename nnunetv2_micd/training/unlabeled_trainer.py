@@ -16,9 +16,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import describe_units, load_groups
 from nnunetv2_micd.data.labeled import check_labeled_cases
 from nnunetv2_micd.data.preprocessed import list_preprocessed
-from nnunetv2_micd.data.splits import load_split_unlabeled, write_few_folds
+from nnunetv2_micd.data.splits import load_split_unlabeled, write_folds_unlike_nnunet
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.training.cascade import check_previous_stage
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -93,11 +94,12 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         return find_unlabeled_cases(self.dataset, self.configuration_name, entry)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Divide the cases as nnU-Net does; of fewer than five, of which nnU-Net makes no folds, each validates one."""
+        """Divide the cases as nnU-Net does, or as it does not: few cases, and groups of cases."""
         if self.fold != "all":
             cases = list_preprocessed(self.preprocessed_dataset_folder)
-            if folds := write_few_folds(cases, self.dataset.splits_file):
-                self.print_to_log_file(f"Made {folds} folds of {folds} labeled cases, each with one for validation.")
+            groups = load_groups(self.dataset.name)
+            if folds := write_folds_unlike_nnunet(cases, self.dataset.splits_file, groups):
+                self.print_to_log_file(f"Made {folds} folds of {describe_units(cases, groups)}.")
         return super().do_split()
 
     def split_unlabeled(self) -> list[str]:

@@ -143,8 +143,43 @@ def test_few_cases_are_trained_on(number, dataset):
 def test_preprocessing_makes_the_folds_of_few_cases(dataset, read, capsys):
     keep_labeled(dataset, 3)
     assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1) == []
-    assert "splits_final.json: 3 folds, each validates one of the 3 labeled cases" in capsys.readouterr().out
+    assert "splits_final.json: 3 folds of 3 labeled cases" in capsys.readouterr().out
     assert len(read()) == 3
+
+
+@pytest.mark.parametrize("size", [2, 3])  # three groups, two groups
+def test_folds_do_not_divide_groups(size, dataset, read):
+    write_groups(dataset.raw, {f"case_{i}": f"patient_{i // size}" for i in range(6)})
+    dataset.splits_file.unlink()
+    trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset)
+    assert trainer.do_split() == (list(dataset.labeled[size:]), list(dataset.labeled[:size]))
+    assert len(read()) == 6 // size
+    assert nnUNetTrainer.do_split(make_trainer(nnUNetTrainer, dataset)) == trainer.do_split()
+
+
+def test_preprocessing_makes_the_folds_of_groups(dataset, capsys):
+    write_groups(dataset.raw, {f"case_{i}": f"patient_{i // 2}" for i in range(6)})
+    dataset.splits_file.unlink()
+    preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
+    assert "3 folds of 6 labeled cases in 3 groups" in capsys.readouterr().out
+    dataset.splits_file.unlink()
+    write_groups(dataset.raw, {"case_0": "a"})
+    with pytest.raises(ValueError, match="gives these cases no group"):
+        preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
+
+
+def test_five_folds_of_many_groups():
+    groups = {f"case_{i:02d}": f"patient_{i // 3}" for i in range(21)}
+    folds = default_splits(sorted(groups), groups)
+    assert len(folds) == 5
+    assert sorted(case for entry in folds for case in entry["val"]) == sorted(groups)
+    for entry in folds:
+        assert {groups[case] for case in entry["train"]}.isdisjoint(groups[case] for case in entry["val"])
+        assert sorted([*entry["train"], *entry["val"]]) == sorted(groups)
+    alone = {case: case for case in groups}
+    assert default_splits(sorted(groups), alone) == default_splits(sorted(groups))
+    with pytest.raises(ValueError, match="There is 1 group of labeled cases"):
+        default_splits(["a", "b"], {"a": "one", "b": "one"})
 
 
 def keep_labeled(dataset, number):

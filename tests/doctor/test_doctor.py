@@ -56,7 +56,7 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
         ]
     advice = next(i for i, line in enumerate(lines) if line.startswith("ok       advice"))
     assert [line.split() for line in lines[start:advice]] == [line.split() for line in expected]
-    assert "with 3 labeled and 4 unlabeled images: " in lines[advice]
+    assert "with 5 labeled and 4 unlabeled images: " in lines[advice]
     assert lines[-2:] == ["", "no problems, 1 warning"]
     assert len({line.index(text) for line, text in ((lines[0], "3."), (lines[start], "planned"))}) == 1  # aligned
     assert sorted(dataset.root.rglob("*")) == before
@@ -75,6 +75,28 @@ def test_folds_that_are_not_there_yet(number: int, expected: str, dataset: TinyD
     for case in dataset.labeled[number:]:
         (dataset.labeled_folder() / f"{case}.b2nd").unlink()
     assert texts(find("splits", "901", "3d_fullres")) == [expected]
+
+
+def test_folds_of_groups(dataset: TinyDataset) -> None:
+    groups = {case: f"patient_{number // 2}" for number, case in enumerate(dataset.labeled)}
+    (dataset.raw / "groups.json").write_text(json.dumps(groups))
+    entries = json.loads(dataset.splits_file.read_text())
+    entries[0] = {"train": dataset.labeled[:3], "val": dataset.labeled[3:]}
+    entries[1] = {"train": dataset.labeled, "val": dataset.labeled}  # no group is divided
+    dataset.splits_file.write_text(json.dumps(entries))
+    [text] = texts(find("splits", "901", "3d_fullres"))
+    assert text.startswith("warning: fold 0: groups have cases in training and in validation (patient_1)")
+    dataset.splits_file.unlink()
+    assert texts(find("splits", "901", "3d_fullres")) == [
+        "ok: none yet: preprocess or the first training makes 3 folds, each with one group for validation"
+    ]
+    many = {case: str(max(number, 1)) for number, case in enumerate(dataset.labeled)}
+    (dataset.raw / "groups.json").write_text(json.dumps(many))
+    assert texts(find("splits", "901", "3d_fullres")) == [
+        "ok: none yet: preprocess makes folds of the 5 groups, which nnU-Net's own trainers would divide"
+    ]
+    (dataset.raw / "groups.json").write_text('{"case_0": "a"}')
+    assert "gives these cases no group" in texts(find("splits", "901", "3d_fullres"))[0]
 
 
 def test_one_configuration(dataset: TinyDataset) -> None:
