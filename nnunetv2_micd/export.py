@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,8 @@ from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import peer_architecture
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
-from nnunetv2_micd.utils.files import atomic_folder, read_json_object
-from nnunetv2_micd.utils.locks import hold_lock
+from nnunetv2_micd.utils.files import read_json_object
+from nnunetv2_micd.utils.locks import new_folder
 
 JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -60,19 +59,10 @@ def export_model(
     trainer_class = _find_stock_trainer(stock_trainer)
     target = Path(output).resolve()
     checkpoints = {fold: _find_checkpoint(model, fold, checkpoint_name) for fold in folds}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.with_name(f".{target.name}.lock")
-    with hold_lock(lock, f"exporting to {target}", wait=0):
-        try:  # also before anything is refused, for a killed export may have left the lock
-            if target.exists() and (not target.is_dir() or any(target.iterdir())):
-                raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
-            with atomic_folder(target) as incomplete:
-                _export_json_files(model, incomplete, network, next(iter(checkpoints.values())))
-                for fold, checkpoint in checkpoints.items():
-                    _export_fold(checkpoint, incomplete / f"fold_{fold}", network, trainer_class)
-        finally:
-            with suppress(OSError):  # Windows keeps a file that is open
-                lock.unlink()  # nobody waits for it
+    with new_folder(target, f"exporting to {target}") as incomplete:
+        _export_json_files(model, incomplete, network, next(iter(checkpoints.values())))
+        for fold, checkpoint in checkpoints.items():
+            _export_fold(checkpoint, incomplete / f"fold_{fold}", network, trainer_class)
     return target
 
 

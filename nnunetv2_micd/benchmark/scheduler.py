@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from nnunetv2_micd.benchmark.folds import read_entry
@@ -25,6 +24,7 @@ from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
 from nnunetv2_micd.data.folders import dataset_id
 from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders
+from nnunetv2_micd.utils.devices import check_device
 
 POLL_SECONDS = 1
 
@@ -142,8 +142,8 @@ def _check_execution(device: str, jobs: int | None, executor: str | None, option
         raise ValueError(f"The number of jobs must be at least 1, not {jobs}")
     if options and executor is None:
         raise ValueError(f"The options {', '.join(options)} are for an executor; add --executor slurm")
-    if device == "cuda" and executor != "slurm" and not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
+    if executor != "slurm":  # its jobs have GPUs of their own
+        check_device(device)
     return None if executor is None else make_executor(executor, options, device)
 
 

@@ -1,6 +1,7 @@
 """``nnUNetv2_micd dataset``: makes a raw dataset from ordinary folders."""
 
 import argparse
+import shlex
 import sys
 from typing import Any
 
@@ -25,6 +26,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("-l", metavar="FOLDER", required=True, help="folder of their labels, named like the images")
     parser.add_argument("-u", metavar="FOLDER", nargs="+", default=[], help="folders of the unlabeled images, like -i")
+    parser.add_argument("-t", metavar="FOLDER", nargs="+", default=[], help="folders of images to predict, like -i")
     parser.add_argument(
         "--channels", metavar="NAME", nargs="+", help="name of each channel: CT for CT, such as MR or T1 T2 otherwise"
     )
@@ -49,12 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
     # All that is wrong with the words of the command is said before the labels are read, which may take minutes.
     channels = arguments.channels or []
     check_names(arguments.d, arguments.n, channels, arguments.classes)
-    files = find_files(Sources(arguments.i, arguments.l, arguments.u))
+    files = find_files(Sources(arguments.i, arguments.l, arguments.u, arguments.t))
     if files.num_channels is not None:
         channels = channels or _ask(files.num_channels)
     content = read_content(files)
     if not channels:
-        channels = PHOTOGRAPH_CHANNELS.get(content.num_channels) or _ask(content.num_channels)
+        of_photograph = PHOTOGRAPH_CHANNELS.get(content.num_channels) if content.is_2d else None
+        channels = of_photograph or _ask(content.num_channels)
     folder = make_dataset(arguments.d, arguments.n, files, content, channels, arguments.classes, arguments.copy)
     values = ", ".join(map(str, [0, *content.values]))
     if not content.has_consecutive_values:
@@ -74,6 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
     configuration = "2d" if content.is_2d else "3d_fullres"
     trainer = DEFAULT_TRAINER if files.unlabeled else f"{DEFAULT_TRAINER}_LabeledOnly"
     print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {trainer}")
+    if files.test:
+        images = shlex.quote(str(folder / "imagesTs"))
+        options = f"-d {arguments.d} -c {configuration} -f {fold} -tr {trainer}"
+        print(f"nnUNetv2_predict -i {images} -o PREDICTIONS {options}")
 
 
 def _ask(number: int) -> list[str]:

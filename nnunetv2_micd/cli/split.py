@@ -55,18 +55,23 @@ def _add_folds(name: str, arguments: argparse.Namespace) -> None:
 
 def _configuration(name: str) -> str:
     """Return the configuration for the commands that are printed."""
-    from nnunetv2_micd.data.folders import labeled_folders
+    from nnunetv2_micd.data.folders import labeled_folders, raw_folder
+    from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS
+    from nnunetv2_micd.utils.files import read_json_object
 
     try:
         folders = list(labeled_folders(name))
     except FileNotFoundError:  # a dataset with raw images only, from which others may be derived
-        return "3d_fullres"
+        ending = read_json_object(raw_folder(name) / "dataset.json").get("file_ending")
+        return "2d" if ending in PHOTOGRAPHS else "3d_fullres"
     return "3d_fullres" if any(folder.endswith("3d_fullres") for folder in folders) else "2d"
 
 
 def _derive_datasets(name: str, arguments: argparse.Namespace) -> None:
-    from nnunetv2_micd.data.derive import derive_dataset
+    from nnunetv2_micd.data.derive import check_number, derive_dataset
 
+    for number in range(arguments.as_dataset, arguments.as_dataset + len(arguments.seeds)):  # before any is made
+        check_number(number, "a dataset for each seed")
     for number, seed in enumerate(arguments.seeds, start=arguments.as_dataset):
         derived, entry = derive_dataset(name, number, arguments.n, seed, arguments.val)
         counts = f"{len(entry['train'])} labeled, {len(entry['unlabeled'])} unlabeled, {len(entry['val'])} for testing"

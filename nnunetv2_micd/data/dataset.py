@@ -49,7 +49,9 @@ class Dataset:
         folder = preprocessed_folder(name)
         plans_file = folder / f"{plans_name}.json"
         if not plans_file.is_file():
-            raise FileNotFoundError(f"There are no plans {plans_file.name} in {folder}; {plan_first(name)}")
+            others = sorted(file.stem for file in folder.glob("*Plans*.json"))
+            remedy = f"name one of {', '.join(others)} with -p" if others else plan_first(name)
+            raise FileNotFoundError(f"There are no plans {plans_file.name} in {folder}; {remedy}")
         plans = PlansManager(read_json_object(plans_file))
         dataset_json = read_json_object(folder / "dataset.json")
         try:

@@ -38,17 +38,23 @@ def check_labeled_cases(
         raise ValueError(f"Fold {fold} has no {MEANINGS[key]}: add some to its '{key}' entry in {dataset.splits_file}.")
     if not is_blosc2:
         return
+    damaged = find_damaged_labeled(dataset, configuration, cases)
+    if damaged:
+        raise ValueError(
+            f"Preprocessed labeled cases in {dataset.labeled_folder(configuration)} are missing or damaged "
+            f"({shorten(damaged)}); correct the split or run: nnUNetv2_preprocess -d {dataset.number} "
+            f"-plans_name {dataset.plans.plans_name} -c {configuration}"
+        )
+
+
+def find_damaged_labeled(dataset: Dataset, configuration: str, cases: Sequence[str]) -> list[str]:
+    """Return the labeled cases of which image, segmentation or properties are missing or damaged."""
     folder = dataset.labeled_folder(configuration)
     damaged = set(find_damaged(folder, cases, dataset.dataset_json))
     damaged |= {
         case for case in cases if not (is_image(folder / f"{case}_seg.b2nd") and _is_pickle(folder / f"{case}.pkl"))
     }
-    if damaged:
-        raise ValueError(
-            f"Preprocessed labeled cases in {folder} are missing or damaged ({shorten(sorted(damaged))}); correct the "
-            f"split or run: nnUNetv2_preprocess -d {dataset.number} -plans_name {dataset.plans.plans_name} "
-            f"-c {configuration}"
-        )
+    return sorted(damaged)
 
 
 def _is_pickle(file: Path) -> bool:

@@ -6,15 +6,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 
 from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import raw_folder
-from nnunetv2_micd.data.new_dataset_content import Content
-from nnunetv2_micd.data.new_dataset_files import Files
+from nnunetv2_micd.data.new_dataset_content import Content, find_reader
+from nnunetv2_micd.data.new_dataset_files import TIFF, Files
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
 from nnunetv2_micd.utils.files import atomic_folder
 
@@ -29,10 +27,12 @@ def check_names(number: int, name: str, channels: Sequence[str], classes: Sequen
         classes: Names of the classes, or none.
 
     Raises:
-        ValueError: The number is taken, or a name does not fit.
+        ValueError: The number is taken, a name does not fit, or ``nnUNet_raw`` is not set.
+        FileNotFoundError: ``nnUNet_raw`` does not exist.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(f"The name of a dataset has letters, digits, - and _ only, not {name!r}")
+    raw_folder(full_name(number, name))
     check_number(number, full_name(number, name))
     for names, what in ((channels, "channels"), (classes, "classes")):
         if len(set(names)) < len(names):
@@ -57,7 +57,8 @@ def make_dataset(
 ) -> Path:
     """Make the raw dataset: links to the images, or copies, and its ``dataset.json``.
 
-    Labels whose values are not 0, 1, 2 and so on, such as masks of 0 and 255, are written anew with these values.
+    Labels whose values are not 0, 1, 2 and so on, such as masks of 0 and 255, are written anew with these values. So
+    are gray labels that were saved with colors.
 
     Args:
         number: Number of the dataset.
@@ -91,23 +92,24 @@ def make_dataset(
         "file_ending": files.ending,
     }
     with atomic_folder(folder) as incomplete:
-        for target, cases in (("imagesTr", files.labeled), (IMAGES_FOLDER, files.unlabeled)):
+        for target, cases in (("imagesTr", files.labeled), (IMAGES_FOLDER, files.unlabeled), ("imagesTs", files.test)):
             for case, images in cases.items():
                 for channel, file in enumerate(images):
-                    _place(file, incomplete / target / f"{case}_{channel:04d}{files.ending}", copy)
+                    _place(file, incomplete / target / f"{case}_{channel:04d}{files.ending}", case, copy)
         for case, file in files.labels.items():
-            _place_label(file, incomplete / "labelsTr" / f"{case}{files.ending}", content, files.ending, copy)
+            _place_label(file, incomplete / "labelsTr" / f"{case}{files.ending}", case, content, copy)
         (incomplete / "dataset.json").write_text(json.dumps(description, indent=4))
     return folder
 
 
-def _place(file: str, target: Path, copy: bool) -> None:
+def _place(file: str, target: Path, case: str, copy: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     pairs = {target: Path(file)}
-    if target.suffix in (".tif", ".tiff"):  # with the spacing, which is that of all channels
-        for sidecar in (_without_channel(Path(file)), Path(file).with_suffix(".json")):
-            if sidecar.is_file():
-                pairs[_without_channel(target)] = sidecar
+    if target.suffix in TIFF:  # with the spacing, which is that of all channels
+        own = Path(file).with_suffix(".json")
+        shared = own.with_stem(re.sub(r"_[0-9]{4}$", "", own.stem))
+        if sidecar := next(filter(Path.is_file, (own, shared)), None):
+            pairs[target.with_name(f"{case}.json")] = sidecar
     for place, source in pairs.items():
         if place.exists():  # the spacing came with the first channel
             continue
@@ -117,16 +119,12 @@ def _place(file: str, target: Path, copy: bool) -> None:
             place.symlink_to(os.path.realpath(source))
 
 
-def _without_channel(file: Path) -> Path:
-    return file.with_name(re.sub(r"(_[0-9]{4})?$", "", file.stem) + ".json")
-
-
-def _place_label(file: str, target: Path, content: Content, ending: str, copy: bool) -> None:
-    if content.has_consecutive_values:
-        _place(file, target, copy)
+def _place_label(file: str, target: Path, case: str, content: Content, copy: bool) -> None:
+    if content.has_usable_labels:
+        _place(file, target, case, copy)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    reader: Any = determine_reader_writer_from_file_ending(ending, file, verbose=False)()
+    reader = find_reader(file)
     label, properties = reader.read_seg(file)
     consecutive = np.searchsorted([0, *content.values], label[0])
     reader.write_seg(consecutive.astype(np.uint8), str(target), properties)

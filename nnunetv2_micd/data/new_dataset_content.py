@@ -10,7 +10,7 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from tqdm import tqdm
 
-from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS, Files
+from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS, SUPPORTED, TIFF, Files
 from nnunetv2_micd.data.raw_images import AGAIN, find_file_defect
 
 MOST_CLASSES = 255
@@ -31,16 +31,23 @@ class Content:
         values: Values of the labels but 0, sorted.
         num_channels: Number of channels.
         is_2d: Whether all labeled images have a single slice, so that nnU-Net makes no 3D configuration.
+        has_colored_labels: Whether a label was saved with colors, though they are gray.
     """
 
     values: list[int]
     num_channels: int
     is_2d: bool
+    has_colored_labels: bool = False
 
     @property
     def has_consecutive_values(self) -> bool:
-        """Whether the values are 1, 2 and so on, as nnU-Net wants; otherwise the labels are written anew."""
+        """Whether the values are 1, 2 and so on, as nnU-Net wants."""
         return self.values == list(range(1, len(self.values) + 1))
+
+    @property
+    def has_usable_labels(self) -> bool:
+        """Whether nnU-Net can read the labels as they are; otherwise they are written anew."""
+        return self.has_consecutive_values and not self.has_colored_labels
 
 
 def read_content(files: Files) -> Content:
@@ -50,11 +57,12 @@ def read_content(files: Files) -> Content:
         ValueError: A file is damaged, or does not fit the others. The message names it.
     """
     values: set[int] = set()
-    is_2d = True
+    is_2d, has_colored_labels = True, False
     channels: dict[int, str] = {}
     for case, images in tqdm(files.labeled.items(), desc="reading images and labels"):
-        image, found = _read_case(case, images, files.labels[case], files.ending)
+        image, label, found = _read_case(case, images, files.labels[case])
         values.update(found)
+        has_colored_labels |= len(label) > 1
         if len(values) > MOST_CLASSES:
             raise ValueError(
                 f"The labels have more than {MOST_CLASSES} values up to {files.labels[case]}; are they images?"
@@ -66,17 +74,16 @@ def read_content(files: Files) -> Content:
         raise ValueError(f"The images have different numbers of channels: {counts}; export them alike")
     if not values - {0}:
         raise ValueError("All labels are empty, as they have no value but 0; name the folder of the labels with -l")
-    return Content(sorted(values - {0}), next(iter(channels)), is_2d)
+    return Content(sorted(values - {0}), next(iter(channels)), is_2d, has_colored_labels)
 
 
-def _read_case(case: str, images: Sequence[str], label_file: str, ending: str) -> tuple[np.ndarray, list[int]]:
-    """Return an image ``(channels, z, y, x)`` and the values of its label."""
+def _read_case(case: str, images: Sequence[str], label_file: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return an image ``(channels, z, y, x)``, its label, with one channel or three, and the values of that."""
     for file in (*images, label_file):
         if defect := find_file_defect(file):
             raise ValueError(f"{file} {defect}")
     try:
-        with redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from an image
-            reader: Any = determine_reader_writer_from_file_ending(ending, images[0], verbose=False)()
+        reader = find_reader(images[0])
         image, image_properties = reader.read_images(images)
         label, label_properties = reader.read_seg(label_file)
     except Exception as error:  # readers raise various types for damaged files
@@ -88,19 +95,26 @@ def _read_case(case: str, images: Sequence[str], label_file: str, ending: str) -
         )
     spacing, its_spacing = image_properties["spacing"], label_properties["spacing"]
     # nnU-Net looks for the spacing of a TIFF beside a file that is named as in a dataset.
-    if not ending.startswith(".tif") and not np.allclose(spacing, its_spacing, rtol=1e-3):
+    if not label_file.endswith(TIFF) and not np.allclose(spacing, its_spacing, rtol=1e-3):
         raise ValueError(f"{case} has the spacing {spacing}, but its label {its_spacing}; export it again")
     if len(label) > 1 and (label != label[:1]).any():
         raise ValueError(f"{label_file} is a colored image; export it with the number of the class as gray value")
     found = np.unique(label)
     if (found != found.astype(int)).any() or found.min() < 0:
         raise ValueError(f"{label_file} is no label: its values are not whole numbers from 0 on")
-    if ending in PHOTOGRAPHS and found.max() == WHITE and len(found) > MOST_GRAY_CLASSES:
+    if label_file.endswith(PHOTOGRAPHS) and found.max() == WHITE and len(found) > MOST_GRAY_CLASSES:
         raise ValueError(
             f"{label_file} has {len(found)} different gray values, so it looks like a mask with soft edges; save it "
             "without smoothing, as 0 and 255 or as 0, 1, 2 and so on"
         )
-    return image, found.astype(int).tolist()
+    return image, label, found.astype(int).tolist()
+
+
+def find_reader(file: str) -> Any:
+    """Return an instance of nnU-Net's reader for a file."""
+    ending = next(ending for ending in SUPPORTED if file.endswith(ending))
+    with redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from an image
+        return determine_reader_writer_from_file_ending(ending, file, verbose=False)()
 
 
 def _size(array: np.ndarray) -> str:

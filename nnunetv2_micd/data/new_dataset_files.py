@@ -14,7 +14,13 @@ SUPPORTED = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif"
 """File endings that nnU-Net's readers know."""
 
 PHOTOGRAPHS = (".png", ".bmp")
-"""File endings of images of which one file may have several channels, its colors."""
+"""File endings of photographs, of which one file may have several channels, its colors."""
+
+TIFF = (".tif", ".tiff")
+"""File endings of images whose spacing nnU-Net reads from a JSON file beside them."""
+
+MAY_HAVE_COLORS = (*PHOTOGRAPHS, ".tif")
+"""File endings of images whose number of channels only their content tells."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Sources:
             ``CASE_0000.nii.gz``.
         labels: Folder of the labels, named like their images, or with an addition such as ``CASE_seg.nii.gz``.
         unlabeled: Like ``images``, of the images without labels; often none.
+        test: Like ``images``, of images to predict; often none.
     """
 
     images: Sequence[str]
     labels: str
     unlabeled: Sequence[str] = ()
+    test: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -42,17 +50,20 @@ class Files:
         labeled: Image files of each labeled case, one for each channel.
         labels: Label file of each labeled case.
         unlabeled: Image files of each unlabeled case.
+        test: Image files of each case to predict.
     """
 
     ending: str
     labeled: Cases
     labels: dict[str, str]
     unlabeled: Cases
+    test: Cases
 
     @property
     def num_channels(self) -> int | None:
         """Number of channels; None if an image has to be read to tell it."""
-        return None if self.ending in PHOTOGRAPHS else len(next(iter(self.labeled.values())))
+        number = len(next(iter(self.labeled.values())))
+        return None if self.ending in MAY_HAVE_COLORS and number == 1 else number
 
 
 def find_files(sources: Sources) -> Files:
@@ -66,27 +77,27 @@ def find_files(sources: Sources) -> Files:
     # Photographs may have names that end in four digits; then their labels have the same names.
     has_channels = labels_of_names.keys().isdisjoint(_files(sources.images[0], _ending(sources.images[0])))
     labeled, ending = _find_cases(sources.images, has_channels)
-    unlabeled: Cases = {}
-    if sources.unlabeled:
-        if len(sources.unlabeled) != len(sources.images):
+    others: dict[str, Cases] = {"unlabeled": {}, "test": {}}
+    for part, folders in (("unlabeled", sources.unlabeled), ("test", sources.test)):
+        if not folders:
+            continue
+        if len(folders) != len(sources.images):
             raise ValueError(
                 f"There are {len(sources.images)} folders of labeled images, one for each channel, but "
-                f"{len(sources.unlabeled)} of unlabeled ones; name as many, in the same order"
+                f"{len(folders)} of {part} ones; name as many, in the same order"
             )
-        unlabeled, its_ending = _find_cases(sources.unlabeled, has_channels)
+        others[part], its_ending = _find_cases(folders, has_channels)
         if its_ending != ending:
-            raise ValueError(
-                f"The labeled images are {ending} files, the unlabeled ones {its_ending} files; convert one"
-            )
-    counts = {len(files) for files in (*labeled.values(), *unlabeled.values())}
+            raise ValueError(f"The labeled images are {ending} files, the {part} ones {its_ending} files; convert one")
+        if both := sorted(labeled.keys() & others[part].keys()):
+            raise ValueError(f"Images of the same name are labeled and {part} ({shorten(both)}); rename or remove some")
+    counts = {len(files) for cases in (labeled, *others.values()) for files in cases.values()}
     if len(counts) > 1:
         raise ValueError(
             f"Some images have {min(counts)} and others {max(counts)} files, one for each channel; name all as in "
             f"nnU-Net, CASE_0000{ending}, CASE_0001{ending} and so on, or put each channel into a folder of its own"
         )
-    if both := sorted(labeled.keys() & unlabeled.keys()):
-        raise ValueError(f"Images of the same name are labeled and unlabeled ({shorten(both)}); rename or remove some")
-    return Files(ending, labeled, _find_labels(sources.labels, ending, labeled), unlabeled)
+    return Files(ending, labeled, _find_labels(sources.labels, ending, labeled), others["unlabeled"], others["test"])
 
 
 def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]:

@@ -61,6 +61,12 @@ def list_preprocessed(folder: str | os.PathLike[str]) -> list[str]:
     return sorted(name for name in names if not name.endswith("_seg") and not name.startswith("."))
 
 
+def find_unfinished(folder: str | os.PathLike[str], cases: Sequence[str]) -> list[str]:
+    """Return the preprocessed images without the file of their properties, which is written last."""
+    properties = {name.removesuffix(".pkl") for name in os.listdir(folder)} if cases else set()
+    return [case for case in cases if case not in properties]
+
+
 def find_damaged(folder: str | os.PathLike[str], cases: Sequence[str], dataset_json: dict[str, Any]) -> list[str]:
     """Return the preprocessed images that are missing, truncated or not in nnU-Net's format. Reads only headers."""
     num_channels = len(channel_names(dataset_json))

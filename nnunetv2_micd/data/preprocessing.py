@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.groups import describe_units, group_cases, load_groups
-from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
+from nnunetv2_micd.data.preprocessed import find_damaged, find_unfinished, list_preprocessed
 from nnunetv2_micd.data.preprocessing_folder import (
     ALL_IMAGES,
     INCOMPLETE_FOLDER,
@@ -98,7 +98,9 @@ def preprocess_unlabeled(
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
     groups = {} if dataset.splits_file.is_file() else load_groups(dataset.name)
-    num_groups = len(group_cases(next(iter(labeled.values())), groups))  # an incomplete file is noticed before the work
+    # Where the configurations hold different cases, one of them is out of date, most often as labels were added.
+    folds_of = max((labeled.get(dataset.configuration(name).data_identifier, []) for name in chosen), key=len)
+    num_groups = len(group_cases(folds_of, groups))  # an incomplete file is noticed before the work
     with lock_folders(dataset, chosen, part):
         for configuration in chosen:
             prepare_folder(dataset, configuration, images, cases, overwrite, part)
@@ -107,7 +109,7 @@ def preprocess_unlabeled(
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
     if num_groups > 1:
-        _make_folds(dataset, next(iter(labeled.values())), groups)
+        _make_folds(dataset, folds_of, groups)
     return failures
 
 
@@ -153,8 +155,9 @@ def _preprocess_configuration(
 ) -> list[Failure]:
     folder = dataset.unlabeled_folder(configuration)
     present = list_preprocessed(folder)
-    present = [case for case in present if (folder / f"{case}.pkl").is_file()]
-    done = set(present).difference(find_damaged(folder, present, dataset.dataset_json))
+    done = set(present).difference(
+        find_unfinished(folder, present), find_damaged(folder, present, dataset.dataset_json)
+    )
     todo = [job for job in jobs if job.case not in done]
     failures = []
     with tqdm(total=len(todo), desc=configuration) as progress:

@@ -56,7 +56,7 @@ def load_splits(splits_file: str | os.PathLike[str]) -> list[Entry]:
                 raise ValueError(
                     f'"{key}" of fold {fold} in {splits_file} names cases twice ({shorten(twice)}); correct it'
                 )
-        for key in sorted(entry.keys() - set(KEYS)):
+        for key in sorted(entry.keys() - {*KEYS, "labeled"}):
             if meant := get_close_matches(key.lower(), KEYS, n=1):
                 raise ValueError(f'Fold {fold} in {splits_file} has "{key}", which is spelled "{meant[0]}"; correct it')
     return splits

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nnunetv2.paths import nnUNet_raw
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed, read_fingerprint
+from nnunetv2_micd.data.preprocessed import find_damaged, find_unfinished, list_preprocessed, read_fingerprint
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.sources import find_defects, find_gone, find_replaced, read_sources
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry
@@ -72,7 +72,8 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     defects = find_defects(sources, sorted(not_preprocessed))
     missing = sorted(not_preprocessed - set(defects))
     gone = find_gone(sources, preprocessed)
-    replaced = find_replaced(sources, preprocessed)
+    # Of replaced images that are being preprocessed again, or should have been, no properties are left.
+    replaced = sorted({*find_replaced(sources, preprocessed), *find_unfinished(folder, preprocessed)})
     cases = [UnlabeledCase(name, folder) for name in preprocessed if name not in set(gone)]
     cases += [UnlabeledCase(name, labeled_folder) for name in dict.fromkeys(hidden)]
     if not cases and missing:
@@ -155,7 +156,8 @@ def _check_hidden(hidden: Sequence[str], labeled_folder: str, dataset: Dataset, 
     if absent:
         raise ValueError(
             f'Cases under "unlabeled" in {SPLITS_FILE} have no data in {labeled_folder} or damaged data '
-            f"({shorten(absent)}); correct the split or run: nnUNetv2_preprocess -d {dataset.number}"
+            f"({shorten(absent)}); correct the split or run: nnUNetv2_preprocess -d {dataset.number} "
+            f"-plans_name {dataset.plans.plans_name}"
         )
 
 

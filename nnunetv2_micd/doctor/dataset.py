@@ -10,7 +10,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import group_cases, load_groups
-from nnunetv2_micd.data.preprocessed import find_damaged, list_preprocessed
+from nnunetv2_micd.data.labeled import find_damaged_labeled
+from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import DEFAULT_FOLDS, SPLITS_FILE, Entry, can_nnunet_split
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
@@ -41,6 +42,9 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         text = f"{plans_name} has no configuration {configuration}, only {', '.join(available)}"
         return [Finding("problem", dataset.name, text)]
     findings = [Finding("ok", dataset.name, f"planned: {plans_name} with {', '.join(available)}")]
+    if splits == []:
+        remedy = "delete it, and the next training makes folds"
+        findings.append(Finding("problem", "splits", f"{SPLITS_FILE} has no folds", remedy))
     if splits is None:
         findings.append(_check_missing_splits(dataset, configuration or available[0], groups))
     findings += _check_divided_groups(splits or [], groups)
@@ -137,7 +141,9 @@ def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None
         return [Finding("problem", name, text, "correct them, or plan the dataset again")]
     planned = dataset.dataset_json.get("numTraining", len(labeled))
     findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed")]
-    if len(labeled) != planned:
+    if isinstance(planned, int) and len(labeled) > planned:  # labels were added since, which is no harm
+        findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed, {planned} when it was planned")]
+    elif len(labeled) != planned:
         text = f"{len(labeled)} labeled cases preprocessed, but {planned} in dataset.json (numTraining)"
         findings = [Finding("warning", name, text, remedy)]
     unlabeled = len(list_preprocessed(dataset.unlabeled_folder(name)))
@@ -180,7 +186,7 @@ def _check_labeled_files(dataset: Dataset, name: str, labeled: Sequence[str], re
     if foreign:
         text = f"files in {folder} keep nnU-Net from reading it ({shorten(foreign)})"
         findings.append(Finding("problem", name, text, "delete these files"))
-    damaged = find_damaged(folder, labeled, dataset.dataset_json)
+    damaged = find_damaged_labeled(dataset, name, labeled)
     if damaged:
         text = f"labeled cases in {folder} are damaged ({shorten(damaged)})"
         findings.append(Finding("problem", name, text, remedy))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.profiling.steps import StepProfile, profile_steps, take_steps
 from nnunetv2_micd.training.registry import STOCK, find_trainer, training_length
+from nnunetv2_micd.utils.devices import check_device
 from nnunetv2_micd.utils.files import environment
 from nnunetv2_micd.utils.memory import peak_memory
 
@@ -119,8 +120,7 @@ def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> l
     """
     if rounds < 1:
         raise ValueError(f"The number of rounds must be at least 1, not {rounds}")
-    if setup.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
+    check_device(setup.device)
     names = list(dict.fromkeys([STOCK, *trainers]))
     for name in names:  # before any time is spent, as a trainer may not even be made
         dataset = setup.dataset

@@ -11,22 +11,26 @@ import pandas as pd
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import load_groups
-from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.preprocessed import find_unfinished, list_preprocessed, preprocessing_fingerprint
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
 from nnunetv2_micd.data.results import FINAL, ModelFolder
-from nnunetv2_micd.data.splits import Entry, default_splits, load_split_unlabeled
-from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_split_unlabeled
+from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases, raw_cases
 from nnunetv2_micd.ranking.assess import Assessor
 from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.ranking.page import write_page
 from nnunetv2_micd.ranking.script import write_script
 from nnunetv2_micd.ranking.selection import choose, groups_of
 from nnunetv2_micd.training.loader import UnlabeledImages
-from nnunetv2_micd.utils.files import atomic_folder
+from nnunetv2_micd.utils.devices import check_device
+from nnunetv2_micd.utils.files import read_json_object, shorten
+from nnunetv2_micd.utils.locks import new_folder
 
 TABLE, PAGE, SCRIPT, SEGMENTATIONS = "ranking.csv", "ranking.html", "add_labels.sh", "segmentations"
 """What a ranking consists of; the script only where proposals lie in ``imagesUn``."""
@@ -83,9 +87,8 @@ def rank_unlabeled(
     """
     if number < 1:
         raise ValueError(f"The number of proposals must be at least 1, not {number}")
+    check_device(device.type)
     target = Path(output).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
     dataset = Dataset.find(model.dataset, model.plans)
     if dataset.configuration(model.configuration).previous_stage_name is not None:
         raise ValueError(
@@ -94,23 +97,53 @@ def rank_unlabeled(
     checkpoint = model.path() / f"fold_{fold}" / checkpoint_name
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no {checkpoint}; train it first: {model.train_command(fold)}")
-    entry = _entry(dataset, model.configuration, fold)
+    _check_plans(model, dataset)
+    entry, groups = _entry(dataset, model.configuration, fold), load_groups(dataset.name)
     cases = find_unlabeled_cases(dataset, model.configuration, entry)
+    _check_properties(cases, dataset, model)
     judge = _Judge(Committee(model.path(), fold, checkpoint_name, device), UnlabeledImages(cases))
-    with atomic_folder(target) as incomplete:
+    with new_folder(target, f"ranking into {target}") as incomplete:
         segmentations = incomplete / SEGMENTATIONS
         segmentations.mkdir()
         for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
             shutil.copyfile(model.path() / name, segmentations / name)
         rows, features = judge.judge_all(segmentations)
-        table = _order(rows, features, number, load_groups(dataset.name), entry["train"])
+        table = _order(rows, features, number, groups, [*entry["train"], *entry["val"]])
         ranking = Ranking(target, table)
         table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
-        addable = sorted(set(ranking.proposals).intersection(raw_cases(dataset)), key=ranking.proposals.index)
+        raw, hidden = raw_cases(dataset), entry.get("unlabeled", [])
+        addable = [case for case in ranking.proposals if case in raw]
         if addable:
             write_script(incomplete / SCRIPT, dataset, model, fold, addable, SEGMENTATIONS)
-        _write_page(incomplete / PAGE, ranking, judge, model, fold, bool(addable))
+        elsewhere = [case for case in ranking.proposals if case not in {*raw, *hidden}]
+        steps = next_steps(addable, [case for case in ranking.proposals if case in hidden], elsewhere)
+        _write_page(incomplete / PAGE, ranking, judge, model, fold, steps)
     return ranking
+
+
+def _check_plans(model: ModelFolder, dataset: Dataset) -> None:
+    """Check that the images are preprocessed as those that the model was trained on."""
+    plans, dataset_json = (read_json_object(model.path() / name) for name in ("plans.json", "dataset.json"))
+    manager = PlansManager(plans)
+    of_model = preprocessing_fingerprint(manager, manager.get_configuration(model.configuration), dataset_json)
+    if of_model != dataset.fingerprint(model.configuration):
+        raise ValueError(
+            f"{model.path()} was trained with other plans than those of {dataset.name} now; train it again: "
+            f"{model.train_command(0)}"
+        )
+
+
+def _check_properties(cases: Sequence[UnlabeledCase], dataset: Dataset, model: ModelFolder) -> None:
+    """Check that the file with the geometry of each image is there, without which no segmentation can be written."""
+    of_folder: dict[str, list[str]] = {}
+    for case in cases:
+        of_folder.setdefault(case.folder, []).append(case.identifier)
+    missing = [case for folder, names in of_folder.items() for case in find_unfinished(folder, names)]
+    if missing:
+        raise ValueError(
+            f"Some images are not preprocessed to the end ({shorten(missing)}); run: nnUNetv2_micd preprocess "
+            f"-d {dataset.number} -c {model.configuration} -p {model.plans}"
+        )
 
 
 def _entry(dataset: Dataset, configuration: str, fold: int | str) -> Entry:
@@ -120,6 +153,10 @@ def _entry(dataset: Dataset, configuration: str, fold: int | str) -> Entry:
         return {"train": labeled, "val": labeled}
     hidden = load_split_unlabeled(dataset.splits_file, fold)
     splits = dataset.splits() or default_splits(labeled, load_groups(dataset.name))
+    if fold >= len(splits):
+        raise ValueError(
+            f"There is no fold {fold} of the {len(labeled)} labeled cases, but folds 0 to {len(splits) - 1}"
+        )
     return {**splits[fold], "unlabeled": hidden}
 
 
@@ -174,7 +211,9 @@ def _order(
     return table
 
 
-def _write_page(file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder, fold: int | str, script: bool) -> None:
+def _write_page(
+    file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder, fold: int | str, steps: Sequence[str]
+) -> None:
     table = ranking.table[ranking.table["proposed"]]
     rows = [
         {name: f"{100 * value:.0f} %" for name, value in row.items() if value == value}
@@ -189,18 +228,33 @@ def _write_page(file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder,
     }
     labels = judge.committee.predictor.dataset_json["labels"]
     names = {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}
-    write_page(file, facts, [judge.disputed_slice(case) for case in ranking.proposals], rows, names, next_steps(script))
+    write_page(file, facts, [judge.disputed_slice(case) for case in ranking.proposals], rows, names, steps)
 
 
-def next_steps(script: bool) -> list[str]:
-    """Return sentences that say what to do with a ranking."""
-    if script:
-        return [
-            f"Correct the proposals in the folder {SEGMENTATIONS}, for instance in ITK-SNAP or 3D Slicer.",
+def next_steps(addable: Sequence[str], hidden: Sequence[str], elsewhere: Sequence[str]) -> list[str]:
+    """Return sentences that say what to do with the proposals.
+
+    Args:
+        addable: Proposals in ``imagesUn``, for which there is a script.
+        hidden: Proposals with a label that the fold hides.
+        elsewhere: Proposals whose raw images are not in ``imagesUn`` of this machine.
+    """
+    steps = []
+    if addable or elsewhere:
+        steps.append(f"Correct the proposals in the folder {SEGMENTATIONS}, for instance in ITK-SNAP or 3D Slicer.")
+    if addable:
+        steps.append(
             f"Look at {SCRIPT}, delete the lines of images that you did not correct, and run it: it moves the images "
-            "to the labeled ones, preprocesses and trains again.",
-        ]
-    return [
-        "These images are used without the labels that they have: move them from unlabeled to train in "
-        "splits_final.json, and train again."
-    ]
+            "to the labeled ones, preprocesses and trains again."
+        )
+    if elsewhere:
+        steps.append(
+            f"The raw images of {shorten(elsewhere)} are not in {IMAGES_FOLDER} here; where they are, "
+            "nnUNetv2_micd label makes labeled cases of them."
+        )
+    if hidden:
+        steps.append(
+            f"{shorten(hidden)} are used without the labels that they have: move them from unlabeled to train in "
+            f"{SPLITS_FILE}, and train again."
+        )
+    return steps

@@ -27,6 +27,7 @@ from nnunetv2_micd.training.loader import Origin, UnlabeledImages, build_unlabel
 from nnunetv2_micd.training.messages import previous_stage_command
 from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 from nnunetv2_micd.training.workers import explain_death, processes_of
+from nnunetv2_micd.utils.devices import check_device
 from nnunetv2_micd.utils.files import environment, remove_abandoned
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -51,8 +52,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads and repeats this signature
     ):
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("PyTorch sees no CUDA GPU; add -device cpu, or -device mps on a Mac")
+        check_device(device.type)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.dataloader_unlabeled: Any = None
         self.labeled_cases: Any = None

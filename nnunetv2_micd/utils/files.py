@@ -76,8 +76,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     # nnU-Net takes a folder for a dataset only if its name begins with "Dataset".
-    incomplete = target.with_name(f"incomplete_{target.name}")
-    shutil.rmtree(incomplete, ignore_errors=True)  # a killed process may have left one
+    prefix = f"incomplete_{target.name}.{HOST}."
+    for folder in target.parent.glob(f"{glob.escape(prefix)}*"):  # killed processes may have left some
+        number = folder.name.removeprefix(prefix)
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+    incomplete = target.with_name(f"{prefix}{os.getpid()}")
     try:
         incomplete.mkdir(parents=True)
         yield incomplete

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+
+from nnunetv2_micd.utils.files import atomic_folder
 
 SHORT_WAIT = 60
 """Seconds to wait for a lock that others hold for a moment."""
@@ -41,3 +43,32 @@ def hold_lock(file: str | os.PathLike[str], activity: str, wait: float = SHORT_W
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def new_folder(target: Path, activity: str) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``target`` at the end of the block; nobody else makes it meanwhile.
+
+    Args:
+        target: Folder to make, an absolute path. It may be there already, if it is empty.
+        activity: See `hold_lock`.
+
+    Raises:
+        BlockingIOError: Another process is making it.
+        FileExistsError: It exists and is not an empty folder.
+
+    Examples:
+        >>> with new_folder(Path("/models/exported"), "exporting") as incomplete:  # doctest: +SKIP
+        ...     (incomplete / "plans.json").write_text("{}")
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(f".{target.name}.lock")
+    with hold_lock(lock, activity, wait=0):
+        try:  # also before anything is refused, for a killed process may have left the lock
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise FileExistsError(f"{target} exists and is not an empty folder; name another with -o")
+            with atomic_folder(target) as incomplete:
+                yield incomplete
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                lock.unlink()  # nobody waits for it

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.derive import derive_dataset
 from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+from nnunetv2_micd.utils.files import HOST
 
 
 def names(folder: Path) -> set[str]:
@@ -97,7 +100,9 @@ def test_where_links_cannot_be_made(dataset: TinyDataset, monkeypatch: pytest.Mo
 
 
 def test_remains_of_a_killed_process_do_not_matter(dataset: TinyDataset) -> None:
-    remains = dataset.root / "raw" / "incomplete_Dataset902_Tiny_2labels_seed0" / "imagesTr"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    remains = dataset.root / "raw" / f"incomplete_Dataset902_Tiny_2labels_seed0.{HOST}.{ended.pid}" / "imagesTr"
     remains.mkdir(parents=True)
     (remains / "half_0000.nii.gz").touch()
     name, entry = derive_dataset(dataset.name, 902, "2")

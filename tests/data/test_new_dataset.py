@@ -161,6 +161,34 @@ def write_png(path: Path, array: np.ndarray) -> None:
 PHOTO = np.random.RandomState(2).randint(0, 255, (12, 14))
 
 
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_gray_labels_with_colors_get_one_channel(ending: str, home: Path) -> None:
+    colors = np.repeat((PHOTO > 99)[..., None], 3, axis=2)
+    write_png(home / "photos" / f"a{ending}", np.stack([PHOTO] * 3, -1))
+    write_png(home / "masks" / f"a{ending}", colors)
+    main(["dataset", "-d", "42", "-n", "New", "-i", str(home / "photos"), "-l", str(home / "masks")])
+    np.testing.assert_array_equal(imread(made(home) / "labelsTr" / f"a{ending}"), PHOTO > 99)
+    assert json.loads((made(home) / "dataset.json").read_text())["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    verify_dataset_integrity(str(made(home)), 1)
+
+
+def test_images_to_predict(home: Path, capsys: pytest.CaptureFixture) -> None:
+    write_image(home / "new" / "d.nii.gz", VOLUME)
+    call(home, "--channels", "MR", "-t", str(home / "new"))
+    assert names(made(home) / "imagesTs") == ["d_0000.nii.gz"]
+    command = f"nnUNetv2_predict -i {made(home) / 'imagesTs'} -o PREDICTIONS -d 42 -c 3d_fullres -f 0 -tr"
+    assert command in capsys.readouterr().out
+
+
+def test_the_folder_of_raw_datasets_is_needed_before_any_label_is_read(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "labels" / "b.nii.gz").write_bytes(b"")
+    monkeypatch.setenv("nnUNet_raw", str(home / "nowhere"))
+    with pytest.raises(SystemExit, match=r"nnUNet_raw names the folder .*nowhere, which does not exist"):
+        call(home, "--channels", "MR")
+
+
 def test_photographs_with_numbers_in_their_names(home: Path) -> None:
     for number in (1, 2):
         write_png(home / "png" / f"img_000{number}.png", PHOTO)
@@ -207,6 +235,18 @@ def test_spacing_of_tiffs(home: Path) -> None:
     main(["dataset", "-d", "42", "-n", "New", *options])
     assert names(made(home) / "imagesTr") == ["x.json", "x_0000.tif"]
     assert names(made(home) / "labelsTr") == ["x.json", "x.tif"]
+
+
+def test_numbers_at_the_end_of_the_names_of_tiffs(home: Path) -> None:
+    for folder, array in (("tif", VOLUME), ("tif_labels", LABEL)):
+        (home / folder).mkdir()
+        tifffile.imwrite(home / folder / "x_0001.tif", array)
+        (home / folder / "x_0001.json").write_text('{"spacing": [2, 1, 1]}')
+    options = ["-i", str(home / "tif"), "-l", str(home / "tif_labels"), "--channels", "EM"]
+    main(["dataset", "-d", "42", "-n", "New", *options])
+    assert names(made(home) / "imagesTr") == ["x_0001.json", "x_0001_0000.tif"]
+    assert names(made(home) / "labelsTr") == ["x_0001.json", "x_0001.tif"]
+    verify_dataset_integrity(str(made(home)), 1)
 
 
 def test_channels_are_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

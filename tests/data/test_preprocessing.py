@@ -284,7 +284,7 @@ def test_errors_name_what_to_do(dataset, monkeypatch, capsys):
         assert "\n" not in str(caught.value)
 
     fails(ValueError, "no configuration 4d; they have 2d, 3d_fullres", configurations=["2d", "4d"])
-    fails(FileNotFoundError, r"no plans Other\.json .*nnUNetv2_plan_and_preprocess -d 901", plans="Other")
+    fails(FileNotFoundError, r"no plans Other\.json .*name one of nnUNetPlans with -p", plans="Other")
     fails(FileNotFoundError, "Dataset77_X is not planned .*nnUNetv2_plan_and_preprocess -d 77", name="Dataset77_X")
     fails(ValueError, "There is no dataset with the number 902", name="902")
     fails(ValueError, "Hippocampus is neither the number", name="Hippocampus")

@@ -93,6 +93,14 @@ def test_a_replaced_image_is_noticed_and_preprocessed_again(
     test_untouched_images(preprocessed)
 
 
+def test_a_replaced_image_that_is_not_preprocessed_again_yet_is_noticed(preprocessed: TinyDataset) -> None:
+    """As preprocess leaves it when it is stopped: the record knows the new file, and the properties are removed."""
+    case = preprocessed.unlabeled[0]
+    (preprocessed.unlabeled_folder() / f"{case}.pkl").unlink()
+    with pytest.warns(UserWarning, match=rf"raw files of 1 images have changed .* \({case}\)"):
+        used(preprocessed)
+
+
 def test_raw_images_that_are_not_on_this_machine_are_not_missed(preprocessed: TinyDataset) -> None:
     shutil.move(preprocessed.images, preprocessed.root / "elsewhere")
     assert used(preprocessed) == IMAGES

@@ -168,6 +168,16 @@ def test_preprocessing_makes_the_folds_of_groups(dataset, capsys):
         preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
 
 
+def test_folds_are_of_the_configuration_with_all_labels(dataset, read):
+    """Labels were added, and only one configuration was preprocessed again."""
+    dataset.splits_file.unlink()
+    for case in dataset.labeled[3:]:
+        (dataset.labeled_folder("2d") / f"{case}.b2nd").unlink()
+    write_groups(dataset.raw, {case: case if i > 1 else "pair" for i, case in enumerate(dataset.labeled)})
+    preprocess_unlabeled(Dataset.find(dataset.name), ["3d_fullres"], num_processes=1)
+    assert sorted(case for entry in read() for case in entry["val"]) == sorted(dataset.labeled)
+
+
 def test_five_folds_of_many_groups():
     groups = {f"case_{i:02d}": f"patient_{i // 3}" for i in range(21)}
     folds = default_splits(sorted(groups), groups)

@@ -77,6 +77,11 @@ def test_folds_that_are_not_there_yet(number: int, expected: str, dataset: TinyD
     assert texts(find("splits", "901", "3d_fullres")) == [expected]
 
 
+def test_splits_without_folds(dataset: TinyDataset) -> None:
+    dataset.splits_file.write_text("[]")
+    assert texts(find("splits", "901", "3d_fullres")) == ["problem: splits_final.json has no folds"]
+
+
 def test_folds_of_groups(dataset: TinyDataset) -> None:
     groups = {case: f"patient_{number // 2}" for number, case in enumerate(dataset.labeled)}
     (dataset.raw / "groups.json").write_text(json.dumps(groups))
@@ -248,6 +253,11 @@ def lost_unused_case(dataset: TinyDataset) -> None:
     (dataset.labeled_folder() / "case_5.b2nd").unlink()
 
 
+def lost_segmentation(dataset: TinyDataset) -> None:
+    (dataset.labeled_folder() / "case_0_seg.b2nd").unlink()
+    (dataset.labeled_folder() / "case_1.pkl").write_bytes(b"")
+
+
 def other_network(dataset: TinyDataset) -> None:
     plans = json.loads(dataset.plans_file.read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "somewhere.Transformer"
@@ -272,6 +282,7 @@ def trained_on_validation_cases(dataset: TinyDataset) -> None:
 @pytest.mark.parametrize(
     ("change", "level", "text", "remedy"),
     [
+        (lost_segmentation, "problem", "labeled cases in", "nnUNetv2_preprocess"),
         (without_splits, "ok", "fold all: 6 labeled, 4 unlabeled, 0 validation", ""),
         (without_unlabeled, "warning", "fold 0: There are no unlabeled images", ""),  # fold 1 has some
         (preprocessed_by_other_plans, "problem", "folds 0, 1: The unlabeled images in", ""),

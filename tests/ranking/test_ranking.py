@@ -21,6 +21,7 @@ from nnunetv2_micd.data.results import ModelFolder
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.ranking import rank_unlabeled
+from nnunetv2_micd.ranking.rank import next_steps
 from nnunetv2_micd.ranking.selection import choose
 from nnunetv2_micd.ranking.uncertainty import disagreement, entropy, entropy_by_class, mean_entropy
 
@@ -76,6 +77,7 @@ def train(dataset: TinyDataset) -> Callable[..., Any]:
 
 
 CPU = torch.device("cpu")
+SELF_TRAINING = "nnUNetTrainerSelfTraining"
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -118,7 +120,22 @@ def test_the_script_makes_labeled_cases_of_the_proposals(
         assert (dataset.raw / "labelsTr" / f"{case}.nii.gz").is_file()
         assert not (dataset.images / f"{case}_0000.nii.gz").exists()
     assert f'"numTraining": {len(dataset.labeled) + 2}' in (dataset.raw / "dataset.json").read_text()
-    assert not dataset.splits_file.exists()
+    splits = json.loads(dataset.splits_file.read_text())
+    assert all(set(proposals) < set(entry["train"]) for entry in splits)
+    assert len(splits) == 2
+
+
+def test_any_line_of_the_script_may_be_deleted(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    train(nnUNetTrainerSelfTraining)
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres", SELF_TRAINING), 0, tmp_path / "next", 3, CPU)
+    first, second, third = ranking.proposals
+    script = ranking.folder / "add_labels.sh"
+    head, _, _ = script.read_text().partition("nnUNetv2_preprocess -d")
+    script.write_text("".join(line for line in head.splitlines(keepends=True) if third not in line))
+    subprocess.run([str(script)], check=True)
+    labeled = {path.name for path in (dataset.raw / "labelsTr").iterdir()}
+    assert {f"{first}.nii.gz", f"{second}.nii.gz"} < labeled
+    assert f"{third}.nii.gz" not in labeled
 
 
 def test_regions_and_hidden_labels(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
@@ -143,8 +160,49 @@ def test_refuses_what_it_cannot_rank(train: Callable, dataset: TinyDataset, tmp_
         rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         rank_unlabeled(model, 0, tmp_path / "next", 0, CPU)
+    train(nnUNetTrainerMICD)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(FileExistsError, match="not an empty folder"):
         rank_unlabeled(model, 0, tmp_path / "taken", 1, CPU)
+    with pytest.raises(ValueError, match="add -device cpu"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1)
+    entry = json.loads(dataset.splits_file.read_text())[0]
+    train(nnUNetTrainerMICD, fold=1)
+    dataset.splits_file.write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match="has no fold 1"):
+        rank_unlabeled(model, 1, tmp_path / "next", 1, CPU)
+    properties = dataset.unlabeled_folder() / f"{dataset.unlabeled[0]}.pkl"
+    content = properties.read_bytes()
+    properties.unlink()
+    with pytest.raises(ValueError, match=r"not preprocessed to the end .*; run: nnUNetv2_micd preprocess"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+    properties.write_bytes(content)
+    (dataset.raw / "groups.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not of the form"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+    plans = json.loads((dataset.preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [9.0, 9.0, 9.0]
+    (dataset.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="was trained with other plans than those of Dataset901_Tiny now"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
     assert not (tmp_path / "next").exists()
+
+
+def test_what_to_do_with_proposals() -> None:
+    assert "Look at add_labels.sh" in " ".join(next_steps(["a"], [], []))
+    [correct, label] = next_steps([], [], ["a"])
+    assert correct.startswith("Correct the proposals")
+    assert "nnUNetv2_micd label" in label
+    [hidden] = next_steps([], ["a"], [])
+    assert "move them from unlabeled to train" in hidden
+
+
+def test_no_group_that_has_labels_is_proposed(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    """Of the unlabeled images the last one is of a new group, the others of one that validates."""
+    *others, new = dataset.unlabeled
+    fold = json.loads(dataset.splits_file.read_text())[0]
+    (dataset.raw / "groups.json").write_text(json.dumps(dict.fromkeys((*others, *fold["val"]), "old")))
+    train(nnUNetTrainerSelfTraining)
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres", SELF_TRAINING), 0, tmp_path / "next", 1, CPU)
+    assert ranking.proposals == [new]

@@ -1,0 +1,103 @@
+"""Gives labels to unlabeled images: they become labeled cases of the raw dataset and of its folds."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunetv2_micd.data.folders import raw_folder
+from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_file_defect, group_images
+from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits, lock_splits, write_splits
+from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
+
+
+def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
+    """Make labeled cases of unlabeled images.
+
+    Their files move from ``imagesUn`` to ``imagesTr``, their labels are copied to ``labelsTr``, and ``dataset.json``
+    counts them. In each fold of ``splits_final.json`` they become training cases, or validation cases where the rest
+    of their group validates; so the validation cases of a fold stay what they were. After an interruption the same
+    call goes on.
+
+    Args:
+        dataset_name: Name of the dataset.
+        labels: Folder of the labels, named ``<case><file ending>``.
+        cases: The images.
+
+    Returns:
+        Number of labeled cases in the raw dataset now.
+
+    Raises:
+        ValueError: An image or a label is missing or damaged, or an image has a label already. Nothing was changed.
+        OSError: A file cannot be read or written.
+    """
+    raw = raw_folder(dataset_name)
+    description = read_json_object(raw / "dataset.json")
+    if "dataset" in description:
+        raise ValueError(
+            f'{raw / "dataset.json"} lists the files of its cases under "dataset"; add the new ones there by hand'
+        )
+    ending = str(description["file_ending"])
+    images = group_images(raw / IMAGES_FOLDER, ending) if (raw / IMAGES_FOLDER).is_dir() else {}
+    done = _check(raw, images, labels, ending, cases)
+    groups = load_groups(dataset_name)
+    for case in (case for case in cases if case not in done):
+        for file in _with_sidecars([str(labels / f"{case}{ending}")], ending):
+            with atomic(raw / "labelsTr" / Path(file).name) as temporary:
+                shutil.copyfile(file, temporary)
+        for file in _with_sidecars(images[case], ending):
+            shutil.move(file, raw / "imagesTr")
+    number = sum(file.name.endswith(ending) for file in (raw / "labelsTr").iterdir() if not file.name.startswith("."))
+    preprocessed = Path(str(nnUNet_preprocessed), dataset_name)
+    for description_file in (raw / "dataset.json", preprocessed / "dataset.json"):
+        if description_file.is_file():
+            content = {**read_json_object(description_file), "numTraining": number}
+            with atomic(description_file) as temporary:
+                temporary.write_text(json.dumps(content, indent=4))
+    splits_file = preprocessed / SPLITS_FILE
+    if splits_file.is_file():
+        with lock_splits(splits_file):
+            write_splits([_with_cases(entry, cases, groups) for entry in load_splits(splits_file)], splits_file)
+    return number
+
+
+def _check(raw: Path, images: Mapping[str, Any], labels: Path, ending: str, cases: Sequence[str]) -> set[str]:
+    """Check everything before anything is moved; return the cases that an interrupted call has finished."""
+    done = set()
+    for case in cases:
+        label, target = labels / f"{case}{ending}", raw / "labelsTr" / f"{case}{ending}"
+        if not label.is_file():
+            raise ValueError(f"There is no label {label}; name images that have one")
+        if defect := find_file_defect(str(label)):
+            raise ValueError(f"{label} {defect}")
+        if target.is_file() and target.read_bytes() != label.read_bytes():
+            raise ValueError(f"{case} has another label already, {target}; remove one of them")
+        if case in images:
+            continue
+        if not target.is_file() or case not in group_images(raw / "imagesTr", ending):
+            raise ValueError(
+                f"There is no image {case} in {raw / IMAGES_FOLDER}, which has {shorten(sorted(images)) or 'none'}"
+            )
+        done.add(case)
+    return done
+
+
+def _with_sidecars(files: Sequence[str], ending: str) -> list[str]:
+    """Return files with the JSON files beside TIFF images, which hold their spacing."""
+    stems = [file.removesuffix(ending) for file in files]
+    sidecars = dict.fromkeys(f"{stem}.json" for name in stems for stem in (name, name[: -len("_0000")]))
+    return [*files, *(name for name in sidecars if ending in (".tif", ".tiff") and Path(name).is_file())]
+
+
+def _with_cases(entry: Entry, cases: Sequence[str], groups: Mapping[str, str]) -> Entry:
+    """Return a fold with further labeled cases, without dividing a group."""
+    known = {case for names in entry.values() for case in names}
+    validated = {groups[case] for case in entry["val"] if case in groups}
+    new = [case for case in cases if case not in known]
+    validation = [case for case in new if groups.get(case) in validated]
+    training = [case for case in new if case not in validation]
+    return {**entry, "train": [*entry["train"], *training], "val": [*entry["val"], *validation]}

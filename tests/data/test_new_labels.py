@@ -1,0 +1,125 @@
+"""Unlabeled images that have got labels become labeled cases."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import TinyDataset, make_volume, write_image
+
+from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data import new_labels
+from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.new_labels import add_labels
+from nnunetv2_micd.doctor.dataset import check_dataset
+
+
+@pytest.fixture
+def labels(dataset: TinyDataset) -> Path:
+    """Labels of all unlabeled images."""
+    folder = dataset.root / "corrected"
+    for case in dataset.unlabeled:
+        write_image(folder / f"{case}.nii.gz", make_volume(0, (16, 18, 20))[1])
+    return folder
+
+
+def is_labeled(dataset: TinyDataset, case: str) -> bool:
+    files = (dataset.raw / "imagesTr" / f"{case}_0000.nii.gz", dataset.raw / "labelsTr" / f"{case}.nii.gz")
+    assert files[0].is_file() != (dataset.images / f"{case}_0000.nii.gz").is_file()
+    return all(file.is_file() for file in files)
+
+
+def read(file: Path) -> dict:
+    return dict(json.loads(file.read_text()))
+
+
+def test_images_become_labeled_training_cases_of_all_folds(
+    dataset: TinyDataset, labels: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, second, *others = dataset.unlabeled
+    before, description = Dataset.find(dataset.name).splits(), read(dataset.raw / "dataset.json")
+    main(["label", "-d", "901", "-l", str(labels), first, second])
+    number = len(dataset.labeled) + 2
+    assert f"{dataset.name} has {number} labeled cases now" in capsys.readouterr().out
+    assert [is_labeled(dataset, case) for case in (first, second, *others)] == [True, True, *[False] * len(others)]
+    assert (labels / f"{first}.nii.gz").is_file()  # the user's file stays
+    assert read(dataset.raw / "dataset.json") == description | {"numTraining": number}
+    assert read(dataset.preprocessed / "dataset.json")["numTraining"] == number
+    assert before is not None
+    expected = [{**entry, "train": [*entry["train"], first, second]} for entry in before]
+    assert Dataset.find(dataset.name).splits() == expected
+
+
+def test_a_group_that_validates_goes_on_doing_so(dataset: TinyDataset, labels: Path) -> None:
+    fold = {"train": list(dataset.labeled[:4]), "val": list(dataset.labeled[4:])}
+    dataset.splits_file.write_text(json.dumps([fold]))
+    (dataset.raw / "groups.json").write_text(json.dumps({dataset.unlabeled[0]: "x", dataset.labeled[5]: "x"}))
+    add_labels(dataset.name, labels, dataset.unlabeled[:2])
+    assert Dataset.find(dataset.name).splits() == [
+        {"train": [*fold["train"], dataset.unlabeled[1]], "val": [*fold["val"], dataset.unlabeled[0]]}
+    ]
+
+
+def test_goes_on_after_an_interruption(dataset: TinyDataset, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = list(dataset.unlabeled[:3])
+
+    def fail(file: str, folder: Path) -> None:
+        if cases[1] in file:
+            raise OSError("disk full")
+        shutil.copy(file, folder)
+        Path(file).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(new_labels.shutil, "move", fail)
+        with pytest.raises(OSError, match="disk full"):
+            add_labels(dataset.name, labels, cases)
+    assert add_labels(dataset.name, labels, cases) == len(dataset.labeled) + 3
+    assert all(is_labeled(dataset, case) for case in cases)
+    assert add_labels(dataset.name, labels, cases) == len(dataset.labeled) + 3  # once more does no harm
+    splits = Dataset.find(dataset.name).splits()
+    assert splits is not None
+    assert splits[0]["train"].count(cases[0]) == 1
+
+
+def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, labels: Path) -> None:
+    first, second, third, *_ = dataset.unlabeled
+    (labels / f"{second}.nii.gz").unlink()
+    (labels / f"{third}.nii.gz").write_bytes((labels / f"{third}.nii.gz").read_bytes()[:-20])
+    shutil.copy(labels / f"{first}.nii.gz", labels / "nobody.nii.gz")
+    shutil.copy(labels / f"{first}.nii.gz", labels / f"{dataset.labeled[0]}.nii.gz")
+    for cases, message in (
+        ([first, second], "There is no label .*; name images that have one"),
+        ([first, third], "is cut off or damaged"),
+        ([first, "nobody"], "There is no image nobody in .*imagesUn, which has"),
+        ([first, dataset.labeled[0]], "has another label already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            add_labels(dataset.name, labels, cases)
+    assert not is_labeled(dataset, first)
+    description = read(dataset.raw / "dataset.json")
+    (dataset.raw / "dataset.json").write_text(json.dumps(description | {"dataset": {}}))
+    with pytest.raises(ValueError, match='lists the files of its cases under "dataset"'):
+        add_labels(dataset.name, labels, [first])
+
+
+def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset) -> None:
+    description = read(dataset.raw / "dataset.json")
+    (dataset.raw / "dataset.json").write_text(json.dumps(description | {"file_ending": ".tif"}))
+    label = dataset.root / "tif" / "t.tif"
+    label.parent.mkdir()
+    for file in (dataset.images / "t_0000.tif", label):
+        tifffile.imwrite(file, np.ones((4, 5, 6), np.uint8))
+    for file in (dataset.images / "t.json", label.with_suffix(".json")):
+        file.write_text('{"spacing": [2, 1, 1]}')
+    add_labels(dataset.name, label.parent, ["t"])
+    assert (dataset.raw / "imagesTr" / "t.json").is_file()
+    assert (dataset.raw / "labelsTr" / "t.json").is_file()
+
+
+def test_more_labels_than_planned_are_no_problem(dataset: TinyDataset) -> None:
+    description = read(dataset.preprocessed / "dataset.json")
+    (dataset.preprocessed / "dataset.json").write_text(json.dumps(description | {"numTraining": 2}))
+    [finding] = [one for one in check_dataset("901", "3d_fullres", "nnUNetPlans") if "when it was planned" in one.text]
+    assert (finding.level, finding.text) == ("ok", "6 labeled cases preprocessed, 2 when it was planned")
