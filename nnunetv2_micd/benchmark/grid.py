@@ -179,6 +179,7 @@ def _make_runs(
             test_labels=labels,
             transductive=not set(test_cases).isdisjoint(cell.unlabeled),
             plans_hash=_hash_plans(grid, dataset),
+            config=cell.competitor.config,
             weight=cell.competitor.weight,
             is_tuning=is_tuning,
         )
@@ -190,8 +191,11 @@ def _make_runs(
 
 
 def _hash_plans(grid: Grid, dataset: Dataset) -> str:
-    configuration = dataset.configuration(grid.configuration).configuration
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+    """Return a hash of all that decides how images and labels become batches, and batches predictions."""
+    labels = {key: dataset.dataset_json.get(key) for key in ("labels", "regions_class_order")}
+    fingerprint = dataset.fingerprint(grid.configuration)
+    settings = (dataset.configuration(grid.configuration).configuration, fingerprint, labels)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _plan_cells(grid: Grid, dataset: Dataset) -> list[_Cell]:
@@ -229,7 +233,7 @@ def _find_tuned(
     missing = []
     for competitor in competitors:
         for budget in dict.fromkeys(grid.budgets):
-            if budget == ALL_LABELS or not competitor.needs_unlabeled:
+            if budget == ALL_LABELS or not (competitor.needs_unlabeled and competitor.has_weight):
                 continue
             entry = tuning_entry(dataset, cases, budget, grid.seeds[0], grid.val_fraction)
             setting = _setting(grid, dataset, competitor, budget, entry)

@@ -21,6 +21,9 @@ FILE = "benchmark_progress.json"
 WRITE_SECONDS = 1
 """Least time between two writes of the file."""
 
+FILE_CLOCK = 0.1
+"""Seconds by which the time of a file that was just written may lie in the past, as a disk's clock is coarse."""
+
 TERMINAL_SECONDS, LOG_SECONDS = 1, 60
 """Least time between two lines of the bar on a terminal, and where its output goes to a file."""
 
@@ -96,7 +99,7 @@ class RunsBar:
     """
 
     def __init__(self, runs: Sequence[Run], waiting: Sequence[Run]):
-        self._since = time.time()
+        self._since = time.time() - FILE_CLOCK
         self._work = {run: run.epochs * run.iterations + _count_cases(run) for run in runs}
         self._done = {run: 0 if run in waiting else work for run, work in self._work.items()}
         self._failed = 0

@@ -50,7 +50,8 @@ class Run:
         test_images: Folder of the test images; None if the validation cases of the fold are the test cases.
         test_labels: Folder of their labels, or None.
         transductive: True if a test image is also an unlabeled training image.
-        plans_hash: Hash of the configuration in the plans.
+        plans_hash: Hash of the configuration in the plans, of its preprocessing and of the labels.
+        config: The trainer's own settings, empty for a trainer of nnU-Net.
         weight: Factor, such as ``"1/3"``, by which the trainer's unsupervised weight, ``ramp_peak``, is multiplied.
         is_tuning: True if the run serves to choose a setting, on cases that are never reported.
 
@@ -76,6 +77,7 @@ class Run:
     test_labels: str | None
     transductive: bool
     plans_hash: str
+    config: str = ""
     weight: str = PUBLISHED
     is_tuning: bool = False
 

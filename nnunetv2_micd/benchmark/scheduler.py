@@ -9,7 +9,7 @@ checkpoint.
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -167,10 +167,12 @@ def _run_waiting(
         num_jobs, start = jobs or 1, process_starter(device, jobs or 1, make_task)
     else:
         num_jobs, start = jobs or len(runs), job_starter(submit, make_task)
-    return _run_all(runs, waiting, num_jobs, start)
+    return _run_all(runs, waiting, num_jobs, start, lambda run: is_done(run, mean_of_both))
 
 
-def _run_all(runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Starter) -> list[Run]:
+def _run_all(
+    runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Starter, is_finished: Callable[[Run], bool]
+) -> list[Run]:
     """Start the waiting runs, never more than ``jobs`` at a time, and return those that failed."""
     queue, active, failed = list(waiting), list[StartedRun](), list[Run]()
     with RunsBar(runs, waiting) as bar:
@@ -184,6 +186,8 @@ def _run_all(runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Star
                     ending = started.poll()
                     if ending is None:
                         continue
+                    if not ending and not is_finished(started.run):  # a job of an earlier call, with its options
+                        ending = "it has ended and is not complete; call the same command again"
                     active.remove(started)
                     bar.end(started.run, has_failed=bool(ending))
                     if ending:

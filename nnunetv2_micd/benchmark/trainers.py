@@ -5,9 +5,11 @@ generated class has a folder of its own in ``nnUNet_results/benchmark_trainers``
 class, so nothing that other benchmarks write there can disturb it. The files stay, because prediction needs them.
 """
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.benchmark.records import PUBLISHED, Run
@@ -130,6 +132,7 @@ class Competitor:
         iterations: Number of iterations in an epoch.
         needs_unlabeled: True if it uses unlabeled images.
         has_weight: True if it has an unsupervised weight.
+        config: Its own settings, see `records.Run`.
         weight: Factor of its unsupervised weight, such as ``"1/3"``.
     """
 
@@ -139,6 +142,7 @@ class Competitor:
     iterations: int
     needs_unlabeled: bool
     has_weight: bool = True
+    config: str = ""
     weight: str = PUBLISHED
 
     def with_weight(self, weight: str) -> "Competitor":
@@ -164,13 +168,19 @@ def find_competitor(name: str, length: Length, dataset: Dataset, configuration: 
     """
     trainer_class = find_trainer(name).trainer_class
     epochs, iterations = training_length(trainer_class, dataset.plans.plans, configuration, dataset.dataset_json)
+    own: dict[str, Any] = {"needs_unlabeled": False, "has_weight": False}
+    if issubclass(trainer_class, SemiSupervisedTrainer):
+        own = {
+            "needs_unlabeled": trainer_class.config.ramp_peak > 0,
+            "has_weight": trainer_class.has_unsupervised_losses,
+            "config": json.dumps(asdict(trainer_class.config), sort_keys=True),
+        }
     return Competitor(
         trainer=name,
         trainer_class=name + length.suffix,
         epochs=length.epochs or epochs,
         iterations=length.iterations or iterations,
-        needs_unlabeled=issubclass(trainer_class, SemiSupervisedTrainer) and trainer_class.config.ramp_peak > 0,
-        has_weight=issubclass(trainer_class, SemiSupervisedTrainer) and trainer_class.has_unsupervised_losses,
+        **own,
     )
 
 

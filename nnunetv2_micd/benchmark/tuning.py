@@ -62,7 +62,7 @@ class Setting:
         dataset: Full name of the dataset.
         configuration: Name of the configuration.
         plans: Name of the plans.
-        plans_hash: Hash of the configuration in the plans.
+        plans_hash: See `records.Run`.
         trainer: Name of the trainer.
         budget: Number of labeled cases, as the user wrote it.
         epochs: Number of epochs.

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes
+from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases
 from nnunetv2_micd.report.runs import is_control, is_mean_of_both, is_method, is_tuned, name_of_usual
-from nnunetv2_micd.report.scores import METRICS
+from nnunetv2_micd.report.scores import METRICS, PERFECT
 from nnunetv2_micd.report.statistics import PairedResult, compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
 
@@ -30,7 +30,7 @@ def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each metric, budget and method, with the fields of `statistics.PairedResult` and ``p_holm``.
     """
-    opponents = {(budget, trainer): STOCK for budget, trainer in _list_trainers(scores) if trainer != STOCK}
+    opponents = {(budget, trainer): STOCK for budget, trainer in _list_tested(scores) if trainer != STOCK}
     return _compare_each(scores, opponents).drop(columns="opponent")
 
 
@@ -54,7 +54,7 @@ def _best_controls(scores: pd.DataFrame) -> dict[tuple[str, str], str]:
     of_any = find_best(scores, is_control)
     return {
         (budget, trainer): controls[budget]
-        for budget, trainer in _list_trainers(scores)
+        for budget, trainer in _list_tested(scores)
         if is_method(trainer) and budget in (controls := of_any if is_mean_of_both(trainer) else of_one)
     }
 
@@ -97,39 +97,38 @@ def compare_best(scores: pd.DataFrame, best: Mapping[str, str]) -> pd.DataFrame:
         A row for each budget and other trainer, with the fields of `statistics.PairedResult` for ``best`` minus
         ``trainer``, and ``p_holm``.
     """
-    cases = mean_over_classes(scores)
     rows = [
         {"budget": budget, "best": best[budget], "trainer": trainer} | result
-        for budget, trainer in _list_trainers(scores)
-        if budget in best and trainer not in (STOCK, best[budget]) and not is_tuned(trainer)
-        if (result := _test(cases, "dice", budget, best[budget], trainer))
+        for budget, trainer in _list_tested(scores)
+        if budget in best and trainer not in (STOCK, best[budget])
+        if (result := _test(scores, "dice", budget, best[budget], trainer))
     ]
     table = pd.DataFrame(rows, columns=["budget", "best", "trainer", "seeds", *TEST_COLUMNS])
     return table.assign(p_holm=correct_holm(table["p"].to_numpy()))
 
 
-def _list_trainers(scores: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return each budget and trainer once, in the order of the scores."""
-    return list(scores[["budget", "trainer"]].drop_duplicates().itertuples(index=False, name=None))
+def _list_tested(scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return each budget and trainer once, in the order of the scores; not tuned ones, which used further labels."""
+    pairs = scores[["budget", "trainer"]].drop_duplicates().itertuples(index=False, name=None)
+    return [(budget, trainer) for budget, trainer in pairs if not is_tuned(trainer)]
 
 
 def _compare_each(scores: pd.DataFrame, opponents: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """Compare trainers with their opponents on the same budget, for each metric, with Holm's correction for each."""
-    cases = mean_over_classes(scores)
     rows = [
         {"metric": metric, "budget": budget, "trainer": trainer, "opponent": opponent} | result
         for metric in METRICS
         for (budget, trainer), opponent in opponents.items()
-        if (result := _test(cases, metric, budget, trainer, opponent))
+        if (result := _test(scores, metric, budget, trainer, opponent))
     ]
     table = pd.DataFrame(rows, columns=["metric", "budget", "trainer", "opponent", "seeds", *TEST_COLUMNS])
     table["p_holm"] = table.groupby("metric")["p"].transform(lambda values: correct_holm(values.to_numpy()))
     return table
 
 
-def _test(cases: pd.DataFrame, metric: str, budget: str, trainer: str, opponent: str) -> dict[str, Any]:
+def _test(scores: pd.DataFrame, metric: str, budget: str, trainer: str, opponent: str) -> dict[str, Any]:
     """Return the number of common seeds and the comparison over them, or nothing if there is no common seed."""
-    in_budget = cases[cases["budget"] == budget]
+    in_budget = scores[scores["budget"] == budget]
     method, other = (in_budget[in_budget["trainer"] == name] for name in (trainer, opponent))
     seeds = set(method["seed"]) & set(other["seed"])
     return {"seeds": len(seeds), **asdict(_compare(method, other, metric, seeds))} if seeds else {}
@@ -150,17 +149,17 @@ def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataF
         A row for each budget, method and opponent, with the fields of `statistics.PairedResult` and ``p_holm``.
         Controls are compared with the baseline as well.
     """
-    cases, seconds = mean_over_classes(scores), costs.set_index(["budget", "trainer"])["training_seconds_mean"]
+    seconds = costs.set_index(["budget", "trainer"])["training_seconds_mean"]
     overall = mean_over_cases(scores)
     run_dice = overall[overall["class"] == MEAN].set_index(["budget", "trainer", "seed"])["dice"].sort_index()
     of_usual_length = scores[scores["trainer"].map(name_of_usual) == scores["trainer"]]
     controls = _best_controls(of_usual_length)
     rows: list[dict[str, Any]] = []
-    for budget, trainer in _list_trainers(of_usual_length):
+    for budget, trainer in _list_tested(of_usual_length):
         opponents = [] if trainer == STOCK else [STOCK, *filter(None, [controls.get((budget, trainer))])]
         for opponent in opponents:
             training = _choose_training(seconds[budget], opponent, seconds[budget][trainer])
-            result = _test(cases, "dice", budget, trainer, training) if training else {}
+            result = _test(scores, "dice", budget, trainer, training) if training else {}
             if not result:
                 continue
             common = run_dice[budget][[trainer, training]].unstack("trainer").dropna()
@@ -187,13 +186,17 @@ def _choose_training(seconds: pd.Series, opponent: str, method_seconds: float) -
     return str(long_enough.index[0] if len(long_enough) else trainings.index[-1])
 
 
-def _compare(method: pd.DataFrame, baseline: pd.DataFrame, metric: str, seeds: set[int]) -> PairedResult:
-    """Compare two trainers group by group; a case that is not scored for one of them is left out.
+def _compare(method: pd.DataFrame, other: pd.DataFrame, metric: str, seeds: set[int]) -> PairedResult:
+    """Compare two trainers group by group.
 
-    Cases of a group, such as those of a patient, are not independent, so each group has one difference: their mean.
+    A class that is absent for both, in neither truth nor prediction, is left out of a case. Where it is absent for one
+    of them only, the other has invented it, and an empty mask was right. Cases of a group, such as those of a patient,
+    are not independent, so each group has one difference: their mean.
     """
-    method_means, baseline_means = (
-        table[table["seed"].isin(seeds)].groupby(["group", "case"])[metric].mean() for table in (method, baseline)
-    )
-    differences = (method_means - baseline_means).dropna()
-    return compare_paired(differences.groupby("group").mean().to_numpy())
+    keys = ["group", "case", "seed", "class"]
+    tables = (table[table["seed"].isin(seeds)].set_index(keys)[metric] for table in (method, other))
+    pairs = pd.concat(tables, axis=1, keys=("method", "other")).dropna(how="all").fillna(PERFECT[metric])
+    differences = pairs["method"] - pairs["other"]
+    for level in (keys[:3], keys[:2], keys[:1]):  # mean over the classes, then the seeds, then the cases
+        differences = differences.groupby(level).mean()
+    return compare_paired(differences.to_numpy())

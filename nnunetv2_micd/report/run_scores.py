@@ -1,5 +1,6 @@
 """The scores of all test cases of a run, cached as a table in its folder."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -43,11 +44,19 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
     cached = _read_cache(path, run, tolerance)
     if cached is not None:
         return cached
+    files = _identify_files(run)  # before they are read
     rows = [row for rows in apply(partial(_score_one, run, tolerance), run.cases) for row in rows]
     table = pd.DataFrame(rows).assign(tolerance=tolerance)
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.assign(files=files).to_csv(temporary, index=False)
     return table
+
+
+def _identify_files(run: FinishedRun) -> str:
+    """Return a hash of the size and time of all predictions and labels, which changes when one is replaced."""
+    files = [file for case in run.cases for file in (run.prediction_file(case), run.truth_file(case))]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _score_one(run: FinishedRun, tolerance: float, case: str) -> list[dict[str, Any]]:
@@ -68,9 +77,8 @@ def _score_one(run: FinishedRun, tolerance: float, case: str) -> list[dict[str, 
 
 
 def _read_cache(path: Path, run: FinishedRun, tolerance: float) -> pd.DataFrame | None:
-    """Return the cached table if it is newer than all segmentations and has the same cases, classes and tolerance."""
-    files = [file for case in run.cases for file in (run.prediction_file(case), run.truth_file(case))]
-    if not path.is_file() or path.stat().st_mtime_ns <= max(file.stat().st_mtime_ns for file in files):
+    """Return the cached table if it is of the same segmentations, cases, classes and tolerance."""
+    if not path.is_file():
         return None
     try:
         table = pd.read_csv(
@@ -82,6 +90,7 @@ def _read_cache(path: Path, run: FinishedRun, tolerance: float) -> pd.DataFrame 
         rows = list(zip(table["case"], table["class"], strict=True))
         expected = [(case, name) for case in run.cases for name in find_classes(run)]
         is_current = rows == expected and all(math.isclose(value, tolerance) for value in table["tolerance"])
-        return table if is_current and {*METRICS, "outcome"} <= set(table) else None
+        is_current &= set(table["files"]) == {_identify_files(run)}
+        return table.drop(columns="files") if is_current and {*METRICS, "outcome"} <= set(table) else None
     except (ValueError, KeyError, TypeError):  # damaged, or written by another version
         return None

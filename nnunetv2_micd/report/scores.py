@@ -24,6 +24,9 @@ Outcome = Literal["scored", "missed", "false alarm", "absent"]
 METRICS = ("dice", "nsd", "hd95", "asd")
 """The fields of :class:`Score` that are numbers."""
 
+PERFECT = {"dice": 1.0, "nsd": 1.0, "hd95": 0.0, "asd": 0.0}
+"""Value of each metric for a prediction that equals the truth."""
+
 ROUNDING = 1e-5
 """Relative error of a spacing in the header of an image, which keeps 32 bits of it."""
 

@@ -139,8 +139,9 @@ def list_rules(tolerance: float, unit: str) -> list[str]:
         "classes. The tables show mean and standard deviation over the seeds, each of which has other labeled cases, "
         "unless a fold names them. Counts of empty masks are over all test cases, classes and seeds.",
         "Tests: the score of a case is the mean over its classes and then over the seeds that both methods have. A "
-        "case that is not scored for one of the two is left out. Cases of one group, such as a patient, are not "
-        f"independent: where {GROUPS_FILE} names groups, the score of a group is the mean over its cases, and n is the "
+        "class that is absent for both is left out of a case; where only one of the two predicts it (a false alarm), "
+        "the other counts as perfect there. Cases of one group, such as a patient, are not independent: "
+        f"where {GROUPS_FILE} names groups, the score of a group is the mean over its cases, and n is the "
         "number of groups; otherwise n is the number of cases. The p-value is from the two-sided Wilcoxon signed-rank "
         "test. It is also given with Holm's correction over all comparisons of the metric. The interval is the 95 % "
         "percentile bootstrap of the mean difference to the baseline with the same labels "
@@ -167,5 +168,6 @@ def list_rules(tolerance: float, unit: str) -> list[str]:
         "Rows named mean of both networks are the same trainings as the rows without these words, predicted with the "
         "mean of both networks; all others are predicted with one network. Rows named tuned (weight x 3) have three "
         "times the published weight of the unlabeled images; all others have the published weight. That weight was "
-        "chosen with the labels of further cases, so these rows have used more labels than the others.",
+        "chosen with the labels of further cases, so these rows have used more labels than the others and are not "
+        "tested.",
     ]

@@ -1,8 +1,9 @@
 """Numbers that all methods have; each method adds its own in a subclass, and a variant replaces some of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from inspect import get_annotations
 from math import inf
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ Weight = Annotated[float, Between(0)]
 def check_fields(config: Any) -> None:
     """Check the fields of a config against their annotations: ``Between``, whole numbers and ``Literal``.
 
+    Those of all its classes hold: a subclass that gives a field another default need not repeat its range.
+
     Raises:
         ValueError: the first field with a value that is not allowed.
     """
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
+    classes = [cls for cls in reversed(type(config).__mro__) if is_dataclass(cls)]
+    for name, hint in (item for cls in classes for item in get_annotations(cls, eval_str=True).items()):
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, get_args(hint)))}.")

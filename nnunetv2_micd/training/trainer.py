@@ -448,6 +448,10 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             self.monitor.history = state["history"]
             self.generator.set_state(state["generator"])
             self._saved_random = state["random"]
+        config = asdict(self.config)
+        if changed := [name for name, value in state["config"].items() if config.get(name, value) != value]:
+            listed = ", ".join(f"{name} is {config[name]} and was {state['config'][name]}" for name in changed)
+            self.print_to_log_file(f"Warning: the checkpoint was trained with other settings: {listed}.")
         if self.local_rank != 0:  # the saved states belong to the first process
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
             self._saved_random = None

@@ -215,7 +215,13 @@ def test_runs_of_before_are_not_overwritten(
     assert plan_runs(grid)[0] == run
     refused(r"was made with budget 2, not 40%", budgets=["40%"])
     refused("was made with test_images None, not", test=test_set)
-    for name, value in (("epochs", 7), ("labeled", ["case_9"]), ("plans_hash", "0"), ("num_unlabeled", 3)):
+    for name, value in (
+        ("epochs", 7),
+        ("labeled", ["case_9"]),
+        ("plans_hash", "0"),
+        ("config", "{}"),
+        ("num_unlabeled", 3),
+    ):
         record = json.loads((run.folder / "benchmark.json").read_text())
         (run.folder / "benchmark.json").write_text(json.dumps(record | {name: value}))
         refused(f"was made with {name} ")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers import TinyDataset
 
 from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
@@ -34,7 +35,7 @@ from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
 def test_bad_arguments_are_refused(
     grid: Grid, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run_benchmark(grid, **{"device": "cpu", **arguments})
 

@@ -191,6 +191,11 @@ def test_the_best_weight_is_chosen_and_trained(
     assert str(runs[2]) == "nnUNetTrainerMICD with 3 times its unsupervised weight, 2 labeled, seed 7, 2 epochs"
 
 
+def test_what_has_no_weight_is_not_asked_for_a_tuning(grid: Grid) -> None:
+    runs = plan_runs(replace(grid, trainers=["nnUNetTrainerSelfTraining"], tuned=True))
+    assert {run.weight for run in runs} == {"1"}
+
+
 @pytest.mark.parametrize(
     ("scores", "chosen"),
     [({"1/3": 0.5, "1": 0.5, "3": 0.4}, "1"), ({"1/3": 0.6, "1": 0.6, "3": 0.6}, "1"), ({"1/9": 2, "1/3": 2}, "1/3")],

@@ -353,6 +353,8 @@ def test_scores_are_kept_until_something_changes(tree: Tree, monkeypatch: pytest
     soon = (folder / "scores.csv").stat().st_mtime_ns + 1
     os.utime(folder / "predictions" / "case_2.nii.gz", ns=(soon, soon))
     assert [count(), count()] == [every, 0]
+    os.utime(folder / "predictions" / "case_2.nii.gz", ns=(5, 5))  # an old file took its place, with its old time
+    assert [count(), count()] == [every, 0]
     (folder / "scores.csv").write_text("case,class\n,,,\n")
     assert [count(), count()] == [every, 0]
     assert not list(folder.glob("scores.csv.*"))
@@ -534,10 +536,14 @@ def test_a_tuned_weight_has_rows_beside_the_published_one(tree: Tree) -> None:
         add_copy(tree, "nnUNetTrainerMICD_w3", fold, trainer="nnUNetTrainerMICD", weight="3")
     page, notes = tree.report()
     assert notes == []
-    table = pd.read_csv(tree.root / "report" / "comparisons.csv")
-    both = table[(table["budget"] == "2") & table["trainer"].str.contains("MICD")]
-    assert set(both["trainer"]) == {"nnUNetTrainerMICD", "nnUNetTrainerMICD, tuned (weight x 3)"}
-    assert both.groupby("metric")["difference"].nunique().eq(1).all()
+    tuned = "nnUNetTrainerMICD, tuned (weight x 3)"
+    summary = pd.read_csv(tree.root / "report" / "summary.csv")
+    both = summary[(summary["budget"] == "2") & summary["trainer"].str.contains("MICD")]
+    assert set(both["trainer"]) == {"nnUNetTrainerMICD", tuned}
+    assert both.groupby("class")["dice_mean"].nunique().eq(1).all()
+    for name in ("comparisons", "against_control", "equal_time", "best_against_others"):
+        table = pd.read_csv(tree.root / "report" / f"{name}.csv")  # it has used more labels, so it is not tested
+        assert tuned not in set(table["trainer"])
     assert ">MICD, tuned (weight x 3)</td>" in page.read_text()
 
 
@@ -780,16 +786,29 @@ def test_the_mean_over_classes_weighs_a_rare_class_like_any_other() -> None:
     assert summarize(scores).set_index("class")["absent"].to_dict() == {"a": 0, "b": 1, MEAN: 1}
 
 
-def test_only_common_seeds_and_cases_are_paired() -> None:
+def test_only_common_seeds_are_paired() -> None:
     stock, ours = "nnUNetTrainer", "nnUNetTrainerMICD"
     scores = make_scores(
         {(stock, 0, case, "a"): 0.5 for case in "wxyz"}
         | {(stock, 1, case, "a"): 0.0 for case in "wxyz"}
-        | {(ours, 0, case, "a"): dice for case, dice in zip("wxyz", (0.6, 0.8, 0.6, np.nan), strict=True)}
+        | {(ours, 0, case, "a"): dice for case, dice in zip("wxyz", (0.6, 0.8, 0.6, 1.0), strict=True)}
     )
     row = compare_all(scores).set_index("metric").loc["dice"]
-    assert (row["seeds"], row["n"]) == (1, 3)
-    assert row["difference"] == pytest.approx(0.5 / 3)
+    assert (row["seeds"], row["n"]) == (1, 4)
+    assert row["difference"] == pytest.approx(1.0 / 4)
+
+
+def test_an_invented_class_counts_against_the_method_that_invented_it() -> None:
+    """Class b is in no truth. nnU-Net rightly leaves it out, the method finds it in one of three cases."""
+    stock, ours = "nnUNetTrainer", "nnUNetTrainerMICD"
+    scores = make_scores(
+        {(trainer, 0, case, "a"): 0.5 for trainer in (stock, ours) for case in "xyz"}
+        | {(stock, 0, case, "b"): np.nan for case in "xyz"}
+        | {(ours, 0, case, "b"): dice for case, dice in zip("xyz", (0.0, np.nan, np.nan), strict=True)}
+    )
+    row = compare_all(scores).set_index("metric").loc["dice"]
+    assert row["n"] == 3
+    assert row["difference"] == pytest.approx(-0.5 / 3)
 
 
 def test_cases_of_a_group_count_as_one() -> None:

@@ -61,6 +61,15 @@ WRONG: list[tuple[type, str, Any, str]] = [
 ]
 
 
+# Fields of the base class, to which these give another default.
+WRONG += [
+    (MICDPaperConfig, "cfc_weight", -3, "0 or more"),
+    (PseudoLabelsConfig, "ema_decay", 1.5, "at least 0 and below 1"),
+    (UniMatchConfig, "ramp_length", 7, "between 0 and 1"),
+    (UAMTConfig, "ramp_peak", -1, "0 or more"),
+]
+
+
 @pytest.mark.parametrize(("config", "field", "value", "allowed"), WRONG)
 def test_a_value_outside_its_range_is_refused(config: type, field: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}, but must be {allowed}"):

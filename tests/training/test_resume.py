@@ -1,6 +1,7 @@
 """A training that is continued from a checkpoint takes the very steps of one that was not interrupted."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,16 @@ def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_
         for name, network in getattr(trainer, kind).items():
             other = getattr(continued, kind)[name].state_dict()
             assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
+
+
+def test_other_settings_than_those_of_the_checkpoint_are_said(
+    dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = str(tmp_path / "checkpoint.pth")
+    trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset)
+    trainer.save_checkpoint(file)
+    trainer.load_checkpoint(file)
+    assert "other settings" not in capsys.readouterr().out
+    monkeypatch.setattr(nnUNetTrainerMeanTeacher, "config", replace(trainer.config, ema_decay=0.5))
+    trainer.load_checkpoint(file)
+    assert "trained with other settings: ema_decay is 0.5 and was 0.99." in capsys.readouterr().out
