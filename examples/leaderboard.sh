@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Repeats the comparison in docs/results: every method and every control with 1 label, or with the numbers that are given
+# Repeats the comparison in docs/results: most methods and controls with 1 label, or with the numbers that are given
 # (./leaderboard.sh 2 6), with small networks on a CPU, two runs in parallel. First the unsupervised weight of each method
 # is tuned, all in the same way. It needs the hippocampus task of the Medical Segmentation Decathlon as
 # Dataset004_Hippocampus in nnUNet_raw. If it is interrupted, run it again and it continues where it stopped. It writes the

@@ -8,6 +8,9 @@ from nnunetv2_micd.doctor.finding import Finding
 FAR = 2
 """Factor in the number of labeled images up to which a measurement says something about another number."""
 
+LONG = 3200
+"""Steps from which a measurement recommends a trainer: in short trainings others win, and nobody trains so shortly."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -22,6 +25,7 @@ class Measurement:
         over_control: Difference to the best control, likewise; None where there was none.
         table: Folder in ``docs/results``.
         budget: Name of the number of labels in that table.
+        steps: Length of the trainings.
         only_for: Images that the trainer is made for, if not all.
     """
 
@@ -33,6 +37,7 @@ class Measurement:
     over_control: tuple[float, float, float] | None
     table: str
     budget: str
+    steps: int
     only_for: str = ""
 
     @property
@@ -48,42 +53,39 @@ class Measurement:
             for gain, low, high in filter(None, (self.over_nnunet, self.over_control))
         ]
         trainer = f"{self.trainer} ({self.only_for} only)" if self.only_for else self.trainer
-        images = f"{self.labeled} {self.data}, {self.unlabeled or 'none'} unlabeled"
+        images = f"{self.labeled} {self.data}, {self.unlabeled or 'none'} unlabeled, {self.steps} steps"
         return f"{trainer}, {images}: {' | '.join(gains)} [docs/results/{self.table}]"
 
 
 MEASUREMENTS = (
-    Measurement("hearts", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", budget="f0"),
-    Measurement("hearts", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", budget="f0"),
-    Measurement("hearts", 14, 126, "SelfTraining", (5.9, 3.9, 8.2), (0.2, -0.4, 0.8), "acdc", budget="f1"),
-    Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", budget="f1"),
+    Measurement("hearts", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", "f0", 3200),
+    Measurement("hearts", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", "f0", 3200),
+    Measurement("hearts", 14, 126, "SelfTraining", (5.9, 3.9, 8.2), (0.2, -0.4, 0.8), "acdc", "f1", 3200),
+    Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", "f1", 3200),
     Measurement(
         *("fetal heads", 13, 776, "SelfTraining", (2.7, 1.3, 4.4), (1.2, 0.6, 1.9)),
-        *("self_training_elsewhere/fetal_heads", "10"),
+        *("self_training_elsewhere/fetal_heads", "10", 3200),
     ),
     Measurement(
         *("hippocampus volumes", 1, 159, "SelfTraining", (4.2, 3.5, 5.0), (2.8, 2.0, 3.6)),
-        *("self_training_elsewhere/hippocampus", "1"),
+        *("self_training_elsewhere/hippocampus", "1", 3200),
     ),
     Measurement(
-        "hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9), "hippocampus_1_label", budget="1"
+        *("hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9)),
+        *("hippocampus_1_label", "1", 300),
     ),
-    Measurement("hippocampus volumes", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", budget="2"),
-    Measurement("hippocampus volumes", 6, 154, "MICD", (-0.5, -0.7, -0.3), None, "hippocampus_300_steps", budget="6"),
-    Measurement("fetal heads", 10, 779, "MICD", (0.2, -0.2, 0.7), (0.2, -0.2, 0.6), "fetal_heads", budget="10"),
+    Measurement("hippocampus volumes", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", "2", 300),
+    Measurement("hippocampus volumes", 6, 154, "MICD", (-0.5, -0.7, -0.3), None, "hippocampus_300_steps", "6", 300),
     Measurement(
-        *("fetal heads", 10, 779, "ERSR", (1.2, 0.8, 1.7), (1.2, 0.8, 1.7), "fetal_heads"),
-        budget="10",
+        *("examinations of fetal heads", 10, 779, "ERSR", (1.2, 0.8, 1.7), (1.2, 0.8, 1.7), "fetal_heads", "10", 300),
         only_for="one object in 2D",
     ),
-    Measurement("fetal heads", 22, 767, "MICD", (1.0, 0.6, 1.5), (1.0, 0.5, 1.5), "fetal_heads", budget="20"),
     Measurement(
-        *("fetal heads", 22, 767, "ERSR", (1.2, 0.8, 1.6), (1.1, 0.7, 1.5), "fetal_heads"),
-        budget="20",
+        *("examinations of fetal heads", 20, 767, "ERSR", (1.2, 0.8, 1.6), (1.1, 0.7, 1.5), "fetal_heads", "20", 300),
         only_for="one object in 2D",
     ),
 )
-"""The best trainers for each number of labels; small networks and short trainings on processor cores."""
+"""The best trainers for each number of labels; small networks on CPUs."""
 
 
 def advise(labeled: int, unlabeled: int) -> Finding:
@@ -109,11 +111,12 @@ def advise(labeled: int, unlabeled: int) -> Finding:
     nearest: dict[tuple[str, str], Measurement] = {}
     for one in sorted(near, key=lambda one: abs(log(one.labeled / labeled))):
         nearest.setdefault((one.data, one.trainer), one)
-    gained = [one for one in near if one.has_gained and not one.only_for]
+    gained = [one for one in near if one.has_gained and not one.only_for and one.steps >= LONG]
     trainer = f"-tr nnUNetTrainer{gained[0].trainer}" if gained else "nnU-Net itself"
     lines = [
         "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control",
         *(one.line for one in near if one in nearest.values()),
-        "the gain depends on the images more than on their number: compare on yours with nnUNetv2_micd benchmark",
+        "the gain depends on the images more than on their number: compare on yours with nnUNetv2_micd benchmark; "
+        "docs/how_to/choose_a_trainer.md goes by the kind of images as well",
     ]
     return Finding("ok", "advice", f"{images}: {trainer}", "\n".join(lines))

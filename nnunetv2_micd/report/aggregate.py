@@ -46,7 +46,7 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     by_seed = mean_over_cases(scores).groupby(keys, sort=False)
     table = by_seed[list(METRICS)].agg(["mean", "std"])
     table.columns = [f"{metric}_{'sd' if function == 'std' else function}" for metric, function in table.columns]
-    table.insert(0, "num_labeled", by_seed["num_labeled"].first())
+    table.insert(0, "num_labeled", by_seed["num_labeled"].mean().round().astype(int))  # of groups, it varies
     table.insert(1, "seeds", by_seed["seed"].nunique())
     outcomes = pd.concat([scores, scores.assign(**{"class": MEAN})])
     for outcome in EMPTY:
@@ -65,7 +65,7 @@ def collect_costs(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     table = pd.DataFrame([_costs_of(run) for run in runs])
     table["peak_gpu_bytes"] = table["peak_gpu_bytes"].astype(float)  # None, without a GPU, becomes NaN
     groups = table.groupby(["budget", "trainer"], sort=False)
-    result = groups[["num_labeled", "num_unlabeled"]].first()
+    result = groups[["num_labeled", "num_unlabeled"]].mean().round().astype(int)
     result["devices"] = groups["device"].agg(lambda devices: " ".join(sorted(set(devices))))
     result["training_seconds_mean"] = groups["training_seconds"].mean()
     result["training_seconds_sd"] = groups["training_seconds"].std()

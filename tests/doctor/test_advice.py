@@ -31,15 +31,15 @@ def test_measurements_are_those_of_the_tables(measurement: Measurement) -> None:
         assert measurement.over_control == read(measurement, "against_control.csv")
     assert f"nnUNetTrainer{measurement.trainer}" in exported.__all__
     with (RESULTS / measurement.table / "summary.csv").open() as file:
-        assert str(measurement.labeled) in {
-            row["num_labeled"] for row in csv.DictReader(file) if row["budget"] == measurement.budget
-        }
+        numbers = {row["num_labeled"] for row in csv.DictReader(file) if row["budget"] == measurement.budget}
+    # Of groups, such as examinations, the budget counts the groups.
+    assert {str(measurement.labeled)} & {*numbers, measurement.budget}
 
 
 def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2")
-    some = Measurement("lungs", 3, 50, "C", (0.1, -1.0, 2.0), None, "some", "3")
-    many = Measurement("hearts", 20, 50, "B", (1.0, 0.5, 2.0), None, "many", "20")
+    few = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2", 3200)
+    some = Measurement("lungs", 3, 50, "C", (0.1, -1.0, 2.0), None, "some", "3", 3200)
+    many = Measurement("hearts", 20, 50, "B", (1.0, 0.5, 2.0), None, "many", "20", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
     assert advise(1, 10).text == "with 1 labeled and 10 unlabeled images: -tr nnUNetTrainerA"
     assert advise(3, 10).text.endswith("-tr nnUNetTrainerA")  # what has gained comes before what is nearer
@@ -48,32 +48,47 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(40, 10).text.endswith("nnUNetTrainerB")
     assert "nothing was measured" in advise(41, 10).text
     assert "nothing was measured" in advise(5, 0).text
-    mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4")
+    mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few, mixed))
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
     _, livers, lungs, _ = advise(2, 10).remedy.splitlines()
-    assert livers == "A, 2 livers, 50 unlabeled: +3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5) [docs/results/few]"
-    assert lungs == "C, 3 lungs, 50 unlabeled: +0.1 (-1.0 to 2.0) [docs/results/some]"
+    assert livers == "A, 2 livers, 50 unlabeled, 3200 steps: +3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5) [docs/results/few]"
+    assert lungs == "C, 3 lungs, 50 unlabeled, 3200 steps: +0.1 (-1.0 to 2.0) [docs/results/some]"
 
 
 def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     several = [
-        Measurement("livers", number, 50, "A", (3.0, 2.0, 4.0), None, "few", str(number)) for number in (2, 3, 4)
+        Measurement("livers", number, 50, "A", (3.0, 2.0, 4.0), None, "few", str(number), 3200) for number in (2, 3, 4)
     ]
-    monkeypatch.setattr(advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6")))
+    monkeypatch.setattr(
+        advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6", 3200))
+    )
     _, livers, lungs, _ = advise(3, 10).remedy.splitlines()
     assert livers.startswith("A, 3 livers")
     assert lungs.startswith("A, 6 lungs")
 
 
 def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_images = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2")
-    certain = Measurement("heads", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", only_for="one object in 2D")
+    any_images = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 3200)
+    certain = Measurement("heads", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", 3200, only_for="one object in 2D")
     monkeypatch.setattr(advice, "MEASUREMENTS", (any_images, certain))
     advised = advise(2, 10)
     assert advised.text.endswith("-tr nnUNetTrainerA")
-    assert "E (one object in 2D only), 2 heads, 50 unlabeled: +9.0" in advised.remedy
+    assert "E (one object in 2D only), 2 heads, 50 unlabeled, 3200 steps: +9.0" in advised.remedy
     monkeypatch.setattr(advice, "MEASUREMENTS", (certain,))
     assert advise(2, 10).text.endswith("nnU-Net itself")
+
+
+def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 300)
+    monkeypatch.setattr(advice, "MEASUREMENTS", (short,))
+    assert advise(2, 10).text.endswith("nnU-Net itself")
+    assert "50 unlabeled, 300 steps: +3.0" in advise(2, 10).remedy
+    assert advise(2, 10).remedy
+
+
+@pytest.mark.parametrize("labeled", range(1, 100))
+def test_nobody_is_sent_to_a_trainer_that_gained_in_short_trainings_only(labeled: int) -> None:
+    assert "MICD" not in advise(labeled, 100).text

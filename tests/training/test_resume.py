@@ -75,6 +75,7 @@ def test_other_settings_than_those_of_the_checkpoint_are_said(
 ) -> None:
     file = str(tmp_path / "checkpoint.pth")
     trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset)
+    trainer.initialize()
     trainer.save_checkpoint(file)
     trainer.load_checkpoint(file)
     assert "other settings" not in capsys.readouterr().out
