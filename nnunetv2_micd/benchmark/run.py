@@ -92,7 +92,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     random_states.seed_all(run.seed)
     torch.cuda.manual_seed_all(run.seed)
     begin = time.time()
-    _train(run, torch.device(device))
+    has_trained = _train(run, torch.device(device))
     epochs = _epoch_times(run.folder / FINAL)
     if run.test_images is None:
         # nnU-Net has predicted the validation cases right after the last epoch, unless that was in an earlier process.
@@ -105,13 +105,14 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     return {
         "training_seconds": sum(end - start for start, end in epochs),
         "prediction_seconds": prediction_seconds,
-        "peak_memory_bytes": peak_memory(),
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        # Of a training by an earlier process, nothing is known.
+        "peak_memory_bytes": peak_memory() if has_trained else None,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if has_trained and device == "cuda" else None,
     }
 
 
-def _train(run: Run, device: torch.device) -> None:
-    """Do what ``nnUNetv2_train`` does, including the validation."""
+def _train(run: Run, device: torch.device) -> bool:
+    """Do what ``nnUNetv2_train`` does, including the validation; return whether there were steps left to take."""
     final, *others = (run.folder / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     for path in (final, *others):
         if path.exists() and not zipfile.is_zipfile(path):  # a killed training may leave half a checkpoint
@@ -131,6 +132,7 @@ def _train(run: Run, device: torch.device) -> None:
         trainer.run_training()
     report_prediction(run)
     trainer.perform_actual_validation()
+    return not is_trained
 
 
 def _epoch_times(checkpoint: Path) -> list[tuple[float, float]]:

@@ -63,7 +63,8 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
 def collect_costs(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """Return what training and prediction took for each budget and trainer: mean times, largest memory."""
     table = pd.DataFrame([_costs_of(run) for run in runs])
-    table["peak_gpu_bytes"] = table["peak_gpu_bytes"].astype(float)  # None, without a GPU, becomes NaN
+    peaks = ["peak_memory_bytes", "peak_gpu_bytes"]
+    table[peaks] = table[peaks].astype(float)  # None, such as without a GPU, becomes NaN
     groups = table.groupby(["budget", "trainer"], sort=False)
     result = groups[["num_labeled", "num_unlabeled"]].mean().round().astype(int)
     result["devices"] = groups["device"].agg(lambda devices: " ".join(sorted(set(devices))))

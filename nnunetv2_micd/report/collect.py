@@ -22,7 +22,7 @@ from nnunetv2_micd.report.runs import (
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import shorten
 
-MEASURED = ("training_seconds", "prediction_seconds", "peak_memory_bytes")
+MEASURED = ("training_seconds", "prediction_seconds")
 
 
 def collect_runs(

@@ -259,6 +259,16 @@ def test_costs(reported: Tree) -> None:
     assert np.isnan(table.loc[("2", "nnUNetTrainer"), "peak_gpu_bytes_max"])
 
 
+def test_memory_of_a_training_that_an_earlier_process_ended(tree: Tree) -> None:
+    for seed in SEEDS:
+        tree.change(tree.folder("nnUNetTrainerMICD", 5 + seed), peak_memory_bytes=None)
+    _, notes = tree.report()
+    assert notes == []
+    costs = pd.read_csv(tree.root / "report" / "costs.csv").set_index(["budget", "trainer"])
+    assert np.isnan(costs.loc[("2", "nnUNetTrainerMICD"), "peak_memory_bytes_max"])
+    assert costs.loc[("2", "nnUNetTrainer"), "peak_memory_bytes_max"] == 2**31
+
+
 def test_the_page_needs_no_other_file(reported: Tree) -> None:
     page = (reported.root / "report" / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 5
