@@ -53,7 +53,7 @@ def low_confidence_boxes(low: Tensor, limit: Sequence[int]) -> tuple[Tensor, Ten
         components = cc3d.connected_components(sample, connectivity=26 if axes == 3 else 8)
         sizes = np.bincount(components.ravel())[1:]
         if len(sizes):
-            places = np.argwhere(components == sizes.argmax() + 1)
+            places = np.argwhere(components == np.argmax(sizes) + 1)
             first, whole = places.min(0), np.ptp(places, axis=0) + 1
             edge[:] = np.minimum(whole, limit)
             start[:] = first + (whole - edge) // 2

@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder = make_dataset(arguments.d, arguments.n, files, content, channels, arguments.classes, arguments.copy)
     values = ", ".join(map(str, [0, *content.values]))
     if not content.has_consecutive_values:
-        values += f", written as 0 to {len(content.values)}"
-    print(f"{folder}: {len(files.labeled)} labeled and {len(files.unlabeled)} unlabeled images, labels {values}")
+        values += f", written as {', '.join(map(str, range(len(content.values) + 1)))}"
+    numbers = [(len(files.labeled), "labeled"), (len(files.unlabeled), "unlabeled"), (len(files.test), "to predict")]
+    listed = ", ".join(f"{number} {what}" for number, what in numbers if number)
+    print(f"{folder}: images: {listed}; labels: {values}")
     if not arguments.classes:
         names = ", ".join(f"class_{value}" for value in content.values)
         print(f"The classes are called {names}; give them other names in dataset.json, or with --classes.")

@@ -5,6 +5,7 @@ This needs neither torch nor nnU-Net's plans, so commands that need nothing else
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,8 @@ def _root(variable: Any) -> Path:
     if not folder:
         raise ValueError(f"The environment variable {name} is not set; it must name nnU-Net's folder of that name")
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"The environment variable {name} names the folder {folder}, which does not exist")
+        command = f"mkdir -p {shlex.quote(str(folder))}"
+        raise FileNotFoundError(
+            f"The environment variable {name} names the folder {folder}, which does not exist; make it: {command}"
+        )
     return Path(folder)

@@ -107,7 +107,13 @@ def advise(labeled: int, unlabeled: int) -> Finding:
     if not near:
         text = f"{images}: nnU-Net itself first; with about as many labels nothing was measured"
         return Finding("ok", "advice", text)
-    near.sort(key=lambda one: (not one.has_gained, abs(log(one.labeled / labeled)), -one.over_nnunet[0]))
+    # Where there are unlabeled images, a trainer that gained by them comes before its control.
+    near.sort(
+        key=lambda one: (
+            *(not one.has_gained, one.unlabeled == 0 < unlabeled),
+            *(abs(log(one.labeled / labeled)), -one.over_nnunet[0]),
+        )
+    )
     nearest: dict[tuple[str, str], Measurement] = {}
     for one in sorted(near, key=lambda one: abs(log(one.labeled / labeled))):
         nearest.setdefault((one.data, one.trainer), one)

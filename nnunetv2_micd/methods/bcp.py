@@ -91,7 +91,7 @@ def _largest_of_each_class(labels: np.ndarray) -> np.ndarray:
     classes[of_foreground] = labels.ravel()[foreground]
     largest = np.zeros(number + 1, bool)
     for one in np.unique(classes[1:]):
-        largest[np.where(classes == one, sizes, -1).argmax()] = True
+        largest[np.argmax(np.where(classes == one, sizes, -1))] = True
     return largest[components]
 
 

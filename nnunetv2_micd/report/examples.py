@@ -147,12 +147,12 @@ def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list
     image = np.zeros((1, *truth.shape)) if image is None or image.shape[1:] != truth.shape else image
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
     across = 0 if len(truth) == 1 else int(np.argmax(spacing))
-    foreground = np.logical_or.reduce([labels > 0 for labels in maps])
+    foreground = np.any([labels > 0 for labels in maps], axis=0)
     in_slices = (truth if truth.any() else foreground).astype(bool)
     position = int(np.argmax(in_slices.sum(axis=tuple(axis for axis in range(3) if axis != across))))
     maps = [np.take(volume, position, axis=across) for volume in maps]
     picture = to_picture(np.take(image, position, axis=1 + across), has_colors=len(image) == 3)
-    box = _box_around(maps[0] if maps[0].any() else np.logical_or.reduce([labels > 0 for labels in maps]))
+    box = _box_around(maps[0] if maps[0].any() else np.any([labels > 0 for labels in maps], axis=0))
     rest = [length for axis, length in enumerate(spacing) if axis != across]
     return picture[box], [labels[box] for labels in maps], rest[0] / rest[1]
 

@@ -16,6 +16,9 @@ from nnunetv2_micd.data.raw_images import AGAIN, group_images
 from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline, to_picture
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
 
+WIDTH = 2.6
+"""Width of an image in inches."""
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -169,7 +172,7 @@ def _read(case: str, files: Sequence[str], segmentations: _Segmentations) -> _Ca
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
     across = 0 if image.shape[1] == 1 else int(np.argmax(spacing))
     foreground = next(iter(labels.values())) > 0
-    position = int(foreground.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
+    position = int(np.argmax(foreground.sum(axis=tuple(axis for axis in range(3) if axis != across))))
     rest = [length for axis, length in enumerate(spacing) if axis != across]
     slices = np.take(image, position, axis=1 + across)
     picture = to_picture(slices, segmentations.has_colors)
@@ -178,11 +181,12 @@ def _read(case: str, files: Sequence[str], segmentations: _Segmentations) -> _Ca
 
 
 def _draw(cases: Sequence[_Case], columns: Sequence[str], names: Mapping[int, str]) -> Figure:
-    figure = Figure(
-        figsize=(2.6 * (1 + len(columns)), 2.7 * len(cases) + 0.5 + 0.25 * (len(names) // LEGEND_COLUMNS)),
-        layout="constrained",
-    )
-    grid = figure.subplots(len(cases), 1 + len(columns), squeeze=False)
+    # As high as the images are: rows of a fixed height would leave gaps between flat ones.
+    heights = [min(WIDTH * case.aspect * case.image.shape[0] / case.image.shape[1], 2 * WIDTH) for case in cases]
+    legend = 0.5 + 0.25 * (len(names) // LEGEND_COLUMNS)
+    size = (WIDTH * (1 + len(columns)), sum(heights) + 0.3 * len(cases) + legend)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(cases), 1 + len(columns), squeeze=False, height_ratios=heights)
     for number, (row, case) in enumerate(zip(grid, cases, strict=True)):
         row[0].set_ylabel(case.name, fontsize=8)
         for axes, column in zip(row, [None, *columns], strict=True):

@@ -48,9 +48,10 @@ def _draw_history(rows: Sequence[Row], reference: Sequence[float]) -> Figure:
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("epoch", "skipped_steps")))
     shares = [name for name in names if is_share(name)]
     losses = [name for name in names if name not in (DICE, *WEIGHTS, *shares)]
+    agreement = "agreement should rise, " if any("agreement" in name for name in shares) else ""
     panels = {
         "Online Dice: should rise and stay up" + (", and in the end lie above nnU-Net's" if reference else ""): [DICE],
-        "Unlabeled images: agreement should rise, foreground should neither vanish nor keep growing": shares,
+        f"Unlabeled images: {agreement}foreground should neither vanish nor keep growing": shares,
         "Losses: should fall; unsupervised ones may first rise": losses,
         "Weight of the unsupervised losses, and their share": [name for name in names if name in WEIGHTS],
     }
@@ -119,7 +120,9 @@ def save_patches(
 
 def _draw_patches(panels: Mapping[str, Tensor], cases: Sequence[str]) -> Figure:
     rows = min(PATCHES_SHOWN, *(len(panel) for panel in panels.values()))
-    figure = Figure(figsize=(2.5 * len(panels), 2.6 * rows + 0.4), layout="constrained")
+    height, width = _middle_slice(next(iter(panels.values()))[0]).shape[:2]
+    size = (2.5 * len(panels), (2.5 * min(height / width, 2) + 0.1) * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, len(panels), squeeze=False)
     for column, (title, panel) in enumerate(panels.items()):
         axes[0, column].set_title(title, fontsize=9)
