@@ -10,6 +10,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.new_dataset_files import TIFF
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_file_defect, group_images
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits, lock_splits, write_splits
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
@@ -46,10 +47,10 @@ def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
     done = _check(raw, images, labels, ending, cases)
     groups = load_groups(dataset_name)
     for case in (case for case in cases if case not in done):
-        for file in _with_sidecars([str(labels / f"{case}{ending}")], ending):
+        for file in _with_sidecars([str(labels / f"{case}{ending}")], case, ending):
             with atomic(raw / "labelsTr" / Path(file).name) as temporary:
                 shutil.copyfile(file, temporary)
-        for file in _with_sidecars(images[case], ending):
+        for file in _with_sidecars(images[case], case, ending):
             shutil.move(file, raw / "imagesTr")
     number = sum(file.name.endswith(ending) for file in (raw / "labelsTr").iterdir() if not file.name.startswith("."))
     preprocessed = Path(str(nnUNet_preprocessed), dataset_name)
@@ -86,11 +87,12 @@ def _check(raw: Path, images: Mapping[str, Any], labels: Path, ending: str, case
     return done
 
 
-def _with_sidecars(files: Sequence[str], ending: str) -> list[str]:
-    """Return files with the JSON files beside TIFF images, which hold their spacing."""
-    stems = [file.removesuffix(ending) for file in files]
-    sidecars = dict.fromkeys(f"{stem}.json" for name in stems for stem in (name, name[: -len("_0000")]))
-    return [*files, *(name for name in sidecars if ending in (".tif", ".tiff") and Path(name).is_file())]
+def _with_sidecars(files: Sequence[str], case: str, ending: str) -> list[str]:
+    """Return the files of a case with the JSON file beside a TIFF image, which holds its spacing."""
+    sidecars = {Path(name.removesuffix(ending) + ".json") for name in files} | {
+        Path(files[0]).with_name(f"{case}.json")
+    }
+    return [*files, *(str(file) for file in sorted(sidecars) if ending in TIFF and file.is_file())]
 
 
 def _with_cases(entry: Entry, cases: Sequence[str], groups: Mapping[str, str]) -> Entry:
