@@ -124,6 +124,7 @@ def _train(run: Run, device: torch.device) -> bool:
     trainer = get_trainer_from_args(
         run.dataset, run.configuration, run.fold, run.trainer_class, run.plans, continues, device
     )
+    trainer.prepares_next_stages = False  # which would count as time of prediction
     maybe_load_checkpoint(trainer, continue_training=continues, validation_only=is_trained)
     if torch.cuda.is_available():
         cudnn.deterministic, cudnn.benchmark = False, True

@@ -49,6 +49,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         config: Numbers of the method; a variant is a subclass with another config.
         has_weak_views: Whether unlabeled patches are deformed and mirrored only, without nnU-Net's changes of
             intensities.
+        prepares_next_stages: Whether the unlabeled images are segmented after the training if the plans have a next
+            stage of a cascade; a benchmark, which trains none, does without.
         has_unsupervised_losses: Whether there are losses that ``config.ramp_peak`` weighs. Where not, it is only a
             switch: at 0 no unlabeled image is read.
         students: Trained networks by name; ``"a"`` is the network of the plans.
@@ -79,6 +81,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
     has_weak_views: ClassVar[bool] = False
     has_unsupervised_losses: ClassVar[bool] = True
+    prepares_next_stages: bool = True
     network: Any
     is_ddp: bool
 
@@ -403,7 +406,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Validate the deployed network, and let it segment the unlabeled images where a next stage needs that."""
         with self.deployed():
             super().perform_actual_validation(save_probabilities)
-            if self.configuration_manager.next_stage_names and self.config.ramp_peak > 0 and self.local_rank == 0:
+            needs_segmentations = self.prepares_next_stages and self.configuration_manager.next_stage_names
+            if needs_segmentations and self.config.ramp_peak > 0 and self.local_rank == 0:
                 training, validation = self.do_split()
                 cases = self._find_unlabeled(training, validation, self.split_unlabeled())
                 self.set_deep_supervision_enabled(False)

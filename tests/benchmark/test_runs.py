@@ -101,6 +101,7 @@ def test_a_training_that_was_killed_before_its_last_deed_keeps_one_checkpoint(
     monkeypatch.setattr("nnunetv2_micd.benchmark.run.maybe_load_checkpoint", lambda *_, **__: None)
     assert not _train(run, torch.device("cpu"))  # so its memory tells nothing about the training
     assert validated == [True]
+    assert not trainer.prepares_next_stages
     assert [path.name for path in run.folder.glob("*.pth")] == ["checkpoint_final.pth"]
 
 
