@@ -37,7 +37,10 @@ def test_fit_is_that_of_scikit_image() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of newer versions, which have another way
         model = measure.EllipseModel()
-        assert model.estimate(points)
+        try:
+            assert model.estimate(points)
+        except TypeError:  # scikit-image 0.26 and NumPy 2.5, whose eigenvalues are complex numbers
+            pytest.skip("scikit-image does not know this version of NumPy")
         *center, first, second, _ = model.params
     np.testing.assert_allclose(ours.center, center, rtol=1e-6)
     np.testing.assert_allclose(ours.radii, sorted((first, second)), rtol=1e-6)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ def test_every_kind_of_model_ranks(
     assert all(case in page for case in ranking.proposals)
 
 
+def run_script(script: Path) -> None:
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]  # of nnUNetv2_micd
+    subprocess.run([str(script)], check=True, env={**os.environ, "PATH": os.pathsep.join(folders)})
+
+
 def test_the_script_makes_labeled_cases_of_the_proposals(
     train: Callable, dataset: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,7 +120,7 @@ def test_the_script_makes_labeled_cases_of_the_proposals(
     assert "nnUNetv2_micd preprocess -d 901 -c 3d_fullres" in commands
     assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in commands
     (output / "add_labels.sh").write_text(head)
-    subprocess.run([str(output / "add_labels.sh")], check=True)
+    run_script(output / "add_labels.sh")
     for case in proposals:
         assert (dataset.raw / "imagesTr" / f"{case}_0000.nii.gz").is_file()
         assert (dataset.raw / "labelsTr" / f"{case}.nii.gz").is_file()
@@ -132,7 +138,7 @@ def test_any_line_of_the_script_may_be_deleted(train: Callable, dataset: TinyDat
     script = ranking.folder / "add_labels.sh"
     head, _, _ = script.read_text().partition("nnUNetv2_preprocess -d")
     script.write_text("".join(line for line in head.splitlines(keepends=True) if third not in line))
-    subprocess.run([str(script)], check=True)
+    run_script(script)
     labeled = {path.name for path in (dataset.raw / "labelsTr").iterdir()}
     assert {f"{first}.nii.gz", f"{second}.nii.gz"} < labeled
     assert f"{third}.nii.gz" not in labeled
