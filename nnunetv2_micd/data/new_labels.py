@@ -42,7 +42,9 @@ def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
         raise ValueError(
             f'{raw / "dataset.json"} lists the files of its cases under "dataset"; add the new ones there by hand'
         )
-    ending = str(description["file_ending"])
+    ending = description.get("file_ending")
+    if not isinstance(ending, str):
+        raise ValueError(f"{raw / 'dataset.json'} has no file_ending, such as .nii.gz; add it")
     images = group_images(raw / IMAGES_FOLDER, ending) if (raw / IMAGES_FOLDER).is_dir() else {}
     done = _check(raw, images, labels, ending, cases)
     groups = load_groups(dataset_name)

@@ -9,7 +9,7 @@ FAR = 2
 """Factor in the number of labeled images up to which a measurement says something about another number."""
 
 LONG = 3200
-"""Steps from which a measurement recommends a trainer: in short trainings others win, and nobody trains so shortly."""
+"""Steps from which a measurement recommends a trainer: in short trainings other methods win."""
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ def write_report(
     check_tolerance(tolerance)
     runs, longer, notes = collect_runs(dataset, configuration, plans, epochs, baseline)
     scored, scores, failures = _score_all([*runs, *longer], tolerance, num_processes)
-    groups = load_groups(runs[0].settings.dataset)
-    scores["group"] = [groups.get(case, case) for case in scores["case"]]
     # Longer runs have a table and a figure of their own.
     usual_runs = [run for run in scored if run.trainer not in {run.trainer for run in longer}]
     if not usual_runs:
         raise ValueError(failures[0])
+    groups = load_groups(usual_runs[0].settings.dataset)
+    scores["group"] = [groups.get(case, case) for case in scores["case"]]
     notes += failures + find_caveats(scored, groups)
     usual_scores = scores[scores["trainer"].isin({run.trainer for run in usual_runs})]
     costs = collect_costs(scored)

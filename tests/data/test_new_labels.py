@@ -99,6 +99,9 @@ def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, label
             add_labels(dataset.name, labels, cases)
     assert not is_labeled(dataset, first)
     description = read(dataset.raw / "dataset.json")
+    (dataset.raw / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no file_ending"):
+        add_labels(dataset.name, labels, [first])
     (dataset.raw / "dataset.json").write_text(json.dumps(description | {"dataset": {}}))
     with pytest.raises(ValueError, match='lists the files of its cases under "dataset"'):
         add_labels(dataset.name, labels, [first])

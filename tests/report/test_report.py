@@ -526,6 +526,13 @@ def test_runs_that_tune_are_in_no_report(tree: Tree) -> None:
         collect_runs(902)
 
 
+def test_a_report_of_which_no_run_can_be_scored(tree: Tree) -> None:
+    for file in tree.truth.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"is left out: Case case_0 of .* cannot be read"):
+        tree.report()
+
+
 def test_patients_are_independent_and_their_cases_are_not(tree: Tree) -> None:
     groups = {"case_0": "patient_a", "case_1": "patient_a", "case_2": "patient_b"}
     (tree.root / "raw" / NAME).mkdir()
