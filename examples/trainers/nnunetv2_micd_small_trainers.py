@@ -15,6 +15,9 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -23,8 +26,30 @@ COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16
 """Whether this CPU has matrix units for bfloat16. On other CPUs bfloat16 may be slower than float32."""
 
 
+class GroupInstanceNorm(_InstanceNorm):
+    """Instance normalization, computed as group normalization with a group for each channel.
+
+    The result is the same. In 2D and float32, a step on a CPU takes two thirds of the time.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Normalize each channel of each case. ``features`` has shape (batch, channel, [z,] y, x)."""
+        return functional.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
+
+
+def speed_up(network: nn.Module) -> None:
+    """Choose the memory format and the normalization that take the least time on this CPU."""
+    is_3d = any(isinstance(module, nn.Conv3d) for module in network.modules())
+    if is_3d or COMPUTES_BFLOAT16:
+        network.to(memory_format=torch.channels_last_3d if is_3d else torch.channels_last)
+        return
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            module.__class__ = GroupInstanceNorm
+
+
 class SmallRecipe(nnUNetTrainerNoMirroring):
-    """300 steps, AdamW instead of SGD, no mirroring, channels-last format, and bfloat16 on a CPU that supports it."""
+    """300 steps, AdamW instead of SGD, no mirroring, and bfloat16 on a CPU that computes it fast."""
 
     small_epochs = 12
 
@@ -50,13 +75,11 @@ class SmallRecipe(nnUNetTrainerNoMirroring):
     def initialize(self) -> None:
         """Prepare all networks for fast steps on a CPU."""
         super().initialize()
-        is_3d = len(self.configuration_manager.patch_size) == 3
-        memory_format = torch.channels_last_3d if is_3d else torch.channels_last
         students, teachers = getattr(self, "students", {"a": self.network}), getattr(self, "teachers", {})
         for network in (*students.values(), *teachers.values()):
             if not hasattr(network, "decoder"):  # a projector, or a 2D network beside a 3D one
                 continue
-            network.to(memory_format=memory_format)
+            speed_up(network)
             for layer in network.decoder.seg_layers:  # so that losses are computed in float32
                 layer.register_forward_hook(lambda module, inputs, output: output.float())
 

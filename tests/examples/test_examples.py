@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TinyDataset, make_trainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
 
@@ -58,6 +59,25 @@ def test_a_step_is_in_mixed_precision_with_losses_in_float32(
     seen.clear()
     trainer.train_step(next(trainer.dataloader_train))
     assert not seen[0][1].any(), "a step takes the weights of the step before"
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_speeding_up_changes_only_rounding(recipe, dataset: TinyDataset, monkeypatch, configuration):
+    monkeypatch.setattr(recipe, "COMPUTES_BFLOAT16", False)
+    trainer = make_trainer(recipe.nnUNetTrainer_small, dataset, configuration)
+    trainer.initialize()
+    faster = trainer.network
+    plain = nnUNetTrainer.build_network_architecture(
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        trainer.num_input_channels,
+        trainer.label_manager.num_segmentation_heads,
+        trainer.enable_deep_supervision,
+    )
+    plain.load_state_dict(faster.state_dict())
+    images = torch.randn(2, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    for scale, expected in zip(faster(images), plain(images), strict=True):
+        torch.testing.assert_close(scale, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_small_plans_share_the_data_of_nnunets_own(dataset: TinyDataset):
