@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -21,6 +23,19 @@ def test_has_no_outputs(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert (cell.outputs, cell.execution_count) == ([], None), cell.source
+
+
+def test_starts(notebook: nbformat.NotebookNode, tmp_path: Path) -> None:
+    """Run the cells before the first one that takes long, which import all names, in seconds."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    planning = next(
+        index for index, source in enumerate(cells) if "plan_experiments(" in source and "import" not in source
+    )
+    command = [sys.executable, "-c", "\n".join(cells[:planning])]
+    subprocess.run(command, check=True, cwd=tmp_path / "examples")
+    raw = tmp_path / "tutorial" / "raw" / "Dataset004_Hippocampus"
+    assert [len(list((raw / folder).iterdir())) for folder in ("imagesTr", "labelsTr", "imagesUn")] == [6, 6, 22]
 
 
 @pytest.mark.slow
