@@ -6,6 +6,9 @@ from typing import Any
 
 from nnunetv2_micd.cli import options
 
+PLAN_AGAIN = "nnUNetv2_plan_and_preprocess --clean"
+"""Without --clean, nnU-Net plans by the images that it saw the first time."""
+
 
 def add_command(commands: Any) -> None:
     """Add the command to the subparsers of nnUNetv2_micd."""
@@ -25,11 +28,13 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Add the labels, and print the next commands."""
-    from nnunetv2_micd.data.folders import dataset_id, find_dataset
+    from nnunetv2_micd.data.folders import dataset_id, find_dataset, likely_plans
     from nnunetv2_micd.data.new_labels import add_labels
 
     name = find_dataset(arguments.d)
-    number = add_labels(name, Path(arguments.l), list(dict.fromkeys(arguments.cases)))
-    print(f"{name} has {number} labeled cases now. Next:")
-    print(f"nnUNetv2_preprocess -d {dataset_id(name)}   # keeps the plans; nnUNetv2_plan_and_preprocess plans again")
-    print(f"nnUNetv2_micd preprocess -d {dataset_id(name)}")
+    total = add_labels(name, Path(arguments.l), list(dict.fromkeys(arguments.cases)))
+    number, plans = dataset_id(name), likely_plans(name)
+    named, ours = ("", "") if plans == options.DEFAULT_PLANS else (f" -plans_name {plans}", f" -p {plans}")
+    print(f"{name} has {total} labeled cases now. Next:")
+    print(f"nnUNetv2_preprocess -d {number}{named}   # keeps the plans; to plan again: {PLAN_AGAIN} -d {number}")
+    print(f"nnUNetv2_micd preprocess -d {number}{ours}")

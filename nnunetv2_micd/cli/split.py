@@ -42,15 +42,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_folds(name: str, arguments: argparse.Namespace) -> None:
     from nnunetv2_micd.data.budgets import add_budget_splits
+    from nnunetv2_micd.data.folders import likely_plans
+    from nnunetv2_micd.data.results import ModelFolder
 
     splits = add_budget_splits(name, arguments.n, arguments.seeds, arguments.val)
     print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")
     for fold, seed, entry in splits:
         print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}")
-    configuration = _configuration(name)
+    model = ModelFolder(name, _configuration(name), options.DEFAULT_TRAINER, likely_plans(name))
     print("Train with:")
     for fold, _, _ in splits:
-        print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {options.DEFAULT_TRAINER}")
+        print(model.train_command(fold))
 
 
 def _configuration(name: str) -> str:

@@ -91,6 +91,12 @@ def labeled_folders(dataset_name: str) -> dict[str, list[str]]:
     return {name: identifiers for name, identifiers in cases.items() if identifiers}
 
 
+def likely_plans(dataset_name: str) -> str:
+    """Return the plans for commands that are printed: nnU-Net's default, unless there are only others."""
+    names = sorted(file.stem for file in (_root(nnUNet_preprocessed) / dataset_name).glob("*Plans*.json"))
+    return "nnUNetPlans" if "nnUNetPlans" in names or not names else names[0]
+
+
 def plan_first(dataset_name: str) -> str:
     """Return the advice to plan and preprocess a dataset, for the end of a message."""
     return f"run this first: nnUNetv2_plan_and_preprocess -d {dataset_id(dataset_name)}"

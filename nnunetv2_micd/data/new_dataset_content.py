@@ -60,7 +60,7 @@ def read_content(files: Files) -> Content:
     is_2d, has_colored_labels = True, False
     channels: dict[int, str] = {}
     for case, images in tqdm(files.labeled.items(), desc="reading images and labels"):
-        image, label, found = _read_case(case, images, files.labels[case])
+        image, label, found = read_case(case, images, files.labels[case])
         values.update(found)
         has_colored_labels |= len(label) > 1
         if len(values) > MOST_CLASSES:
@@ -77,13 +77,28 @@ def read_content(files: Files) -> Content:
     return Content(sorted(values - {0}), next(iter(channels)), is_2d, has_colored_labels)
 
 
-def _read_case(case: str, images: Sequence[str], label_file: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Return an image ``(channels, z, y, x)``, its label, with one channel or three, and the values of that."""
+def read_case(
+    case: str, images: Sequence[str], label_file: str, reader: Any = None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Read a labeled image.
+
+    Args:
+        case: Its name, for messages.
+        images: Its files, one for each channel, or one for all colors.
+        label_file: File of its label.
+        reader: nnU-Net's reader for them; by default the first that can read the image.
+
+    Returns:
+        The image ``(channels, z, y, x)``, the label ``(1 or 3, z, y, x)``, and the sorted values of the label.
+
+    Raises:
+        ValueError: A file is damaged, they do not fit each other, or the label is none.
+    """
     for file in (*images, label_file):
         if defect := find_file_defect(file):
             raise ValueError(f"{file} {defect}")
     try:
-        reader = find_reader(images[0])
+        reader = reader or find_reader(images[0])
         image, image_properties = reader.read_images(images)
         label, label_properties = reader.read_seg(label_file)
     except Exception as error:  # readers raise various types for damaged files

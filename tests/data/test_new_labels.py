@@ -1,14 +1,18 @@
 """Unlabeled images that have got labels become labeled cases."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
 from helpers import TinyDataset, make_volume, write_image
 
+from nnunetv2_micd.benchmark.folds import add_fold
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data import new_labels
 from nnunetv2_micd.data.dataset import Dataset
@@ -21,7 +25,8 @@ def labels(dataset: TinyDataset) -> Path:
     """Labels of all unlabeled images."""
     folder = dataset.root / "corrected"
     for case in dataset.unlabeled:
-        write_image(folder / f"{case}.nii.gz", make_volume(0, (16, 18, 20))[1])
+        image = sitk.ReadImage(str(dataset.images / f"{case}_0000.nii.gz"))
+        write_image(folder / f"{case}.nii.gz", make_volume(0, image.GetSize()[::-1])[1], image.GetSpacing())
     return folder
 
 
@@ -65,14 +70,15 @@ def test_a_group_that_validates_goes_on_doing_so(dataset: TinyDataset, labels: P
 def test_goes_on_after_an_interruption(dataset: TinyDataset, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = list(dataset.unlabeled[:3])
 
+    move = new_labels._move
+
     def fail(file: str, folder: Path) -> None:
         if cases[1] in file:
             raise OSError("disk full")
-        shutil.copy(file, folder)
-        Path(file).unlink()
+        move(file, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(new_labels.shutil, "move", fail)
+        patch.setattr(new_labels, "_move", fail)
         with pytest.raises(OSError, match="disk full"):
             add_labels(dataset.name, labels, cases)
     assert add_labels(dataset.name, labels, cases) == len(dataset.labeled) + 3
@@ -81,6 +87,30 @@ def test_goes_on_after_an_interruption(dataset: TinyDataset, labels: Path, monke
     splits = Dataset.find(dataset.name).splits()
     assert splits is not None
     assert splits[0]["train"].count(cases[0]) == 1
+
+
+def test_images_on_another_file_system(dataset: TinyDataset, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def cannot(source: str, target: Path) -> None:
+        if Path(source).parent == dataset.images:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cannot)
+    case = dataset.unlabeled[0]
+    shutil.copy(dataset.images / f"{case}_0000.nii.gz", dataset.raw / "imagesTr")  # killed before it was removed
+    add_labels(dataset.name, labels, [case])
+    assert is_labeled(dataset, case)
+
+
+def test_folds_of_a_benchmark_with_their_seed(dataset: TinyDataset, labels: Path) -> None:
+    fold = {"train": list(dataset.labeled[:4]), "val": list(dataset.labeled[4:]), "unlabeled": []}
+    number = add_fold(Dataset.find(dataset.name), "f1", 0, fold)
+    add_labels(dataset.name, labels, dataset.unlabeled[:1])
+    splits = Dataset.find(dataset.name).splits()
+    assert splits is not None
+    assert splits[number] == fold | {"train": [*fold["train"], dataset.unlabeled[0]], "seed": 0}
 
 
 def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, labels: Path) -> None:
@@ -97,6 +127,26 @@ def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, label
     ):
         with pytest.raises(ValueError, match=message):
             add_labels(dataset.name, labels, cases)
+    for label, message in (
+        (make_volume(0, (5, 6, 7))[1], "voxels, but its label .* has 5 x 6 x 7; export it again"),
+        (9 * make_volume(0, (20, 26, 29))[1], "has the values 9, 18, but dataset.json names only 0, 1, 2"),
+    ):
+        write_image(labels / f"{first}.nii.gz", label)
+        with pytest.raises(ValueError, match=message):
+            add_labels(dataset.name, labels, [first])
+    (labels / f"{first}.nii.gz").write_bytes(b"hello" * 100)
+    with pytest.raises(ValueError, match="cannot be read"):
+        add_labels(dataset.name, labels, [first])
+    write_image(labels / f"{first}.nii.gz", make_volume(0, (20, 26, 29))[1])
+    shutil.copy(dataset.images / f"{second}_0000.nii.gz", dataset.raw / "imagesTr" / f"{first}_0000.nii.gz")
+    with pytest.raises(ValueError, match="has the name of another image"):
+        add_labels(dataset.name, labels, [first])
+    (dataset.raw / "imagesTr" / f"{first}_0000.nii.gz").unlink()
+    splits = dataset.splits_file.read_text()
+    dataset.splits_file.write_text("[{}]")
+    with pytest.raises(ValueError, match="is not a list of"):
+        add_labels(dataset.name, labels, [first])
+    dataset.splits_file.write_text(splits)
     assert not is_labeled(dataset, first)
     description = read(dataset.raw / "dataset.json")
     (dataset.raw / "dataset.json").write_text("{}")
@@ -107,15 +157,27 @@ def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, label
         add_labels(dataset.name, labels, [first])
 
 
-def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset) -> None:
+def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     description = read(dataset.raw / "dataset.json")
-    (dataset.raw / "dataset.json").write_text(json.dumps(description | {"file_ending": ".tif"}))
+    as_tiff = {"file_ending": ".tif", "overwrite_image_reader_writer": "Tiff3DIO"}
+    (dataset.raw / "dataset.json").write_text(json.dumps(description | as_tiff))
     label = dataset.root / "tif" / "t.tif"
     label.parent.mkdir()
     for file in (dataset.images / "t_0000.tif", label):
-        tifffile.imwrite(file, np.ones((4, 5, 6), np.uint8))
+        tifffile.imwrite(file, np.ones((4, 5, 6), np.uint8), photometric="minisblack")
     for file in (dataset.images / "t.json", label.with_suffix(".json")):
         file.write_text('{"spacing": [2, 1, 1]}')
+    replace = os.replace
+
+    def interrupt(source: str, target: Path) -> None:
+        if Path(source).name == "t_0000.tif":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            add_labels(dataset.name, label.parent, ["t"])
     add_labels(dataset.name, label.parent, ["t"])
     assert (dataset.raw / "imagesTr" / "t.json").is_file()
     assert (dataset.raw / "labelsTr" / "t.json").is_file()
