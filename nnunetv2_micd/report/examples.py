@@ -141,8 +141,8 @@ def _draw_outlines(panel: Axes, truth: np.ndarray, run: FinishedRun) -> None:
 
 def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
     """Return a slice of the image, the same slice of truth and predictions, and the aspect ratio of its pixels."""
-    truth, spacing = runs[0].read_segmentation(runs[0].truth_file(case))
-    maps = [truth, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs)]
+    truth, first, spacing = runs[0].read_pair(case)
+    maps = [truth, first, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs[1:])]
     image = _read_image(runs[0], case)
     image = np.zeros((1, *truth.shape)) if image is None or image.shape[1:] != truth.shape else image
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.

@@ -19,6 +19,13 @@ from nnunetv2_micd.utils.figures import default_style
 RESOLUTION = 150
 
 
+FIGURES = (
+    *("differences.png", "dice_over_labels.png", "dice_over_time.png"),
+    *("cases.png", "training.png", "examples.png"),
+)
+"""Files of all figures."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure on disk and its texts.
@@ -105,7 +112,6 @@ def draw_all(
         ]
         pictures = []
         for title, name, caption, figure in figures:
-            (folder / name).unlink(missing_ok=True)  # of an earlier report
             if figure is not None:
                 figure.savefig(folder / name, dpi=RESOLUTION)
                 pictures.append(Picture(title, caption, folder / name, figure.get_figwidth()))

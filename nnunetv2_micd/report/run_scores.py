@@ -55,6 +55,8 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
 def _identify_files(run: FinishedRun) -> str:
     """Return a hash of the size and time of all predictions and labels, which changes when one is replaced."""
     files = [file for case in run.cases for file in (run.prediction_file(case), run.truth_file(case))]
+    if run.has_sidecars:
+        files += [run.prediction_file(case).with_name(f"{case}.json") for case in run.cases]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
@@ -62,8 +64,7 @@ def _identify_files(run: FinishedRun) -> str:
 def _score_one(run: FinishedRun, tolerance: float, case: str) -> list[dict[str, Any]]:
     """Return a row for each class; all arguments can be pickled, so this can run in a worker process."""
     try:
-        truth, spacing = run.read_segmentation(run.truth_file(case))
-        prediction, _ = run.read_segmentation(run.prediction_file(case))
+        truth, prediction, spacing = run.read_pair(case)
     except Exception as error:  # readers raise various types for damaged files
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run
@@ -102,6 +103,17 @@ class FinishedRun:
     def truth_file(self, case: str) -> Path:
         """Return the labels of a case."""
         return self.truth_folder / f"{case}{self.ending}"
+
+    def read_pair(self, case: str) -> tuple[Any, Any, list[float]]:
+        """Return the labels and the prediction of a case, of three axes, and their spacing."""
+        truth, spacing = self.read_segmentation(self.truth_file(case))
+        prediction, its_spacing = self.read_segmentation(self.prediction_file(case))
+        return truth, prediction, its_spacing if self.has_sidecars else spacing
+
+    @property
+    def has_sidecars(self) -> bool:
+        """Whether the spacing lies in a file beside an image. nnU-Net copies the labels without these files."""
+        return issubclass(self.plans_manager.image_reader_writer_class, Tiff3DIO)
 
     def read_segmentation(self, file: Path) -> tuple[Any, list[float]]:
         """Return a label map of three axes and its spacing, as nnU-Net reads them."""

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from nnunetv2_micd.report.comparisons import (
     compare_with_control,
     find_best,
 )
-from nnunetv2_micd.report.figures import draw_all
+from nnunetv2_micd.report.figures import FIGURES, draw_all
 from nnunetv2_micd.report.page import write_page
 from nnunetv2_micd.report.run_scores import load_scores
 from nnunetv2_micd.report.runs import FinishedRun, display_name, is_candidate, is_control
@@ -98,16 +98,25 @@ def write_report(
     with lock, replaced_together(folder, last="report.html") as incomplete:
         for name, frame in frames.items():
             frame.map(_defuse).to_csv(incomplete / f"{name}.csv", index=False)
+        pictures = draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures")
         page = write_page(
             incomplete,
             facts=describe(usual_runs, groups, tolerance, baseline),
             claims=list_claims(frames, best),
             notes=notes,
             tables=[*format_tables(frames, _names_of(scored), usual_runs[0].unit), describe_methods(usual_runs)],
-            pictures=draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures"),
+            pictures=pictures,
             rules=list_rules(tolerance, usual_runs[0].unit),
         )
+        _remove_outdated(folder / "figures", {picture.file.name for picture in pictures})
     return folder / page.name, notes
+
+
+def _remove_outdated(figures: Path, drawn: Collection[str]) -> None:
+    """Remove figures of an earlier report that this one has no data for. Other files stay."""
+    for name in FIGURES:
+        if name not in drawn:
+            (figures / name).unlink(missing_ok=True)
 
 
 def _defuse(cell: Any) -> Any:

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import seaborn
 import SimpleITK as sitk
+import tifffile
 import torch
 from helpers import write_image
 from matplotlib import pyplot
@@ -233,6 +234,31 @@ def test_distances_use_the_spacing_of_the_images(reported: Tree) -> None:
     ]
     assert row["asd"] == pytest.approx(np.concatenate(distances).mean(), rel=1e-5)
     assert row["hd95"] == pytest.approx(max(np.quantile(direction, 0.95) for direction in distances), rel=1e-5)
+
+
+def test_the_spacing_of_tiffs_lies_beside_the_predictions(tree: Tree) -> None:
+    """nnU-Net copies the labels without it."""
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    expected = load_scores(load_run(folder), 1.0)
+    for labels in (tree.truth, folder / "predictions"):
+        for case in tree.cases:
+            tifffile.imwrite(labels / f"{case}.tif", read_array(labels / f"{case}.nii.gz"), photometric="minisblack")
+    for case in tree.cases:
+        (folder / "predictions" / f"{case}.json").write_text(json.dumps({"spacing": SPACING[::-1]}))
+    for name, change in (("plans", {"image_reader_writer": "Tiff3DIO"}), ("dataset", {"file_ending": ".tif"})):
+        file = folder.parent / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (folder / "scores.csv").unlink()
+    pd.testing.assert_frame_equal(load_scores(load_run(folder), 1.0), expected)
+
+
+def test_figures_of_an_earlier_report_are_removed(tree: Tree) -> None:
+    figures = tree.root / "report" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("differences.png", "mine.png"):
+        (figures / name).touch()
+    tree.report()  # draws none
+    assert [file.name for file in figures.iterdir()] == ["mine.png"]
 
 
 def test_methods_are_tested_against_nnunet_on_the_same_cases(reported: Tree) -> None:
