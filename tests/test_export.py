@@ -22,6 +22,8 @@ from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.training.networks import PLAIN, RESIDUAL
 
+MICD = "nnUNetTrainerMICD"
+
 PREDICT_WITHOUT_US = """
 import os, sys, torch
 assert "nnUNet_extTrainer" not in os.environ
@@ -76,7 +78,7 @@ def test_predicts_the_same_without_this_package(train: Callable, dataset: TinyDa
         expected += [predict(original, image), predict(original, image, teacher_b)]
         for name in "ab":
             output = tmp_path / f"{configuration}_{name}"
-            folders.append(export_model(ModelFolder(dataset.id, configuration), [0], output, name))
+            folders.append(export_model(ModelFolder(dataset.id, configuration, MICD), [0], output, name))
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     command = [sys.executable, "-c", PREDICT_WITHOUT_US, tmp_path / "image.pt", tmp_path / "logits.pt", *folders]
@@ -88,7 +90,7 @@ def test_predicts_the_same_without_this_package(train: Callable, dataset: TinyDa
 
 def test_content_is_plain_and_says_where_it_comes_from(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     trainer = train(nnUNetTrainerMICD, 0, 1, "all")
-    folder = export_model(ModelFolder(dataset.name, "3d_fullres"), [0, "all"], tmp_path / "new" / "model", "b")
+    folder = export_model(ModelFolder(dataset.name, "3d_fullres", MICD), [0, "all"], tmp_path / "new" / "model", "b")
     assert folder == tmp_path / "new" / "model"
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -171,7 +173,7 @@ def test_refused_without_a_trace(train: Callable, dataset: TinyDataset, tmp_path
         (micd, {"stock_trainer": "nnUNetPredictor"}, "nnUNetPredictor is none of nnU-Net's own"),
         (micd, {"stock_trainer": "nnUNetTrainerBN"}, "nnUNetTrainerBN builds a different network"),
         (micd, {"stock_trainer": "nnUNet_Primus_S_Trainer"}, "nnUNet_Primus_S_Trainer cannot build a network"),
-        (ModelFolder(dataset.id, "2d"), {}, r"nnUNetTrainerMICD__nnUNetPlans__2d.*: nnUNetv2_train 901 2d 0 -tr"),
+        (ModelFolder(dataset.id, "2d", MICD), {}, r"nnUNetTrainerMICD__nnUNetPlans__2d.*: nnUNetv2_train 901 2d 0 -tr"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             export_model(training, [0], output, **options)
@@ -190,7 +192,7 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(train: Callable, dataset: Tin
     (tmp_path / ".model.lock").touch()  # as an export leaves it that was killed when all was done
     for target in (tmp_path / "model", tmp_path / "model" / "mine.txt"):
         with pytest.raises(FileExistsError, match="is not an empty folder"):
-            export_model(ModelFolder(dataset.id, "3d_fullres"), [0], target)
+            export_model(ModelFolder(dataset.id, "3d_fullres", MICD), [0], target)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine.txt"]
     assert not (tmp_path / ".model.lock").exists()
 
@@ -198,4 +200,4 @@ def test_a_folder_that_is_not_empty_stays_as_it_is(train: Callable, dataset: Tin
 def test_results_variable_is_needed(dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(ValueError, match="nnUNet_results is not set"):
-        export_model(ModelFolder(dataset.id, "3d_fullres"), [0], tmp_path / "model")
+        export_model(ModelFolder(dataset.id, "3d_fullres", MICD), [0], tmp_path / "model")

@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace) -> None:
     for failure in failures:
         print(f"{failure.configuration}, {shorten([failure.case])}: {failure.reason}", file=sys.stderr)
     if failures:
-        sys.exit(f"error: {len(failures)} images could not be preprocessed")
+        sys.exit(f"error: {len({failure.case for failure in failures})} images could not be preprocessed")

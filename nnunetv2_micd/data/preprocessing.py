@@ -28,6 +28,7 @@ from nnunetv2_micd.data.preprocessing_folder import (
     lock_folders,
     prepare_folder,
     record_defects,
+    remove_labeled,
 )
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
@@ -89,7 +90,10 @@ def preprocess_unlabeled(
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
     labeled = labeled_folders(dataset.name)
     chosen = _choose_configurations(dataset, labeled, configurations)
+    has_folders = bool(folders)
     folders = folders or [str(dataset.raw / IMAGES_FOLDER)]
+    if not has_folders and _have_all_got_labels(dataset, chosen, labeled):
+        return []
     images = find_images(folders, dataset.file_ending)
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
     # The first part reports them for all.
@@ -111,6 +115,18 @@ def preprocess_unlabeled(
     if num_groups > 1:
         _make_folds(dataset, folds_of, groups)
     return failures
+
+
+def _have_all_got_labels(dataset: Dataset, chosen: Sequence[str], labeled: Mapping[str, Collection[str]]) -> bool:
+    """Return True if ``imagesUn`` is empty because its images have got labels, and remove what was made of these."""
+    folder = dataset.raw / IMAGES_FOLDER
+    if not folder.is_dir() or any(folder.iterdir()):
+        return False
+    cases = set().union(*labeled.values())
+    removed = sorted({case for name in chosen for case in remove_labeled(dataset, name, cases)})
+    if removed:
+        print(f"{folder} is empty. No longer among the unlabeled images, as they have labels: {shorten(removed)}")
+    return bool(removed)
 
 
 def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str]) -> None:

@@ -144,6 +144,21 @@ def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Se
     write_sources(folder, sources | now)
 
 
+def remove_labeled(dataset: Dataset, configuration: str, labeled: Collection[str]) -> list[str]:
+    """Remove preprocessed images that have got labels since; return them."""
+    folder = dataset.unlabeled_folder(configuration)
+    if not folder.is_dir():
+        return []
+    with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
+        cases = [case for case in list_preprocessed(folder) if case in labeled]
+        for case in cases:
+            (folder / f"{case}.b2nd").unlink()
+            (folder / f"{case}.pkl").unlink(missing_ok=True)
+        sources = {case: source for case, source in read_sources(folder).items() if case not in cases}
+        write_sources(folder, sources)
+    return cases
+
+
 def record_defects(folder: Path, jobs: Sequence[PreprocessingJob], defects: Mapping[str, str]) -> None:
     """Record why images could not be preprocessed, and remove what was made of earlier files of theirs."""
     for case in defects:  # what was made of files that have been replaced since

@@ -37,14 +37,14 @@ class ModelFolder:
     Examples:
         >>> model = ModelFolder("Dataset004_Hippocampus", "3d_fullres")
         >>> model.path()  # doctest: +SKIP
-        PosixPath('.../Dataset004_Hippocampus/nnUNetTrainerMICD__nnUNetPlans__3d_fullres')
+        PosixPath('.../Dataset004_Hippocampus/nnUNetTrainerSelfTraining__nnUNetPlans__3d_fullres')
         >>> model.train_command(fold=0)  # doctest: +SKIP
-        'nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerMICD'
+        'nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerSelfTraining'
     """
 
     dataset: str | int
     configuration: str
-    trainer: str = "nnUNetTrainerMICD"
+    trainer: str = "nnUNetTrainerSelfTraining"
     plans: str = "nnUNetPlans"
 
     def path(self) -> Path:

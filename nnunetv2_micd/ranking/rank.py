@@ -114,7 +114,7 @@ def rank_unlabeled(
         raw, hidden = raw_cases(dataset), entry.get("unlabeled", [])
         addable = [case for case in ranking.proposals if case in raw]
         if addable:
-            write_script(incomplete / SCRIPT, dataset, model, fold, addable, SEGMENTATIONS)
+            write_script(incomplete / SCRIPT, dataset, model, fold, addable, SEGMENTATIONS, device.type)
         elsewhere = [case for case in ranking.proposals if case not in {*raw, *hidden}]
         steps = next_steps(addable, [case for case in ranking.proposals if case in hidden], elsewhere)
         _write_page(incomplete / PAGE, ranking, judge, model, fold, steps)

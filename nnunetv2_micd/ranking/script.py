@@ -16,16 +16,22 @@ cd "$(dirname "$0")"
 nnUNetv2_micd label -d {number} -l {segmentations} -- \\
 {cases}
 
-# The plans stay as they are. To plan again with the new labels: nnUNetv2_plan_and_preprocess
+# The plans stay as they are. To plan again with the new labels: nnUNetv2_plan_and_preprocess --clean
 nnUNetv2_preprocess {options} -plans_name {plans}
-nnUNetv2_micd preprocess {options} -p {plans}
+nnUNetv2_micd preprocess {options} -p {plans} || echo "The training leaves these images out."
 # This training replaces the earlier one of the fold; to keep that, copy its folder first.
 {training}
 """
 
 
 def write_script(
-    file: Path, dataset: Dataset, model: ModelFolder, fold: int | str, cases: Sequence[str], segmentations: str
+    file: Path,
+    dataset: Dataset,
+    model: ModelFolder,
+    fold: int | str,
+    cases: Sequence[str],
+    segmentations: str,
+    device: str,
 ) -> None:
     """Write a shell script: adds the corrected segmentations, preprocesses, and trains again.
 
@@ -36,6 +42,7 @@ def write_script(
         fold: Its fold.
         cases: Images in ``imagesUn`` to which labels are added.
         segmentations: Folder of the segmentations beside the script.
+        device: Device of the training, such as ``cuda``.
     """
     text = SCRIPT.format(
         dataset=dataset.name,
@@ -45,7 +52,7 @@ def write_script(
         cases="\n".join(f"    {shlex.quote(case)} \\" for case in cases),
         options=f"-d {dataset.number} -c {model.configuration}",
         plans=model.plans,
-        training=model.train_command(fold),
+        training=model.train_command(fold) + ("" if device == "cuda" else f" -device {device}"),
     )
     file.write_text(text, encoding="utf-8")
     file.chmod(0o755)

@@ -213,6 +213,20 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(dataset):
     assert np.isfinite(load(dataset.unlabeled_folder(), "ok")).all()
 
 
+def test_the_last_images_have_got_labels(dataset, capsys):
+    run(dataset)
+    for case in dataset.unlabeled:
+        (dataset.images / f"{case}_0000.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="is empty; put the unlabeled images there"):
+        run(dataset)
+    labeled = dataset.labeled_folder()
+    for case in dataset.unlabeled:
+        shutil.copy(labeled / "case_0.b2nd", labeled / f"{case}.b2nd")
+    assert run(dataset) == []
+    assert "as they have labels: image_0, image_1" in capsys.readouterr().out
+    assert not list(dataset.unlabeled_folder().glob("*.b2nd"))
+
+
 def test_leftovers_of_a_killed_run_are_removed(dataset):
     folder = dataset.unlabeled_folder()
     incomplete = folder / ".incomplete" / "tmp123"

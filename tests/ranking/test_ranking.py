@@ -79,6 +79,7 @@ def train(dataset: TinyDataset) -> Callable[..., Any]:
 
 CPU = torch.device("cpu")
 SELF_TRAINING = "nnUNetTrainerSelfTraining"
+MICD = "nnUNetTrainerMICD"
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -118,7 +119,7 @@ def test_the_script_makes_labeled_cases_of_the_proposals(
     script = (output / "add_labels.sh").read_text()
     head, _, commands = script.partition("nnUNetv2_preprocess -d")
     assert "nnUNetv2_micd preprocess -d 901 -c 3d_fullres" in commands
-    assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in commands
+    assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerSelfTraining -device cpu" in commands
     (output / "add_labels.sh").write_text(head)
     run_script(output / "add_labels.sh")
     for case in proposals:
@@ -147,21 +148,21 @@ def test_any_line_of_the_script_may_be_deleted(train: Callable, dataset: TinyDat
 def test_regions_and_hidden_labels(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     relabel(dataset, REGIONS)
     train(nnUNetTrainerMICD, fold="all")
-    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres"), "all", tmp_path / "next", 1, CPU)
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres", MICD), "all", tmp_path / "next", 1, CPU)
     assert {"whole", "second"} <= set(ranking.table.columns)
     train(nnUNetTrainerMICD)
     *others, hidden = dataset.labeled
     dataset.splits_file.write_text(json.dumps([{"train": others[1:], "val": others[:1], "unlabeled": [hidden]}]))
     shutil.rmtree(dataset.unlabeled_folder())
     shutil.rmtree(dataset.images)
-    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres"), 0, tmp_path / "hidden", 1, CPU)
+    ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres", MICD), 0, tmp_path / "hidden", 1, CPU)
     assert ranking.proposals == [hidden]
     assert not (ranking.folder / "add_labels.sh").exists()
     assert "move them from unlabeled to train" in (ranking.folder / "ranking.html").read_text()
 
 
 def test_refuses_what_it_cannot_rank(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
-    model = ModelFolder(dataset.id, "3d_fullres")
+    model = ModelFolder(dataset.id, "3d_fullres", MICD)
     with pytest.raises(FileNotFoundError, match="train it first: nnUNetv2_train 901 3d_fullres 0"):
         rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
     with pytest.raises(ValueError, match="at least 1, not 0"):
