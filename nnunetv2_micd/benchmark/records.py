@@ -228,7 +228,7 @@ def evaluated_folders(run: Run) -> tuple[str, str]:
     """Return the folder of the predictions, relative to the folder of the run, and the folder of the labels."""
     if run.test_labels is not None:
         return "benchmark_predictions", run.test_labels
-    return "validation", os.path.join(str(nnUNet_preprocessed), run.dataset, "gt_segmentations")
+    return "validation", os.path.abspath(os.path.join(str(nnUNet_preprocessed), run.dataset, "gt_segmentations"))
 
 
 def _checked(kind: type, content: dict[str, Any]) -> dict[str, Any]:

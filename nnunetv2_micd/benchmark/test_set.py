@@ -33,9 +33,10 @@ def check_test_set(images_folder: str, labels_folder: str, dataset: Dataset) -> 
     _check_labels(images_folder, images.keys(), labels_folder, ending)
     num_channels = dataset.num_channels
     reader_class = dataset.plans.image_reader_writer_class
-    # An RGB file holds several channels.
-    _check_channels(images, ending, num_files=1 if reader_class is NaturalImage2DIO else num_channels)
     case, files = next(iter(images.items()))
+    # An RGB file holds several channels, so the content of the first image tells whether the number is right.
+    may_be_fewer = issubclass(reader_class, NaturalImage2DIO) and len(files) < num_channels
+    _check_channels(images, ending, num_files=len(files) if may_be_fewer else num_channels)
     _check_sample(reader_class(), files, os.path.join(labels_folder, f"{case}{ending}"), num_channels)
     return list(images)
 

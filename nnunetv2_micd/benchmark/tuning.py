@@ -6,6 +6,7 @@ one with the best mean of nnU-Net's own validation Dice is chosen.
 
 import csv
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -170,14 +171,22 @@ def _read_dice(run: Run) -> float:
 def read_tunings(dataset_name: str, configuration: str, plans: str) -> dict[Setting, Tuning]:
     """Return the tunings of a dataset with a configuration and plans, by their settings.
 
+    Runs of which the fold has changed since, such as by new labels, are those of another setting, and are left out.
+
     Raises:
-        ValueError: A record is damaged, or the folds of a tuning were changed.
+        ValueError: A record is damaged.
     """
     found: dict[Setting, list[Record]] = {}
     for path in sorted((results_root() / dataset_name).glob(f"*__{plans}__{configuration}/fold_*/benchmark.json")):
         record = read_record(path.parent)
-        if record is not None and record.run.is_tuning:
-            found.setdefault(Setting.of(record.run, read_entry(record.run)), []).append(record)
+        if record is None or not record.run.is_tuning:
+            continue
+        try:
+            entry = read_entry(record.run)
+        except ValueError as error:
+            print(f"Not taken into account: {error}", file=sys.stderr)
+            continue
+        found.setdefault(Setting.of(record.run, entry), []).append(record)
     return {setting: Tuning(setting, tuple(records)) for setting, records in found.items()}
 
 

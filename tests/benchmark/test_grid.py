@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import TinyDataset, write_image
+from skimage import io
 
 from nnunetv2_micd.benchmark import CONTROLS, Grid, Length
 from nnunetv2_micd.benchmark.grid import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
+from nnunetv2_micd.benchmark.test_set import check_test_set
+from nnunetv2_micd.data.dataset import Dataset
 
 
 def add_case(dataset: TinyDataset, folders: tuple[str, str], name: str) -> None:
@@ -185,6 +188,31 @@ def test_test_sets_are_checked(dataset: TinyDataset, grid: Grid, test_set: tuple
     refused("differ in size")
     (labels / "test_50.nii.gz").write_bytes(b"no image")
     refused("cannot be read")
+
+
+def test_channels_of_photographs_in_files_of_their_own(
+    dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net's reader of photographs takes one file with all colors, or several gray ones."""
+    plans = json.loads(dataset.plans_file.read_text())
+    dataset.plans_file.write_text(json.dumps(plans | {"image_reader_writer": "NaturalImage2DIO"}))
+    description = json.loads((dataset.preprocessed / "dataset.json").read_text())
+    description |= {"channel_names": {"0": "red", "1": "green"}, "file_ending": ".png"}
+    found = Dataset.find(dataset.name)
+    found = replace(found, dataset_json=description)
+    for name in ("a_0000", "a_0001", "a", "b_0000"):
+        io.imsave(tmp_path / f"{name}.png", np.zeros((8, 9), np.uint8), check_contrast=False)
+    folders = [tmp_path / "images", tmp_path / "labels"]
+    for folder in folders:
+        folder.mkdir()
+    for name in ("a_0000", "a_0001"):
+        shutil.move(tmp_path / f"{name}.png", folders[0])
+    shutil.move(tmp_path / "a.png", folders[1])
+    assert check_test_set(*map(str, folders), found) == ["a"]
+    shutil.move(tmp_path / "b_0000.png", folders[0])
+    shutil.copy(folders[1] / "a.png", folders[1] / "b.png")
+    with pytest.raises(ValueError, match="b has the channels 0000, but needs 2"):
+        check_test_set(*map(str, folders), found)
 
 
 def test_test_images_must_not_be_seen_in_training(dataset: TinyDataset, grid: Grid, test_set: tuple[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -267,13 +268,17 @@ def test_a_score_must_be_a_number(
         run_tuning(grid, ["1", "3"], "cpu")
 
 
-def test_a_changed_fold_is_named(dataset: TinyDataset, grid: Grid, dice: dict[tuple[str, int], Any]) -> None:
+def test_a_changed_fold_is_named(
+    dataset: TinyDataset, grid: Grid, dice: dict[tuple[str, int], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     dice |= {("1", 0): 0.4, ("3", 0): 0.5}
     before = dataset.splits_file.read_text()
     run_tuning(grid, ["1", "3"], "cpu")
     dataset.splits_file.write_text(before)
-    with pytest.raises(ValueError, match=r"Fold 2 of splits_final.json no longer labels the cases of .*restore"):
+    with pytest.raises(ValueError, match=r"nnUNetv2_micd tune"):
         plan_runs(replace(grid, tuned=True))
+    message = capsys.readouterr().err
+    assert re.search(r"Not taken into account: Fold 2 of splits_final.json no longer labels the cases of", message)
 
 
 def test_test_images_must_not_be_tuned_with(
