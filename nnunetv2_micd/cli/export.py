@@ -1,6 +1,7 @@
 """``nnUNetv2_micd export``: makes a model folder that stock nnU-Net can predict with."""
 
 import argparse
+import shlex
 from typing import Any
 
 from nnunetv2_micd.cli import options
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         stock_trainer=arguments.stock_trainer,
         checkpoint_name=arguments.chk,
     )
+    model = f"-m {shlex.quote(str(folder))} -f {' '.join(arguments.f)}"
     print(
         "Predict with nnU-Net, here or elsewhere:\n"
-        f"nnUNetv2_predict_from_modelfolder -i INPUT_FOLDER -o OUTPUT_FOLDER -m {folder} -f {' '.join(arguments.f)}"
+        f"nnUNetv2_predict_from_modelfolder -i INPUT_FOLDER -o OUTPUT_FOLDER {model}"
     )

@@ -46,7 +46,8 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
         remedy = "delete it, and the next training makes folds"
         findings.append(Finding("problem", "splits", f"{SPLITS_FILE} has no folds", remedy))
     if splits is None:
-        findings.append(_check_missing_splits(dataset, configuration or available[0], groups))
+        names = available if configuration is None else [configuration]
+        findings.append(_check_missing_splits(dataset, names, groups))
     findings += _check_divided_groups(splits or [], groups)
     configurations = available if configuration is None else [configuration]
     checks = _excuse([_check_readable(dataset, name, splits) for name in configurations])
@@ -70,8 +71,8 @@ def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry]
     return [advise(number_labeled, number)]
 
 
-def _check_missing_splits(dataset: Dataset, configuration: str, groups: Mapping[str, str]) -> Finding:
-    cases = list_preprocessed(dataset.labeled_folder(configuration))
+def _check_missing_splits(dataset: Dataset, configurations: Sequence[str], groups: Mapping[str, str]) -> Finding:
+    cases = max((list_preprocessed(dataset.labeled_folder(name)) for name in configurations), key=len)
     try:
         number = len(group_cases(cases, groups))
     except ValueError as error:
@@ -242,7 +243,9 @@ def _check_fold(dataset: Dataset, name: str, labeled: Sequence[str], fold: int |
         try:
             unlabeled = find_unlabeled_cases(dataset, name, entry)
         except ValueError as error:
-            return [*findings, Finding("problem", name, str(error))]
+            preprocessed = list_preprocessed(dataset.unlabeled_folder(name))
+            is_without = not (entry.get("unlabeled") or raw_cases(dataset) or preprocessed)
+            return [*findings, Finding("warning" if is_without else "problem", name, str(error))]
     findings.append(Finding("ok", name, f"{len(train)} labeled, {len(unlabeled)} unlabeled, {len(val)} validation"))
     messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
     return findings + [Finding("warning", name, message) for message in messages]

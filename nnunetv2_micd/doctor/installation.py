@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
@@ -84,7 +85,7 @@ def _check_folder(variable: str, if_missing: Level, if_read_only: Level) -> Find
     if not folder:
         return Finding(if_missing, variable, "not set", f"export {variable}=/path/to/{variable}")
     if not os.path.isdir(folder):
-        remedy = f"correct the variable, or: mkdir -p {folder}"
+        remedy = f"correct the variable, or: mkdir -p {shlex.quote(folder)}"
         return Finding(if_missing, variable, f"{folder} does not exist", remedy)
     if not os.access(folder, os.W_OK | os.X_OK):
         remedy = "" if if_read_only == "ok" else "correct its permissions, or name another folder"

@@ -17,6 +17,7 @@ import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.doctor import installation
+from nnunetv2_micd.doctor.dataset import check_dataset
 from nnunetv2_micd.doctor.diagnose import diagnose
 from nnunetv2_micd.doctor.finding import Finding, format_findings
 
@@ -75,6 +76,23 @@ def test_folds_that_are_not_there_yet(number: int, expected: str, dataset: TinyD
     for case in dataset.labeled[number:]:
         (dataset.labeled_folder() / f"{case}.b2nd").unlink()
     assert texts(find("splits", "901", "3d_fullres")) == [expected]
+
+
+def test_folds_of_the_configuration_that_is_preprocessed(dataset: TinyDataset) -> None:
+    dataset.splits_file.unlink()
+    shutil.rmtree(dataset.labeled_folder("2d"))
+    for case in dataset.labeled[1:]:
+        (dataset.labeled_folder() / f"{case}.b2nd").unlink()
+    assert texts(find("splits", "901")) == ["warning: one labeled case makes no folds"]
+
+
+def test_a_dataset_without_unlabeled_images_can_be_trained_on(dataset: TinyDataset) -> None:
+    shutil.rmtree(dataset.images)
+    for configuration in ("2d", "3d_fullres"):
+        shutil.rmtree(dataset.unlabeled_folder(configuration))
+    dataset.splits_file.unlink()
+    assert any(text.startswith("warning: fold all: There are no unl") for text in texts(find("3d_fullres", "901")))
+    assert "problem" not in {finding.level for finding in check_dataset("901", None, "nnUNetPlans")}
 
 
 def test_splits_without_folds(dataset: TinyDataset) -> None:
