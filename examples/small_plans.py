@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ def write_small_plans(preprocessed: Path, source: str = "nnUNetPlans", batch_siz
         preprocessed: Folder of the dataset in ``nnUNet_preprocessed``.
         source: Name of the plans; the copy is called the same with ``_small``.
         batch_size: Batch size, by default 8 in 2D and 2 in 3D.
+
+    Raises:
+        ValueError: The network halves a patch more often than its size allows.
     """
     plans = json.loads((preprocessed / f"{source}.json").read_text())
     plans["plans_name"] = f"{source}_small"
@@ -30,6 +34,12 @@ def write_small_plans(preprocessed: Path, source: str = "nnUNetPlans", batch_siz
         configuration["batch_size"] = batch_size or BATCH_SIZE[name]
         patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
         network = configuration["architecture"]["arch_kwargs"]
+        strides = [math.prod(strides) for strides in zip(*network["strides"], strict=True)]
+        if any(size % stride for size, stride in zip(patch_size, strides, strict=True)):
+            raise ValueError(
+                f"The network of {name} divides a patch by {strides}, which {patch_size} cannot be divided by; "
+                f"change PATCH_SIZE in {__file__}"
+            )
         network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
         features = network["features_per_stage"]
         print(f"{name}: features per stage {features}, patch {patch_size}, batch size {configuration['batch_size']}")
@@ -49,7 +59,10 @@ def main() -> None:
     folder = Path(os.environ["nnUNet_preprocessed"], arguments.dataset)
     if not (folder / f"{arguments.plans}.json").is_file():
         sys.exit(f"There are no {arguments.plans}.json of {arguments.dataset}; run nnUNetv2_plan_and_preprocess first")
-    write_small_plans(folder, arguments.plans, arguments.batch_size)
+    try:
+        write_small_plans(folder, arguments.plans, arguments.batch_size)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ def test_the_small_plans_share_the_data_of_nnunets_own(dataset: TinyDataset):
     assert plans["configurations"]["2d"]["patch_size"] == own["configurations"]["2d"]["patch_size"]
 
 
+def test_small_plans_that_no_network_could_use(dataset: TinyDataset):
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] = [[1] * 3, *[[2] * 3] * 5]
+    dataset.plans_file.write_text(json.dumps(plans))
+    command = [sys.executable, EXAMPLES / "small_plans.py", dataset.name]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "divides a patch by [32, 32, 32], which [32, 40, 32] cannot be divided by; change PATCH_SIZE" in done.stderr
+    assert not dataset.plans_file.with_name("nnUNetPlans_small.json").exists()
+
+
 def test_small_plans_of_other_plans(dataset: TinyDataset):
     plans = json.loads(dataset.plans_file.read_text())
     dataset.plans_file.with_name("nnUNetPlans3mm.json").write_text(json.dumps(plans))
