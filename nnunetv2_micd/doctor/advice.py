@@ -1,12 +1,12 @@
 """What to run with so many labeled and unlabeled images, and what was measured with about as many."""
 
 from dataclasses import dataclass
-from math import log
+from math import isnan, log, nan
 
 from nnunetv2_micd.doctor.finding import Finding
 
 FAR = 2
-"""Factor in the number of labeled images up to which a measurement says something about another number."""
+"""Factor in the number of labeled images up to which a measurement is shown for another number."""
 
 LONG = 3200
 """Steps from which a measurement recommends a trainer: in short trainings other methods win."""
@@ -21,12 +21,14 @@ class Measurement:
         labeled: Number of labeled images.
         unlabeled: Number of unlabeled images that the trainer used.
         trainer: Trainer, without ``nnUNetTrainer``.
-        over_nnunet: Difference to nnU-Net in equal steps, in points, with its 95 % interval.
+        over_nnunet: Difference to nnU-Net in equal steps, in points, with its 95 % interval; the interval is
+            NaN where none was computed.
         over_control: Difference to the best control, likewise; None where there was none.
         table: Folder in ``docs/results``.
         budget: Name of the number of labels in that table.
         steps: Length of the trainings.
         only_for: Images that the trainer is made for, if not all.
+        doubt: Why the figures may not be those of the trainer, if so.
     """
 
     data: str
@@ -39,6 +41,7 @@ class Measurement:
     budget: str
     steps: int
     only_for: str = ""
+    doubt: str = ""
 
     @property
     def has_gained(self) -> bool:
@@ -46,16 +49,24 @@ class Measurement:
         return (self.over_control or self.over_nnunet)[1] > 0
 
     @property
+    def recommends(self) -> bool:
+        """Whether it recommends its trainer for about as many labeled images of any kind."""
+        return self.has_gained and not self.only_for and self.steps >= LONG
+
+    @property
     def line(self) -> str:
         """The measurement in one line."""
         gains = [
-            f"{gain:+.1f} ({low:.1f} to {high:.1f})"
+            f"{gain:+.1f}" if isnan(low) else f"{gain:+.1f} ({low:.1f} to {high:.1f})"
             for gain, low, high in filter(None, (self.over_nnunet, self.over_control))
         ]
         trainer = f"{self.trainer} ({self.only_for} only)" if self.only_for else self.trainer
         images = f"{self.labeled} {self.data}, {self.unlabeled or 'none'} unlabeled, {self.steps} steps"
-        return f"{trainer}, {images}: {' | '.join(gains)} [docs/results/{self.table}]"
+        doubt = f" ({self.doubt})" if self.doubt else ""
+        return f"{trainer}, {images}: {' | '.join(gains)}{doubt} [docs/results/{self.table}]"
 
+
+ERSR_DOUBT = "too low or too high, by a fault in its filter"
 
 MEASUREMENTS = (
     Measurement("hearts", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", "f0", 3200),
@@ -71,25 +82,39 @@ MEASUREMENTS = (
         *("self_training_elsewhere/hippocampus", "1", 3200),
     ),
     Measurement(
+        *("hippocampus volumes", 1, 159, "SelfTraining", (1.9, 0.9, 2.9), (7.6, 6.1, 9.3)),
+        *("self_training_elsewhere/hippocampus_third_draw", "1", 3200),
+    ),
+    Measurement(
+        *("hippocampus volumes", 1, 159, "SelfTraining", (-5.2, -6.3, -4.1), (-3.5, -4.1, -2.9)),
+        *("hippocampus_1_label_self_training", "1", 300),
+    ),
+    Measurement(
         *("hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9)),
         *("hippocampus_1_label", "1", 300),
     ),
+    Measurement("hippocampus volumes", 10, 150, "SelfTraining", (-1.2, nan, nan), None, "chosen_labels", "10", 800),
     Measurement("hippocampus volumes", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", "2", 300),
     Measurement("hippocampus volumes", 6, 154, "MICD", (-0.5, -0.7, -0.3), None, "hippocampus_300_steps", "6", 300),
     Measurement(
         *("examinations of fetal heads", 10, 779, "ERSR", (1.2, 0.8, 1.7), (1.2, 0.8, 1.7), "fetal_heads", "10", 300),
         only_for="one object in 2D",
+        doubt=ERSR_DOUBT,
     ),
     Measurement(
         *("examinations of fetal heads", 20, 767, "ERSR", (1.2, 0.8, 1.6), (1.1, 0.7, 1.5), "fetal_heads", "20", 300),
         only_for="one object in 2D",
+        doubt=ERSR_DOUBT,
     ),
 )
 """The best trainers for each number of labels; small networks on CPUs."""
 
 
 def advise(labeled: int, unlabeled: int) -> Finding:
-    """Return what to train with so many images, with the nearest measurement.
+    """Return what to train with so many images, with the nearest measurements.
+
+    A trainer is recommended if it gained in long trainings with about as many labeled images, up to the largest number
+    with which any trainer did.
 
     Args:
         labeled: Number of labeled training images.
@@ -114,14 +139,15 @@ def advise(labeled: int, unlabeled: int) -> Finding:
             *(abs(log(one.labeled / labeled)), -one.over_nnunet[0]),
         )
     )
-    nearest: dict[tuple[str, str], Measurement] = {}
+    nearest: dict[tuple[str, str, int], int] = {}
     for one in sorted(near, key=lambda one: abs(log(one.labeled / labeled))):
-        nearest.setdefault((one.data, one.trainer), one)
-    gained = [one for one in near if one.has_gained and not one.only_for and one.steps >= LONG]
-    trainer = f"-tr nnUNetTrainer{gained[0].trainer}" if gained else "nnU-Net itself"
+        nearest.setdefault((one.data, one.trainer, one.steps), one.labeled)
+    gained = [one for one in near if one.recommends]
+    most = max((one.labeled for one in MEASUREMENTS if one.recommends), default=0)
+    trainer = f"-tr nnUNetTrainer{gained[0].trainer}" if gained and labeled <= most else "nnU-Net itself"
     lines = [
         "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control",
-        *(one.line for one in near if one in nearest.values()),
+        *(one.line for one in near if one.labeled == nearest[one.data, one.trainer, one.steps]),
         "the gain depends on the images more than on their number: compare on yours with nnUNetv2_micd benchmark; "
         "docs/how_to/choose_a_trainer.md goes by the kind of images as well",
     ]

@@ -1,6 +1,8 @@
 """The advice of the doctor says what the tables in docs/results say."""
 
 import csv
+import re
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from nnunetv2_micd.doctor import advice
 from nnunetv2_micd.doctor.advice import MEASUREMENTS, Measurement, advise
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 
+EITHER = ("nnU-Net itself", "with about as many labels nothing was measured")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
@@ -24,7 +27,11 @@ def read(measurement: Measurement, table: str) -> tuple[float, float, float]:
     return tuple(round(100 * float(row[name]), 1) for name in ("difference", "low", "high"))
 
 
-@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda one: f"{one.table}-{one.budget}")
+@pytest.mark.parametrize(
+    "measurement",
+    [one for one in MEASUREMENTS if not isnan(one.over_nnunet[1])],
+    ids=lambda one: f"{one.table}-{one.budget}",
+)
 def test_measurements_are_those_of_the_tables(measurement: Measurement) -> None:
     assert measurement.over_nnunet == read(measurement, "comparisons.csv")
     if measurement.over_control is not None:
@@ -36,6 +43,16 @@ def test_measurements_are_those_of_the_tables(measurement: Measurement) -> None:
     assert {str(measurement.labeled)} & {*numbers, measurement.budget}
 
 
+def test_measurement_without_interval_is_that_of_its_page() -> None:
+    [measurement] = [one for one in MEASUREMENTS if isnan(one.over_nnunet[1])]
+    page = (RESULTS / measurement.table / "README.md").read_text(encoding="utf-8")
+    _, nnunet, _ = re.split(r"\| hippocampus, .*\| nnU-Net \| ([\d.]+) ", page)
+    _, ours, _ = re.split(rf"\| \| `{measurement.trainer}` \| ([\d.]+) ", page)
+    assert f"{float(ours) - float(nnunet):+.1f}" == f"{measurement.over_nnunet[0]:+.1f}"
+    assert f"800 steps: {measurement.over_nnunet[0]:+.1f} [docs/results/chosen_labels]" in advise(10, 150).remedy
+    assert not measurement.has_gained
+
+
 def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2", 3200)
     some = Measurement("lungs", 3, 50, "C", (0.1, -1.0, 2.0), None, "some", "3", 3200)
@@ -45,7 +62,9 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(3, 10).text.endswith("-tr nnUNetTrainerA")  # what has gained comes before what is nearer
     assert advise(6, 10).text == "with 6 labeled and 10 unlabeled images: nnU-Net itself"
     assert advise(15, 10).text.endswith("nnUNetTrainerB")
-    assert advise(40, 10).text.endswith("nnUNetTrainerB")
+    assert advise(20, 10).text.endswith("nnUNetTrainerB")
+    assert advise(21, 10).text.endswith("nnU-Net itself")  # more than in any long training that gained
+    assert "B, 20 hearts" in advise(40, 10).remedy
     assert "nothing was measured" in advise(41, 10).text
     assert "nothing was measured" in advise(5, 0).text
     mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4", 3200)
@@ -87,6 +106,21 @@ def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.Mon
     assert advise(2, 10).text.endswith("nnU-Net itself")
     assert "50 unlabeled, 300 steps: +3.0" in advise(2, 10).remedy
     assert advise(2, 10).remedy
+
+
+@pytest.mark.parametrize("labeled", range(1, 100))
+def test_advice_is_that_of_the_first_table_of_the_page(labeled: int) -> None:
+    page = (RESULTS.parent / "how_to" / "choose_a_trainer.md").read_text(encoding="utf-8")
+    [few] = [line for line in page.splitlines() if line.startswith("| 1 to 14 |")]
+    with_unlabeled, without = re.findall(r"`(nnUNetTrainer\w+)`", few)
+    [start] = map(int, re.findall(r"from (\d+) on", few))
+    assert advise(labeled, 100).text.endswith(f"-tr {with_unlabeled}" if labeled <= 14 else EITHER)
+    assert advise(labeled, 0).text.endswith(f"-tr {without}" if start <= labeled <= 14 else EITHER)
+
+
+def test_other_short_trainings_of_the_same_images_are_shown_beside_long_ones() -> None:
+    lines = [line for line in advise(1, 159).remedy.splitlines() if line.startswith("SelfTraining, 1 hippocampus")]
+    assert [line.split(" steps: ")[1].split(" ")[0] for line in lines] == ["+4.2", "+1.9", "-5.2"]
 
 
 @pytest.mark.parametrize("labeled", range(1, 100))
