@@ -21,6 +21,7 @@ from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,10 @@ def irregularity(probability: Tensor) -> Tensor:
     foreground = (probability > 0.5).numpy()
     distance = torch.from_numpy(np.stack([distance_transform_edt(~one[0]) for one in foreground]))[:, None].float()
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 8
-    edges = F.conv2d(probability, torch.stack((across, across.T))[:, None]).norm(dim=1)
-    ridges = F.conv2d(distance, torch.tensor([[[[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]]])).abs()
+    laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    with full_precision(probability.device):  # of a large distance, half precision would leave rounding errors only
+        edges = F.conv2d(probability, torch.stack((across, across.T))[:, None]).norm(dim=1)
+        ridges = F.conv2d(distance, laplacian[None, None]).abs()
     scores = (edges.mean((1, 2)) + ridges.mean((1, 2, 3))) / 2
     return torch.where(torch.from_numpy(foreground.any((1, 2, 3))), scores, inf)
 

@@ -77,6 +77,15 @@ def test_a_ragged_outline_is_less_regular_than_an_ellipse() -> None:
     assert scores[0] < scores[1]
 
 
+def test_irregularity_is_the_same_in_mixed_precision() -> None:
+    """Far from the foreground the distance is large, and its Laplacian small."""
+    distance = ellipse((60, 60), (15, 22), 20).squared_distance((256, 256))
+    probability = torch.from_numpy(4 * (1 - distance)).sigmoid().float()[None, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = irregularity(probability)
+    assert torch.equal(scores, irregularity(probability))
+
+
 @pytest.mark.parametrize(
     ("share", "at_least", "expected"),
     [
