@@ -19,7 +19,8 @@ KEY = "nnunetv2_micd"
 def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> None:
     """Write nnU-Net's content together with the further state; an old file stays whole until the new one is.
 
-    The final checkpoint keeps no momentum: no step is taken after it, and it would make up a third of the file.
+    The final checkpoint keeps no momentum, which would make up a third of the file: only a training that is continued
+    with more epochs takes a step after it.
 
     Args:
         filename: File of the checkpoint.
@@ -72,6 +73,14 @@ def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
     return checkpoint[KEY]
 
 
+def in_one_group(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state as it is now, for one of a time when each network had a group of parameters."""
+    if len(optimizer.param_groups) > 1:
+        return state
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    return state | {"param_groups": [state["param_groups"][0] | {"params": numbers}]}
+
+
 @contextmanager
 def fitting(filename: str) -> Iterator[None]:
     """Name the checkpoint when its content does not fit the training that it is loaded into.
@@ -83,7 +92,7 @@ def fitting(filename: str) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"{filename} does not fit this training ({reason[:200]}); continue from another checkpoint, with the plans "

@@ -230,7 +230,9 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         networks = {"a": getattr(self.network, "_orig_mod", self.network)}  # without the wrapper of torch.compile
         for name, network in self.build_further_networks().items():
             networks[name] = network.to(self.device)
-            self.optimizer.add_param_group({"params": list(network.parameters())})
+            # Not a group of its own, which a learning-rate schedule of PyTorch would not know.
+            self.optimizer.param_groups[0]["params"].extend(network.parameters())
+        self.optimizer.register_load_state_dict_pre_hook(checkpoints.in_one_group)
         if self.is_ddp:
             self._set_batch_size_and_oversample()
             self.loss = self._build_loss()
@@ -452,6 +454,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             self.monitor.history = state["history"]
             self.generator.set_state(state["generator"])
             self._saved_random = state["random"]
+        if self.current_epoch < self.num_epochs and not self.optimizer.state:
+            self.print_to_log_file(f"{filename_or_checkpoint} holds no momentum; the optimizer begins without.")
         config = asdict(self.config)
         if changed := [name for name, value in state["config"].items() if config.get(name, value) != value]:
             listed = ", ".join(f"{name} is {config[name]} and was {state['config'][name]}" for name in changed)

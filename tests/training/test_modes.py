@@ -24,6 +24,7 @@ from helpers import (
 )
 from helpers import METHODS as ALL_METHODS
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainerCosAnneal import nnUNetTrainerCosAnneal
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
@@ -98,6 +99,15 @@ def test_without_deep_supervision(method: type, dataset: TinyDataset) -> None:
     trainer.run_training()
     assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     assert not trainer.teachers["a"].decoder.deep_supervision
+
+
+def test_a_learning_rate_schedule_of_pytorch_holds_for_all_networks(dataset: TinyDataset) -> None:
+    trainer = make_trainer(type("Trainer", (nnUNetTrainerCosAnneal, nnUNetTrainerMICD), {}), dataset)
+    trainer.run_training()
+    (group,) = trainer.optimizer.param_groups
+    assert group["lr"] == pytest.approx(trainer.initial_lr / 2)  # of the second of two epochs
+    trained = {id(parameter) for network in trainer.students.values() for parameter in network.parameters()}
+    assert trained == set(map(id, group["params"]))
 
 
 def test_all_folds(dataset: TinyDataset) -> None:
