@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_micd.utils import random_states
 from nnunetv2_micd.utils.precision import full_precision
 
 
@@ -65,7 +66,8 @@ class Deferred:
     A first run without a graph gives the outputs that losses are computed from. When these losses have been
     backpropagated, and what else they held has been released, :meth:`backward` runs each pass again, now with a graph,
     and sends the gradients of its outputs back through it. The gradients are those of a single run, for one forward
-    pass more and less memory. It holds for networks without dropout and batch normalization, as nnU-Net plans them.
+    pass more and less memory. Dropout is the same in both runs; batch normalization counts a batch twice in its running
+    statistics.
 
     Args:
         runs: Functions without arguments that return the outputs of a pass: a tensor, or tuples and lists of tensors.
@@ -84,8 +86,11 @@ class Deferred:
 
     def __init__(self, *runs: Callable[[], Any]):
         self._runs = runs
+        self._random_states, self.outputs = [], []
         with torch.no_grad():
-            self.outputs = [run() for run in runs]
+            for run in runs:
+                self._random_states.append(random_states.get_dropout_states())
+                self.outputs.append(run())
         for tensor in _tensors(self.outputs):
             tensor.requires_grad_()
 
@@ -93,11 +98,12 @@ class Deferred:
         """Run the passes again, one at a time, and send the gradients of their outputs back."""
         gradients = [[tensor.grad for tensor in _tensors(output)] for output in self.outputs]
         self.outputs = []  # frees them before the first graph is built, unless the caller has kept one
-        for run, gradients_of_run in zip(self._runs, gradients, strict=True):
-            pairs = zip(_tensors(run()), gradients_of_run, strict=True)
-            tensors, seen = zip(
-                *((tensor, gradient) for tensor, gradient in pairs if gradient is not None), strict=True
-            )
+        for run, states, gradients_of_run in zip(self._runs, self._random_states, gradients, strict=True):
+            with random_states.dropout_repeated(states):
+                pairs = zip(_tensors(run()), gradients_of_run, strict=True)
+                tensors, seen = zip(
+                    *((tensor, gradient) for tensor, gradient in pairs if gradient is not None), strict=True
+                )
             with full_precision(tensors[0].device):  # backward passes are never under autocast
                 torch.autograd.backward(tensors, seen)
 

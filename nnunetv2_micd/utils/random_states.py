@@ -1,12 +1,13 @@
 """Saves, restores and seeds the global random states from which nnU-Net, batchgenerators and PyTorch draw."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def get_states() -> dict[str, Any]:
@@ -49,3 +50,40 @@ def restored() -> Iterator[None]:
         yield
     finally:
         set_states(states)
+
+
+def get_dropout_states() -> list[Tensor]:
+    """Return the states from which PyTorch draws dropout: on the CPU and on the current GPU."""
+    return [module.get_rng_state() for module in _modules_with_states()]
+
+
+@contextmanager
+def dropout_repeated(states: Sequence[Tensor]) -> Iterator[None]:
+    """Draw the same dropout in the block as after these states, and go on after it as if nothing had been drawn.
+
+    Args:
+        states: What :func:`get_dropout_states` returned.
+
+    Examples:
+        >>> states, ones = get_dropout_states(), torch.ones(100)
+        >>> dropped = torch.nn.functional.dropout(ones)
+        >>> with dropout_repeated(states):
+        ...     torch.equal(torch.nn.functional.dropout(ones), dropped)
+        True
+    """
+    later = get_dropout_states()
+    _set_dropout_states(states)
+    try:
+        yield
+    finally:
+        _set_dropout_states(later)
+
+
+def _set_dropout_states(states: Sequence[Tensor]) -> None:
+    for module, state in zip(_modules_with_states(), states, strict=True):
+        module.set_rng_state(state)
+
+
+def _modules_with_states() -> list[Any]:
+    gpus = [(torch.cuda, torch.cuda.is_initialized()), (torch.mps, torch.backends.mps.is_available())]
+    return [torch, *(module for module, is_used in gpus if is_used)]
