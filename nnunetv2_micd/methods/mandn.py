@@ -151,15 +151,15 @@ class nnUNetTrainerMandN(TwoStudents):
         start = int(self.config.supervised * self.num_epochs) * self.num_iterations_per_epoch
         return not self.config.ramp_peak or self.iteration < start
 
-    def train_step(self, batch: dict) -> dict:
+    def update_networks(self, labeled: dict[str, Any], weight: float) -> tuple[Losses, Tensor]:
         """Let both networks take the step; after the supervised start B first, then A with the labels of the new B."""
         if self.is_supervised:
-            return super().train_step(batch)
+            return super().update_networks(labeled, weight)
         self.learning = "b"
-        record = super().train_step(batch)
-        self.iteration -= 1  # both turns belong to one step
+        losses_b, not_finite_b = super().update_networks(labeled, weight)
         self.learning = "a"
-        return record | super().train_step(batch)
+        losses_a, not_finite_a = super().update_networks(labeled, weight)
+        return losses_a | losses_b, not_finite_a + not_finite_b
 
     def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
         """Supervised losses of both networks; later of one of them, and its loss with soft labels of the other."""

@@ -85,7 +85,7 @@ class Monitor:
         )
         unsupervised = unsupervised_weight * unsupervised
         share = unsupervised / max(unsupervised + supervised, 1e-8)
-        # A pre-training on unlabeled images has no supervised loss, a step that trains network B alone none of A.
+        # A pre-training on unlabeled images has no supervised loss.
         loss = record[next(iter(losses.supervised))] if losses.supervised else unsupervised
         return {"loss": loss, **record, "b": unsupervised_weight, "unsupervised_share": share}
 

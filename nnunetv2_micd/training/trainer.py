@@ -302,17 +302,32 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         self.networks.train(False)
 
     def train_step(self, batch: dict) -> dict:
-        """Take one optimizer step on the losses of the method and update the teachers."""
+        """Take one step on the losses of the method, and record it."""
         labeled = {"data": self._to_device(batch["data"]), "target": self._to_device(batch["target"])}
+        self.metrics = {}
+        weight = self.unsupervised_weight
+        losses, not_finite = self.update_networks(labeled, weight)
+        self.iteration += 1
+        self._step_bar.step()
+        return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
+
+    def update_networks(self, labeled: dict[str, Any], weight: float) -> tuple[Losses, Tensor]:
+        """Take one optimizer step and update the teachers.
+
+        Args:
+            labeled: Labeled patches, see :meth:`compute_losses`.
+            weight: b(t).
+
+        Returns:
+            The losses without graphs, and how many of them are not finite.
+        """
         unlabeled = None
         is_due = self.iteration % self.config.consistency_every == 0
         # The first step always loads some, for the pictures of the epochs that need none.
         if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self.iteration == 0):
             unlabeled = self._last_unlabeled = self.next_unlabeled()
         self.optimizer.zero_grad(set_to_none=True)
-        self.metrics = {}
         losses = Losses()
-        weight = self.unsupervised_weight
         for group in self._under_autocast(self.compute_losses(labeled, unlabeled)):
             total = group.total(weight)
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
@@ -325,9 +340,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         if self.grad_scaler is not None or not not_finite:
             self._optimizer_step()
             self.networks.update_teachers(self.iteration)
-        self.iteration += 1
-        self._step_bar.step()
-        return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
+        return losses, not_finite
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision where nnU-Net uses it: on CUDA."""

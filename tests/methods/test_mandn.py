@@ -196,10 +196,25 @@ def test_logged_share_of_the_loss_knows_the_samples(dataset: TinyDataset) -> Non
     trainer = start(dataset, iteration=6)
     set_share(trainer, 0.5)
     record = trainer.train_step(next(trainer.dataloader_train))
-    error = 1 + record["supervised"]
+    errors = 2 + record["supervised"] + record["supervised_b"]
+    pseudo = record["pseudo_label"] + record["pseudo_label_b"]
     assert record["loss"] == record["supervised"]
-    assert record["unsupervised_share"] == pytest.approx(record["pseudo_label"] / (record["pseudo_label"] + error))
-    assert {"supervised_b", "pseudo_label_b"} <= record.keys()
+    assert record["unsupervised_share"] == pytest.approx(pseudo / (pseudo + errors))
+
+
+@pytest.mark.parametrize("bad_turns", ["first", "second", "both"])
+def test_both_turns_are_one_step(bad_turns: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start(dataset, iteration=6)
+    set_share(trainer, 0.5)
+    good = next(trainer.dataloader_unlabeled)
+    bad = {**good, "data": torch.full_like(good["data"], math.nan)}
+    trainer.dataloader_unlabeled = iter([bad if bad_turns in (turn, "both") else good for turn in ("first", "second")])
+    shown: list[None] = []
+    monkeypatch.setattr(trainer._step_bar, "step", lambda: shown.append(None))
+    record = trainer.train_step(next(trainer.dataloader_train))
+    assert (trainer.iteration, len(shown), trainer.monitor._skipped_in_a_row) == (7, 1, 1)
+    trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
+    assert trainer.monitor.history[-1]["skipped_steps"] == 1
 
 
 def test_b_learns_from_a_and_then_a_from_the_new_b(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
