@@ -16,21 +16,21 @@ from tqdm import tqdm
 from nnunetv2_micd.data.preprocessed import unlabeled_folder
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.loader import UnlabeledImages
-from nnunetv2_micd.training.predictors import predictor_of
+from nnunetv2_micd.training.predictors import load_with_previous_stage, predictor_of
 from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils.files import shorten
 
 
 def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
-    """Segment the unlabeled images of a first stage for every next stage of its configuration.
+    """Segment the unlabeled images of a stage for every next stage of its configuration.
 
     Args:
-        trainer: Trainer of the first stage.
+        trainer: Trainer of the stage.
         network: The deployed network, deep supervision off.
-        cases: Unlabeled images, preprocessed for the first stage.
+        cases: Unlabeled images, preprocessed for the stage.
     """
     predictor = predictor_of(trainer, network)
-    images = UnlabeledImages(cases)
+    images = UnlabeledImages(cases, trainer.folder_with_segs_from_previous_stage)
     for stage in trainer.configuration_manager.next_stage_names:
         labeled_folder = join(
             trainer.preprocessed_dataset_folder_base,
@@ -46,7 +46,7 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
                 missing.append(case.identifier)
                 continue
             shape = UnlabeledImages([UnlabeledCase(case.identifier, folder)]).load_image(case.identifier).shape[1:]
-            image = torch.from_numpy(images.load_image(case.identifier)[:])
+            image = load_with_previous_stage(trainer, images, case.identifier)
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
             _save_segmentation(trainer, logits, shape, join(output_folder, case.identifier))
         if missing:

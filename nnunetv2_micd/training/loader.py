@@ -128,7 +128,9 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
         if previous is not None:
             labels = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
-            sample["segmentation"] = torch.cat((sample["segmentation"], labels[None]))
+            # A patch in 2D is a single slice, whose axis takes the place of the channels.
+            labels = labels if self.patch_size_was_2d else labels[None]
+            sample["segmentation"] = torch.cat((sample["segmentation"], labels))
         centre = (torch.tensor(lower) + torch.tensor(upper)) / 2 / torch.tensor(image.shape[1:])
         return self.transforms(**sample)["image"], centre.clamp(0, 1)
 

@@ -75,7 +75,9 @@ def predict_in_batches(
             yield unfinished[0].case, unfinished.pop(0).mean()
 
     for case in cases:
-        image, inside = pad_nd_image(_load(trainer, images, case), patch_size, "constant", {"value": 0}, True, None)
+        image, inside = pad_nd_image(
+            load_with_previous_stage(trainer, images, case), patch_size, "constant", {"value": 0}, True, None
+        )
         slicers = predictor._internal_get_sliding_window_slicers(image.shape[1:])
         unfinished.append(_Canvas(case, image, inside, trainer.label_manager.num_segmentation_heads, len(slicers)))
         for window in slicers:
@@ -104,8 +106,8 @@ class _Canvas:
         return self._logits.div_(self._weights)[self._inside]
 
 
-def _load(trainer: TrainerLike, images: UnlabeledImages, case: str) -> Tensor:
-    """Return an image with the one-hot labels of a cascade's first stage, ``(channels, *spatial)``."""
+def load_with_previous_stage(trainer: TrainerLike, images: UnlabeledImages, case: str) -> Tensor:
+    """Return an image with the one-hot labels of a cascade's previous stage, ``(channels, *spatial)``."""
     image = images.load_image(case)[:]
     seen = images.load_previous_stage(case)
     if seen is None:

@@ -30,6 +30,7 @@ class TrainerLike(Protocol):
     output_folder_base: str
     preprocessed_dataset_folder: str
     preprocessed_dataset_folder_base: str
+    folder_with_segs_from_previous_stage: str | None
     has_weak_views: bool
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import describe_units, load_groups
 from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.splits import load_split_unlabeled, write_folds_unlike_nnunet
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.training.cascade import check_previous_stage
@@ -96,7 +95,11 @@ class UnlabeledDataTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """Divide the cases as nnU-Net does, or as it does not: few cases, and groups of cases."""
         if self.fold != "all":
-            cases = list_preprocessed(self.preprocessed_dataset_folder)
+            cases = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(
+                self.preprocessed_dataset_folder
+            )
+            # macOS leaves a hidden file beside each file on foreign disks.
+            cases = sorted(case for case in cases if not case.startswith("."))
             groups = load_groups(self.dataset.name)
             if folds := write_folds_unlike_nnunet(cases, self.dataset.splits_file, groups):
                 self.print_to_log_file(f"Made {folds} folds of {describe_units(cases, groups)}.")

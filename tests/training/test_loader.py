@@ -9,6 +9,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from helpers import PATCH_SIZE, TinyDataset, make_trainer
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
@@ -65,6 +66,21 @@ def test_the_first_position_of_a_2d_patch_is_its_slice(dataset: TinyDataset) -> 
     for key, position in zip(keys, positions, strict=True):
         slices = trainer.unlabeled_images.load_image(key).shape[1]
         assert float(position[0] * slices - 0.5) == pytest.approx(round(float(position[0] * slices - 0.5)), abs=1e-4)
+
+
+def test_2d_patches_have_the_labels_of_the_previous_stage(dataset: TinyDataset, tmp_path: Path) -> None:
+    class Together(BasicTransform):
+        def apply(self, data_dict: dict, **params: Any) -> dict:
+            return {"image": torch.cat((data_dict["image"], data_dict["segmentation"]))}
+
+    case = UnlabeledCase("image_0", str(dataset.unlabeled_folder("2d")))
+    image = UnlabeledImages([case]).load_image("image_0")[0]
+    nnUNetDatasetBlosc2.save_seg((image > 0).astype(np.uint8), str(tmp_path / "image_0"), image.shape, image.shape)
+    images, size = UnlabeledImages([case], str(tmp_path)), PATCH_SIZE[1:]
+    manager = make_trainer(nnUNetTrainerMICD, dataset, "2d").label_manager
+    batch = UnlabeledDataLoader(images, 3, size, size, manager, transforms=Together()).generate_train_batch()
+    intensities, _, labels = batch["data"].unbind(1)
+    assert torch.equal(labels == 1, intensities > 0)
 
 
 def test_images_smaller_than_the_patch_are_padded(dataset: TinyDataset) -> None:

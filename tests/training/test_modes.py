@@ -24,6 +24,7 @@ from helpers import (
 )
 from helpers import METHODS as ALL_METHODS
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainerCosAnneal import nnUNetTrainerCosAnneal
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
@@ -31,11 +32,14 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
+from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
+from nnunetv2_micd.training.cascade import segment_for_next_stages
+from nnunetv2_micd.training.loader import UnlabeledImages
 
 
 def in_fast_tests(*methods: type) -> list[Any]:
@@ -188,6 +192,35 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in dataset.unlabeled:
         image = second.unlabeled_images.load_image(name)
         assert second.unlabeled_images.load_previous_stage(name).shape == image.shape[1:]
+
+
+def test_a_middle_stage_of_a_cascade_sees_the_previous_one_as_well(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"] |= {
+        "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_middle"},
+        "3d_middle": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres", "next_stage": "3d_last"},
+        "3d_last": {"inherits_from": "3d_fullres", "previous_stage": "3d_middle"},
+    }
+    dataset.plans_file.write_text(json.dumps(plans))
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, "3d_middle")
+    trainer.initialize()
+    case = UnlabeledCase("image_3", str(dataset.unlabeled_folder()))  # the smallest
+    shape = UnlabeledImages([case]).load_image("image_3").shape[1:]
+    seen = Path(trainer.folder_with_segs_from_previous_stage)
+    seen.mkdir(parents=True)
+    nnUNetDatasetBlosc2.save_seg(np.ones(shape, np.uint8), str(seen / "image_3"), shape, shape)
+    network = trainer.teachers["a"]
+    network.decoder.deep_supervision = False
+    segment_for_next_stages(trainer, network, [case])
+    assert (Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_last" / "image_3.b2nd").is_file()
+
+
+def test_folds_of_cases_in_the_older_format(dataset: TinyDataset) -> None:
+    dataset.splits_file.unlink()
+    for path in dataset.labeled_folder().glob("*.b2nd"):
+        path.unlink() if path.stem.endswith("_seg") else path.rename(path.with_suffix(".npz"))
+    training, validation = make_trainer(nnUNetTrainerMICD, dataset).do_split()
+    assert sorted([*training, *validation]) == list(dataset.labeled)
 
 
 @pytest.mark.slow  # tracing takes a while
