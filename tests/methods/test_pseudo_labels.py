@@ -366,6 +366,8 @@ def test_pseudo_labeled_batches_are_like_labeled_ones_and_teach(
     trainer = in_the_second_phase(prepare(dataset, configuration=configuration))
     labeled = next(trainer.dataloader_train)
     unlabeled = trainer.next_unlabeled()
+    assert len(trainer.unlabeled_origin.keys) == len(unlabeled)
+    assert set(trainer.unlabeled_origin.keys) <= set(trainer.used)
     assert unlabeled.shape == labeled["data"].shape
     for target, other in zip(trainer.pseudo_target, labeled["target"], strict=True):
         assert (target.shape, target.dtype) == (other.shape, other.dtype)

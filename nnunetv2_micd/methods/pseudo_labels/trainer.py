@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
@@ -14,6 +15,7 @@ from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
 from nnunetv2_micd.training.config import Between, SemiSupervisedConfig
+from nnunetv2_micd.training.loader import Origin
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -237,6 +239,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     def next_unlabeled(self) -> Tensor:
         """Return a strong view of the next pseudo-labeled patches, and keep their targets for the loss."""
         batch = next(self.dataloader_unlabeled)
+        self.unlabeled_origin = Origin(list(batch["keys"]), torch.zeros(0, 0))  # nnU-Net's loader tells no positions
         self.pseudo_target = self._to_device(batch["target"])
         return self.strong_view(self._to_device(batch["data"]), self.config.view, self.generator)
 
