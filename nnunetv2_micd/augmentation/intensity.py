@@ -6,14 +6,13 @@ changed it. Strengths are drawn from a generator on the CPU and applied in a sec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nnunetv2_micd.utils.precision import full_precision
-
-Range = tuple[float, float]
+from nnunetv2_micd.utils.ranges import Between, Range, Share, check_fields
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,26 @@ class StrongView:
         noise: Probability of Gaussian noise.
         noise_std: Largest standard deviation of the noise, in units of normalized intensities.
 
+    Raises:
+        ValueError: a value is outside its range.
+
     Examples:
         >>> only_noise = StrongView(jitter=0, blur=0, noise=1)
         >>> strong_view(torch.zeros(2, 1, 8, 8), only_noise, torch.Generator()).shape
         torch.Size([2, 1, 8, 8])
     """
 
-    jitter: float = 0.8
-    brightness: float = 0.5
-    contrast: float = 0.5
-    gamma: Range = (0.7, 1.5)
-    blur: float = 0.5
-    blur_sigma: Range = (0.1, 2.0)
-    noise: float = 0.5
-    noise_std: float = 0.1
+    jitter: Share = 0.8
+    brightness: Annotated[float, Between(0)] = 0.5
+    contrast: Share = 0.5
+    gamma: Annotated[Range, Between(0, exclude="low")] = (0.7, 1.5)
+    blur: Share = 0.5
+    blur_sigma: Annotated[Range, Between(0)] = (0.1, 2.0)
+    noise: Share = 0.5
+    noise_std: Annotated[float, Between(0)] = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Strengths(NamedTuple):

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from nnunetv2_micd.augmentation.displacement import Displacement, displace, find_displacement
-from nnunetv2_micd.augmentation.intensity import Range, StrongView
+from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import label_map, probabilities
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 
@@ -33,8 +33,8 @@ class CADConfig(SemiSupervisedConfig):
     """
 
     ramp_peak: float = 0.2
-    threshold: Range = (0.6, 0.95)
-    largest_edge: Range = (0.25, 0.5)
+    threshold: Annotated[Range, Between(0, 1)] = (0.6, 0.95)
+    largest_edge: Annotated[Range, Between(0, 1, exclude="low")] = (0.25, 0.5)
     view: StrongView = field(default_factory=StrongView)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import mean_teacher_consistency
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.training.config import Between, SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -29,8 +29,8 @@ class MeanTeacherConfig(SemiSupervisedConfig):
     """
 
     ramp_peak: float = 0.2
-    noise_std: float = 0.1
-    noise_limit: float = 0.2
+    noise_std: Annotated[float, Between(0)] = 0.1
+    noise_limit: Annotated[float, Between(0)] = 0.2
 
 
 class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):

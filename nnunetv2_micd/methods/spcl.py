@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.contrastive import NO_LABEL, Pace, model_age, self_paced_contrast
 from nnunetv2_micd.losses.labels import label_map
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
@@ -60,8 +60,8 @@ class SPCLConfig(SemiSupervisedConfig):
     pretraining: Share = 0.0
     partitions: Annotated[int, Between(2)] = 3
     case_weight: Weight = 0.1
-    position_gamma: tuple[float, float] = (5.0, 60.0)
-    case_gamma: tuple[float, float] = (3.5, 50.0)
+    position_gamma: Annotated[Range, Between(0, exclude="low")] = (5.0, 60.0)
+    case_gamma: Annotated[Range, Between(0, exclude="low")] = (3.5, 50.0)
     pace: Pace = "soft"
     temperature: Annotated[float, Between(0, exclude="low")] = 0.07
     queue: Annotated[int, Between(0)] = 60
@@ -117,7 +117,7 @@ class Projectors(nn.Module):
 
 def _mean_over_all(values: Tensor) -> Tensor:
     """Return the mean over the samples ``(N, C)`` of all processes."""
-    count = sum_over_processes(torch.tensor(float(len(values)), device=values.device))
+    count = sum_over_processes(torch.full((), float(len(values)), device=values.device))
     return sum_over_processes(values.sum(0)) / count
 
 
@@ -218,7 +218,8 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
             return
         views = torch.cat(self._views(unlabeled, self.generator))
         embeddings = self.students["projectors"](self.forward_with_pooled_bottleneck(self.students["a"], views))
-        labels = meta_labels(*self.unlabeled_origin, self.config.partitions).to(self.device).repeat(1, 2)
+        labels = meta_labels(*self.unlabeled_origin, self.config.partitions)
+        labels = labels.to(self.device, non_blocking=True).repeat(1, 2)
         losses = {}
         for index, name in enumerate(META_LABELS):
             contrast = self_paced_contrast(
@@ -245,7 +246,7 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
         spatial = images.ndim - 2
         # The last two axes; the loader may mirror along the first, but that would turn the order of the parts around.
         for axis in sorted({spatial - 2, spatial - 1}.intersection(self.inference_allowed_mirroring_axes or ())):
-            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
             second = torch.where(mirrored.view(-1, *[1] * (spatial + 1)), second.flip(axis + 2), second)
         return first, second
 

@@ -33,8 +33,8 @@ class UAMTConfig(SemiSupervisedConfig):
     """
 
     ramp_peak: float = 0.2
-    noise_std: float = 0.1
-    noise_limit: float = 0.2
+    noise_std: Annotated[float, Between(0)] = 0.1
+    noise_limit: Annotated[float, Between(0)] = 0.2
     noisy_passes: Annotated[int, Between(1)] = 8
     certain_below: Share = 0.75
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.intensity import Range, StrongView
+from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig, Share, Weight
 from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
@@ -45,8 +45,8 @@ class UniMatchConfig(SemiSupervisedConfig):
     feature_weight: Weight = 0.5
     feature_dropout: Annotated[float, Between(0, 1, exclude="high")] = 0.5
     cutmix: Share = 0.5
-    cutmix_share: Range = (0.02, 0.4)
-    cutmix_ratio: Range = (0.3, 1 / 0.3)
+    cutmix_share: Annotated[Range, Between(0, 1)] = (0.02, 0.4)
+    cutmix_ratio: Annotated[Range, Between(0, exclude="low")] = (0.3, 1 / 0.3)
     view: StrongView = field(default_factory=StrongView)
 
 
@@ -88,7 +88,7 @@ def sample_kept_channels(
         ``(B, channels)`` for each stage, float32.
     """
     kept = torch.rand(batch_size, sum(channels), generator=generator) >= dropout
-    return list((kept / (1 - dropout)).to(device).split(list(channels), dim=1))
+    return list((kept / (1 - dropout)).to(device, non_blocking=True).split(list(channels), dim=1))
 
 
 def sample_cutmix(

@@ -1,68 +1,11 @@
 """Numbers that all methods have; each method adds its own in a subclass, and a variant replaces some of them."""
 
-from dataclasses import dataclass, is_dataclass
-from inspect import get_annotations
-from math import inf
-from typing import Annotated, Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated
 
+from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight, check_fields
 
-@dataclass(frozen=True)
-class Between:
-    """Range of a number in a config, checked when the config is made.
-
-    Args:
-        low: Smallest value.
-        high: Largest value.
-        exclude: Bounds that are not allowed themselves: ``"low"``, ``"high"`` or both.
-
-    Examples:
-        >>> str(Between(0, 1)), str(Between(0, exclude="low"))
-        ('between 0 and 1', 'above 0')
-    """
-
-    low: float
-    high: float = inf
-    exclude: Literal["", "low", "high", "both"] = ""
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.exclude in ("low", "both") else value >= self.low
-        below = value < self.high if self.exclude in ("high", "both") else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.exclude in ("low", "both") else f"at least {self.low:g}"
-        if self.high == inf:
-            return low if self.exclude else f"{self.low:g} or more"
-        if not self.exclude:
-            return f"between {self.low:g} and {self.high:g}"
-        return f"{low} and {'below' if self.exclude in ('high', 'both') else 'at most'} {self.high:g}"
-
-
-Share = Annotated[float, Between(0, 1)]
-"""A share or probability."""
-
-Weight = Annotated[float, Between(0)]
-"""The weight of a loss; at 0 a loss is not computed."""
-
-
-def check_fields(config: Any) -> None:
-    """Check the fields of a config against their annotations: ``Between``, whole numbers and ``Literal``.
-
-    Those of all its classes hold: a subclass that gives a field another default need not repeat its range.
-
-    Raises:
-        ValueError: the first field with a value that is not allowed.
-    """
-    classes = [cls for cls in reversed(type(config).__mro__) if is_dataclass(cls)]
-    for name, hint in (item for cls in classes for item in get_annotations(cls, eval_str=True).items()):
-        value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, get_args(hint)))}.")
-        if get_origin(hint) is not Annotated:
-            continue
-        kind, allowed = get_args(hint)
-        if value not in allowed or (kind is int and value != int(value)):
-            raise ValueError(f"{name} is {value}, but must be {'a whole number, ' * (kind is int)}{allowed}.")
+__all__ = ["Between", "Range", "SemiSupervisedConfig", "Share", "Weight"]
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,24 @@
 """The numbers of every config are checked when it is made, and what is wrong with one is said in a sentence."""
 
+import re
 from typing import Any
 
 import pytest
 
+from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.methods.bcp import BCPConfig
 from nnunetv2_micd.methods.c3s3 import C3S3Config
+from nnunetv2_micd.methods.cad import CADConfig
 from nnunetv2_micd.methods.dhc import DHCConfig
 from nnunetv2_micd.methods.mandn import MandNConfig
 from nnunetv2_micd.methods.mandn_segformer import MandNSegFormerConfig
 from nnunetv2_micd.methods.mcf import MCFConfig
+from nnunetv2_micd.methods.mean_teacher import MeanTeacherConfig
 from nnunetv2_micd.methods.medl import MEDLConfig
 from nnunetv2_micd.methods.micd import MICDConfig
 from nnunetv2_micd.methods.micd_paper import MICDPaperConfig
 from nnunetv2_micd.methods.pseudo_labels.trainer import PseudoLabelsConfig
+from nnunetv2_micd.methods.spcl import SPCLConfig
 from nnunetv2_micd.methods.uamt import UAMTConfig
 from nnunetv2_micd.methods.unimatch import UniMatchConfig
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -58,6 +63,18 @@ WRONG: list[tuple[type, str, Any, str]] = [
     (UniMatchConfig, "threshold", 1, "at least 0 and below 1"),
     (UniMatchConfig, "feature_dropout", 1, "at least 0 and below 1"),
     (UniMatchConfig, "cutmix", 2, "between 0 and 1"),
+    (UniMatchConfig, "cutmix_share", (-0.1, 0.4), "two numbers, the smaller one first, between 0 and 1"),
+    (UniMatchConfig, "cutmix_ratio", (0, 1), "two numbers, the smaller one first, above 0"),
+    (CADConfig, "threshold", (0.9, 0.6), "two numbers, the smaller one first, between 0 and 1"),
+    (CADConfig, "largest_edge", 0.5, "two numbers, the smaller one first, above 0 and at most 1"),
+    (SPCLConfig, "position_gamma", (5.0, "60"), "two numbers, the smaller one first, above 0"),
+    (SPCLConfig, "case_gamma", (0, 50), "two numbers, the smaller one first, above 0"),
+    (MeanTeacherConfig, "noise_std", -0.1, "0 or more"),
+    (UAMTConfig, "noise_limit", "0.2", "a number, 0 or more"),
+    (SemiSupervisedConfig, "consistency_every", "2", "a whole number, 1 or more"),
+    (StrongView, "jitter", 1.5, "between 0 and 1"),
+    (StrongView, "gamma", (-1, 1), "two numbers, the smaller one first, above 0"),
+    (StrongView, "blur_sigma", (2, 0.1), "two numbers, the smaller one first, 0 or more"),
 ]
 
 
@@ -72,5 +89,5 @@ WRONG += [
 
 @pytest.mark.parametrize(("config", "field", "value", "allowed"), WRONG)
 def test_a_value_outside_its_range_is_refused(config: type, field: str, value: Any, allowed: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} is {value}, but must be {allowed}"):
+    with pytest.raises(ValueError, match=re.escape(f"{field} is {value!r}, but must be {allowed}")):
         config(**{field: value})
