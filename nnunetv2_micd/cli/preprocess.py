@@ -50,4 +50,5 @@ def run(arguments: argparse.Namespace) -> None:
     for failure in failures:
         print(f"{failure.configuration}, {shorten([failure.case])}: {failure.reason}", file=sys.stderr)
     if failures:
-        sys.exit(f"error: {len({failure.case for failure in failures})} images could not be preprocessed")
+        number = len({failure.case for failure in failures})
+        sys.exit(f"error: {number} image{'s' if number > 1 else ''} could not be preprocessed")

@@ -104,7 +104,7 @@ def test_preprocess_lists_failures_and_exits_with_1(dataset: TinyDataset, capsys
     (dataset.images / "bad_0000.nii.gz").write_text("no image")
     with pytest.raises(SystemExit) as stop:
         main(["preprocess", "-d", dataset.name, "-c", "2d", "3d_fullres", "-np", "1"])
-    assert stop.value.code == "error: 2 images could not be preprocessed"
+    assert stop.value.code == "error: 1 image could not be preprocessed"
     printed = capsys.readouterr()
     assert "2d: 0 images preprocessed, 4 were done before, 1 failed" in printed.out
     assert "3d_fullres, bad: cannot be read (RuntimeError" in printed.err
