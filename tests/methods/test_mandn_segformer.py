@@ -120,8 +120,9 @@ def test_the_frozen_transformer_stays_as_it_is(pretrained: Path, dataset: TinyDa
         group["lr"] = trainer.initial_lr / 2
     before = {name: tensor.clone() for name, tensor in trainer.students["b"].state_dict().items()}
     trainer.learning = "a"
-    turn_of_a = super(nnUNetTrainerMandN, trainer).train_step(next(trainer.dataloader_train))
-    assert "pseudo_label" in turn_of_a
+    batch = next(trainer.dataloader_train)
+    turn_of_a, _ = super(nnUNetTrainerMandN, trainer).update_networks(batch, weight=1.0)
+    assert "pseudo_label" in turn_of_a.unsupervised
     for kind in (trainer.students, trainer.teachers):
         assert all(torch.equal(tensor, before[name]) for name, tensor in kind["b"].state_dict().items())
 
