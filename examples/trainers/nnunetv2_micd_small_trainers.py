@@ -29,7 +29,7 @@ COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16
 class GroupInstanceNorm(_InstanceNorm):
     """Instance normalization, computed as group normalization with a group for each channel.
 
-    The result is the same. In 2D and float32, a step on a CPU takes two thirds of the time.
+    The result is the same. In 2D and float32, a pass through the small network and back takes two thirds of the time.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

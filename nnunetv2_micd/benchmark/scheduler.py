@@ -1,6 +1,6 @@
 """Runs a benchmark or a tuning: starts the runs that are not done yet, watches them, and says what came of them.
 
-Everything is checked before anything starts, see :mod:`nnunetv2_micd.benchmark.grid`. Each run is a process, see
+Everything is checked before anything starts, see :mod:`nnunetv2_micd.benchmark.plan`. Each run is a process, see
 :mod:`nnunetv2_micd.benchmark.launch`, or a job, see :mod:`nnunetv2_micd.benchmark.jobs`. A benchmark that was killed
 continues when it is called again, because runs that are done are not repeated and the others go on from their last
 checkpoint.
@@ -15,11 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunetv2_micd.benchmark.folds import read_entry
-from nnunetv2_micd.benchmark.grid import Grid, is_done, plan_runs, plan_tuning
+from nnunetv2_micd.benchmark.grid import Grid
 from nnunetv2_micd.benchmark.jobs import job_starter, make_executor
 from nnunetv2_micd.benchmark.launch import StartedRun, Starter, process_starter
+from nnunetv2_micd.benchmark.plan import plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.progress import RunsBar
 from nnunetv2_micd.benchmark.records import PUBLISHED, Run, read_record, write_record
+from nnunetv2_micd.benchmark.run_folder import is_done
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
 from nnunetv2_micd.data.folders import dataset_id

@@ -6,9 +6,6 @@ from typing import Any
 
 from nnunetv2_micd.cli import options
 
-PLAN_AGAIN = "nnUNetv2_plan_and_preprocess --clean"
-"""Without --clean, nnU-Net plans by the images that it saw the first time."""
-
 
 def add_command(commands: Any) -> None:
     """Add the command to the subparsers of nnUNetv2_micd."""
@@ -36,5 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     number, plans = dataset_id(name), likely_plans(name)
     named, ours = ("", "") if plans == options.DEFAULT_PLANS else (f" -plans_name {plans}", f" -p {plans}")
     print(f"{name} has {total} labeled cases now. Next:")
-    print(f"nnUNetv2_preprocess -d {number}{named}   # keeps the plans; to plan again: {PLAN_AGAIN} -d {number}")
+    # Without --clean, nnU-Net plans by the images that it saw the first time.
+    again = f"keeps the plans; to plan again: nnUNetv2_plan_and_preprocess --clean -d {number}"
+    print(f"nnUNetv2_preprocess -d {number}{named}   # {again}")
     print(f"nnUNetv2_micd preprocess -d {number}{ours}")

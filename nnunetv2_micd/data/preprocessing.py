@@ -90,10 +90,10 @@ def preprocess_unlabeled(
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
     labeled = labeled_folders(dataset.name)
     chosen = _choose_configurations(dataset, labeled, configurations)
-    has_folders = bool(folders)
-    folders = folders or [str(dataset.raw / IMAGES_FOLDER)]
-    if not has_folders and _have_all_got_labels(dataset, chosen, labeled):
-        return []
+    if not folders:
+        folders = [str(dataset.raw / IMAGES_FOLDER)]
+        if _have_all_got_labels(dataset, chosen, labeled):
+            return []
     images = find_images(folders, dataset.file_ending)
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
     # The first part reports them for all.
@@ -120,7 +120,7 @@ def preprocess_unlabeled(
 def _have_all_got_labels(dataset: Dataset, chosen: Sequence[str], labeled: Mapping[str, Collection[str]]) -> bool:
     """Return True if ``imagesUn`` is empty because its images have got labels, and remove what was made of these."""
     folder = dataset.raw / IMAGES_FOLDER
-    if not folder.is_dir() or any(folder.iterdir()):
+    if not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
         return False
     cases = set().union(*labeled.values())
     removed = sorted({case for name in chosen for case in remove_labeled(dataset, name, cases)})

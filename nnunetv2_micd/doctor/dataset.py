@@ -243,6 +243,7 @@ def _check_fold(dataset: Dataset, name: str, labeled: Sequence[str], fold: int |
         try:
             unlabeled = find_unlabeled_cases(dataset, name, entry)
         except ValueError as error:
+            # With labels alone, nnU-Net's own trainer and the controls can be trained all the same.
             preprocessed = list_preprocessed(dataset.unlabeled_folder(name))
             is_without = not (entry.get("unlabeled") or raw_cases(dataset) or preprocessed)
             return [*findings, Finding("warning" if is_without else "problem", name, str(error))]

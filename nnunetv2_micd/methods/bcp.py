@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nnunetv2_micd.augmentation.masks import mix, sample_box
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between, Share, Weight
 
 Output = Tensor | Sequence[Tensor]
 

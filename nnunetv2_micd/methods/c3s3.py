@@ -17,11 +17,12 @@ from nnunetv2_micd.losses.fused import channel_cosine
 from nnunetv2_micd.losses.intersection_union import intersection_union_contrast
 from nnunetv2_micd.methods.mcf import competitive_consistency
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import full_resolution, output_layer
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Deferred, Losses
 from nnunetv2_micd.utils.distributed import sum_over_processes
+from nnunetv2_micd.utils.ranges import Between, Share, Weight
 
 
 @dataclass(frozen=True)

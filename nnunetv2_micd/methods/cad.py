@@ -12,9 +12,10 @@ from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import label_map, probabilities
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.utils.ranges import Between, Range
 
 
 @dataclass(frozen=True)

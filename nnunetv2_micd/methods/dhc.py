@@ -14,10 +14,11 @@ from nnunetv2_micd.losses.consistency import cross_pseudo_supervision
 from nnunetv2_micd.losses.dice import hard_dice
 from nnunetv2_micd.losses.labels import class_masks, probabilities
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.label_counts import count_labels
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.step import Deferred, Losses, as_error
+from nnunetv2_micd.utils.ranges import Between, Share
 
 
 @dataclass(frozen=True)

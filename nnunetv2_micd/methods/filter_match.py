@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import build_unlabeled_loader
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.distributed import gather_over_processes, share_of_process
+from nnunetv2_micd.utils.ranges import Between, Share
 
 Output = Tensor | list[Tensor]
 

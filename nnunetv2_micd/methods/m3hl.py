@@ -9,8 +9,8 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.masks import sample_mask
 from nnunetv2_micd.losses.features import absolute_distance, cosine_distance
 from nnunetv2_micd.methods.bcp import BCPConfig, Output, nnUNetTrainerBCP
-from nnunetv2_micd.training.config import Between, Share, Weight
 from nnunetv2_micd.training.networks import full_resolution
+from nnunetv2_micd.utils.ranges import Between, Share, Weight
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from nnunetv2_micd.losses.labels import differing, label_map, probabilities
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import SemiSupervisedConfig, Share
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.slice_networks import SliceNetwork, build_slice_network
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.utils.distributed import number_of_processes
+from nnunetv2_micd.utils.ranges import Share
 
 DICE_FLOOR = 1e-6
 """Least denominator of the Dice; pakheiyeung/M-N, commit 2e34e5d5, ``losses.py``."""

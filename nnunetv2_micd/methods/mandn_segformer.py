@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_micd.methods.mandn import MandNConfig, nnUNetTrainerMandN
-from nnunetv2_micd.training.config import Between
 from nnunetv2_micd.training.slice_networks import SliceNetwork
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.ranges import Between
 
 VARIABLE = "nnUNet_micd_segformer"
 """Environment variable that names the pretrained SegFormer."""

@@ -11,9 +11,10 @@ from nnunetv2_micd.losses.consistency import masked_mean, mean_teacher_consisten
 from nnunetv2_micd.losses.dice import soft_dice_error
 from nnunetv2_micd.losses.labels import class_masks, probabilities, pseudo_label
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.utils.ranges import Between, Weight
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import mean_teacher_consistency
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between
 
 
 @dataclass(frozen=True)

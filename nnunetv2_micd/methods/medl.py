@@ -19,10 +19,11 @@ from nnunetv2_micd.losses.evidential import (
 )
 from nnunetv2_micd.losses.labels import class_masks, differing, label_map, pseudo_label
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.utils.ranges import Between, Share, Weight
 
 
 @dataclass(frozen=True)

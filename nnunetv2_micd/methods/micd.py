@@ -23,8 +23,9 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.masks import apply_mask, sample_mask
 from nnunetv2_micd.losses.consistency import cfc, cfc_stage_weights, cmd, mcpc
 from nnunetv2_micd.methods.two_students import TwoStudents
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.step import Deferred, Losses
+from nnunetv2_micd.utils.ranges import Between, Weight
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from nnunetv2_micd.losses.class_weights import DifficultyWeights, DistributionWe
 from nnunetv2_micd.losses.consistency import mcpc
 from nnunetv2_micd.losses.dice import hard_dice
 from nnunetv2_micd.methods.micd import MICDConfig, StudentOutput, nnUNetTrainerMICD
-from nnunetv2_micd.training.config import Between, Share
 from nnunetv2_micd.training.label_counts import count_labels
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.training.step import Losses
+from nnunetv2_micd.utils.ranges import Between, Share
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.augmentation.masks import mix, sample_box
 from nnunetv2_micd.losses.labels import foreground_share, label_map
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between, Share
 
 
 @dataclass(frozen=True)

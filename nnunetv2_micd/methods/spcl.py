@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.contrastive import NO_LABEL, Pace, model_age, self_paced_contrast
 from nnunetv2_micd.losses.labels import label_map
-from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.distributed import sum_over_processes
+from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight
 
 META_LABELS = ("position", "case")
 WIDTH = 256

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from nnunetv2_micd.losses.semantic_augmentation import FeatureStatistics, augmented_cross_entropy
 from nnunetv2_micd.methods.bcp import BCPConfig, Output, nnUNetTrainerBCP
-from nnunetv2_micd.training.config import Between, Weight
 from nnunetv2_micd.training.networks import full_resolution, output_layer
+from nnunetv2_micd.utils.ranges import Between, Weight
 
 
 @dataclass(frozen=True)

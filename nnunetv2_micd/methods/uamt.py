@@ -11,11 +11,12 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import masked_mean
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig, Share
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between, Share
 
 
 @dataclass(frozen=True)

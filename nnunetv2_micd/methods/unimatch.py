@@ -11,11 +11,12 @@ from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.config import Between, Range, SemiSupervisedConfig, Share, Weight
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from matplotlib import pyplot
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import mean_over_cases, mean_over_classes
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
-from nnunetv2_micd.report.plots import STYLE, draw_budgets, draw_cases, draw_differences, draw_times, draw_training
+from nnunetv2_micd.report.looks import STYLE
+from nnunetv2_micd.report.plots import draw_budgets, draw_cases, draw_differences, draw_times, draw_training
 from nnunetv2_micd.report.runs import FinishedRun
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.figures import default_style

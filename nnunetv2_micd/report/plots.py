@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import cycle
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,64 +13,20 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import MEAN
+from nnunetv2_micd.report.looks import BASELINE_COLOR, choose_colors, choose_look, choose_markers, wrap_name
 from nnunetv2_micd.report.runs import (
     FinishedRun,
     describe_budget,
-    display_name,
-    is_baseline,
-    is_control,
-    is_method,
     name_of_usual,
 )
 from nnunetv2_micd.report.statistics import is_significant
 from nnunetv2_micd.training.registry import STOCK
-
-COLORS = (
-    *("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f3fbf"),
-    *("#999900", "#b22222", "#f032e6", "#000075", "#7ccd00", "#00c5c5", "#ff8fa3"),
-)
-"""Colors of methods. The first six are Okabe and Ito's, which color-blind readers can distinguish."""
-CONTROL_COLORS = ("#7a7a7a", "#b0b0b0")
-BASELINE_COLOR = "#1a1a1a"
-MARKERS = "osD^vPX*<>p"
-"""Eleven, as eleven and the number of colors have no common factor: so no color has the same marker twice for long."""
-STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
-"""Settings of Matplotlib for all plots."""
 
 GROUP_WIDTH = 0.6
 """Width of the group of points of a budget, when neighboring budgets are 1 apart."""
 LEGEND_WIDTH = 2.8
 ROW_HEIGHT = 0.32
 """Height of the row of a method whose name is on an axis. Both are in inches."""
-
-
-def choose_colors(trainers: Sequence[str]) -> dict[str, str]:
-    """Return a color for each trainer: dark for the baseline, gray for controls, the same in all plots.
-
-    Colors repeat if there are many methods, but never together with the marker of `choose_markers`.
-    """
-    return _deal(trainers, [BASELINE_COLOR], CONTROL_COLORS, COLORS)
-
-
-def choose_markers(trainers: Sequence[str]) -> dict[str, str]:
-    """Return a marker for each trainer, the same in all plots."""
-    return _deal(trainers, MARKERS[:1], MARKERS, MARKERS)
-
-
-def _deal(
-    trainers: Sequence[str], of_baseline: Sequence[str], of_controls: Sequence[str], of_methods: Sequence[str]
-) -> dict[str, str]:
-    """Return an item for each trainer from those for its kind, in turn."""
-    dealt: dict[str, str] = {}
-    for is_kind, items in ((is_baseline, of_baseline), (is_control, of_controls), (is_method, of_methods)):
-        dealt |= dict(zip(filter(is_kind, trainers), cycle(items), strict=False))
-    return dealt
 
 
 def draw_budgets(by_seed: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
@@ -106,8 +60,8 @@ def _draw_several_budgets(runs: pd.DataFrame, trainers: Sequence[str], ceiling: 
         seeds = runs[runs["trainer"] == trainer]
         places_of_seeds = seeds["budget"].map(places) + shift
         points = seeds.groupby(places_of_seeds)["percent"].agg(["mean", "std"]).fillna({"std": 0})
-        look = _choose_look(trainer, trainers)
-        panel.errorbar(points.index, points["mean"], points["std"], label=_wrap(trainer), **look)
+        look = choose_look(trainer, trainers)
+        panel.errorbar(points.index, points["mean"], points["std"], label=wrap_name(trainer), **look)
         panel.scatter(places_of_seeds, seeds["percent"], color=look["color"], alpha=0.45, s=8)
     if not np.isnan(ceiling):
         panel.axhline(ceiling, linestyle="--", color=BASELINE_COLOR, label="nnU-Net, all labels")
@@ -125,7 +79,7 @@ def _draw_one_budget(runs: pd.DataFrame, trainers: Sequence[str], ceiling: float
     panel = figure.subplots()
     for place, (trainer, (mean, sd)) in enumerate(points.iterrows()):
         seeds = runs.loc[runs["trainer"] == trainer, "percent"]
-        look = _choose_look(trainer, trainers)
+        look = choose_look(trainer, trainers)
         panel.errorbar(mean, place, xerr=sd, **look)
         panel.scatter(seeds, [place] * len(seeds), color=look["color"], alpha=0.45, s=8)
         if trainer == STOCK:
@@ -133,20 +87,9 @@ def _draw_one_budget(runs: pd.DataFrame, trainers: Sequence[str], ceiling: float
     if not np.isnan(ceiling):
         panel.axvline(ceiling, linestyle="--", color=BASELINE_COLOR, label="nnU-Net, all labels")
         figure.legend(loc="outside upper right")
-    panel.set_yticks(range(len(points)), map(_wrap, points.index))
+    panel.set_yticks(range(len(points)), map(wrap_name, points.index))
     panel.set(xlabel=f"Dice %, mean of the classes, {describe_budget(runs['budget'].iloc[0])}")
     return figure
-
-
-def _choose_look(trainer: str, trainers: Sequence[str]) -> dict[str, Any]:
-    """Return arguments for Matplotlib's error bars."""
-    look = {"color": choose_colors(trainers)[trainer], "marker": choose_markers(trainers)[trainer], "capsize": 3}
-    return look | ({"linewidth": 2.8, "elinewidth": 1.2, "zorder": 3} if trainer == STOCK else {"linewidth": 1.2})
-
-
-def _wrap(trainer: str, width: int = 30) -> str:
-    """Return the name of a trainer in lines that are not too long for a legend or an axis."""
-    return fill(display_name(trainer), width)
 
 
 def draw_differences(comparisons: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
@@ -172,11 +115,11 @@ def draw_differences(comparisons: pd.DataFrame, trainers: Sequence[str]) -> Figu
         tests = table[table["budget"] == budget].sort_values("difference").reset_index(drop=True)
         for place, row in tests.iterrows():
             low, middle, high = (100 * row[name] for name in ("low", "difference", "high"))
-            look = _choose_look(row["trainer"], trainers)
+            look = choose_look(row["trainer"], trainers)
             filling = {} if is_significant(row) else {"markerfacecolor": "white"}
             panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], **look, **filling)
         panel.axvline(0, color=BASELINE_COLOR, zorder=0)
-        panel.set_yticks(range(len(tests)), map(_wrap, tests["trainer"]))
+        panel.set_yticks(range(len(tests)), map(wrap_name, tests["trainer"]))
         panel.tick_params("x", labelbottom=True)
         panel.set_title(describe_budget(budget), fontsize=10)
         panel.set(xlabel="Dice minus nnU-Net's, in points")
@@ -214,8 +157,8 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
         for trainer in trainers:
             # The line of baseline or control connects all its training lengths; a method has one point.
             line = points[[name_of_usual(name) == trainer for name in points.index]]
-            look = _choose_look(trainer, trainers)
-            handles[_wrap(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **look)
+            look = choose_look(trainer, trainers)
+            handles[wrap_name(trainer)] = panel.errorbar(line["minutes"], line["mean"], line["std"], **look)
         panel.set_title(describe_budget(str(budget)), fontsize=10)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -277,7 +220,7 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
         better, worse = (difference > 0).sum(), (difference < 0).sum()
         panel.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=1, zorder=0)
         panel.set(xlim=limits, ylim=limits, aspect="equal")
-        title = f"{_wrap(trainer, 40)}\n{describe_budget(budget)}: {better} better, {worse} worse"
+        title = f"{wrap_name(trainer, 40)}\n{describe_budget(budget)}: {better} better, {worse} worse"
         panel.set_title(title, fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.yaxis.set_major_locator(MaxNLocator(5))
@@ -309,14 +252,14 @@ def draw_training(curves: Iterable[tuple[FinishedRun, pd.Series | None]], traine
     budgets = table["budget"].unique()
     shown = [trainer for trainer in trainers if trainer in set(table["trainer"])]
     colors, markers = choose_colors(trainers), choose_markers(trainers)
-    table["method"] = table["trainer"].map(_wrap)
+    table["method"] = table["trainer"].map(wrap_name)
     plot: dict[str, Any] = {
         "data": table,
         "x": "epoch",
         "y": "percent",
         "hue": "method",
-        "hue_order": [_wrap(trainer) for trainer in shown],
-        "palette": {_wrap(trainer): colors[trainer] for trainer in shown},
+        "hue_order": [wrap_name(trainer) for trainer in shown],
+        "palette": {wrap_name(trainer): colors[trainer] for trainer in shown},
     }
     grid = seaborn.relplot(
         **plot,
@@ -324,7 +267,7 @@ def draw_training(curves: Iterable[tuple[FinishedRun, pd.Series | None]], traine
         errorbar=None,
         style="method",
         style_order=plot["hue_order"],
-        markers={_wrap(trainer): markers[trainer] for trainer in shown},
+        markers={wrap_name(trainer): markers[trainer] for trainer in shown},
         markevery=max(1, table["epoch"].nunique() // 10),
         dashes=False,
         markeredgewidth=0.5,

@@ -94,20 +94,20 @@ def write_report(
     }
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = hold_lock(folder / ".report.lock", f"writing a report into {folder}", wait=0)
-    with lock, replaced_together(folder, last="report.html") as incomplete:
-        for name, frame in frames.items():
-            frame.map(_defuse).to_csv(incomplete / f"{name}.csv", index=False)
-        pictures = draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures")
-        page = write_page(
-            incomplete,
-            facts=describe(usual_runs, groups, tolerance, baseline),
-            claims=list_claims(frames, best),
-            notes=notes,
-            tables=[*format_tables(frames, _names_of(scored), usual_runs[0].unit), describe_methods(usual_runs)],
-            pictures=pictures,
-            rules=list_rules(tolerance, usual_runs[0].unit),
-        )
+    with hold_lock(folder / ".report.lock", f"writing a report into {folder}", wait=0):
+        with replaced_together(folder, last="report.html") as incomplete:
+            for name, frame in frames.items():
+                frame.map(_defuse).to_csv(incomplete / f"{name}.csv", index=False)
+            pictures = draw_all(usual_runs, scores, costs, frames["comparisons"], incomplete / "figures")
+            page = write_page(
+                incomplete,
+                facts=describe(usual_runs, groups, tolerance, baseline),
+                claims=list_claims(frames, best),
+                notes=notes,
+                tables=[*format_tables(frames, _names_of(scored), usual_runs[0].unit), describe_methods(usual_runs)],
+                pictures=pictures,
+                rules=list_rules(tolerance, usual_runs[0].unit),
+            )
         _remove_outdated(folder / "figures", {picture.file.name for picture in pictures})
     return folder / page.name, notes
 

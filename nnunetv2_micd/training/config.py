@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight, check_fields
-
-__all__ = ["Between", "Range", "SemiSupervisedConfig", "Share", "Weight"]
+from nnunetv2_micd.utils.ranges import Between, Share, Weight, check_fields
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from helpers import TinyDataset, write_image
 from skimage import io
 
 from nnunetv2_micd.benchmark import CONTROLS, Grid, Length
-from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
 from nnunetv2_micd.benchmark.test_set import check_test_set
 from nnunetv2_micd.data.dataset import Dataset

@@ -14,10 +14,11 @@ from helpers import TinyDataset, make_trainer
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_micd.benchmark import Grid, run_benchmark
-from nnunetv2_micd.benchmark.grid import is_done, plan_runs
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.prediction import MEAN_PREDICTIONS, find_test_images, predict_mean
 from nnunetv2_micd.benchmark.records import Record, Result, Run, read_record, write_record
 from nnunetv2_micd.benchmark.run import execute
+from nnunetv2_micd.benchmark.run_folder import is_done
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.registry import EXT_TRAINER, find_trainer, join_folders

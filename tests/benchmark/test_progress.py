@@ -8,7 +8,7 @@ import pytest
 from helpers import TinyDataset
 
 from nnunetv2_micd.benchmark import Grid, progress
-from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.progress import Progress, RunsBar, progress_removed, report_prediction, report_steps
 from nnunetv2_micd.benchmark.records import Run
 

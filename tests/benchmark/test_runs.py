@@ -15,7 +15,7 @@ import torch
 from helpers import MICD, Shell, TinyDataset
 
 from nnunetv2_micd.benchmark import Grid
-from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.run import _train
 
 COMMAND = "nnUNetv2_micd benchmark -d 901 -c 3d_fullres -n 2 -device cpu"

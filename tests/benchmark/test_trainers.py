@@ -12,7 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.benchmark import Grid, Length, run
-from nnunetv2_micd.benchmark.grid import plan_runs
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.records import read_record
 from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER, write_trainers
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD

@@ -12,7 +12,7 @@ import pytest
 from helpers import TinyDataset, make_trainer
 
 from nnunetv2_micd.benchmark import Grid, Length, run_benchmark, run_tuning, scheduler
-from nnunetv2_micd.benchmark.grid import plan_runs, plan_tuning
+from nnunetv2_micd.benchmark.plan import plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.records import Result, Run, write_record
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, parse_weights

@@ -75,6 +75,7 @@ def test_speeding_up_changes_only_rounding(recipe, dataset: TinyDataset, monkeyp
         trainer.enable_deep_supervision,
     )
     plain.load_state_dict(faster.state_dict())
+    assert any(isinstance(module, recipe.GroupInstanceNorm) for module in faster.modules()) == (configuration == "2d")
     images = torch.randn(2, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
     for scale, expected in zip(faster(images), plain(images), strict=True):
         torch.testing.assert_close(scale, expected, rtol=1e-3, atol=1e-4)

@@ -24,11 +24,10 @@ from nnunetv2_micd.augmentation.ellipse import Ellipse, Reflection
 from nnunetv2_micd.methods.ersr import (
     Refined,
     complete,
-    irregularity,
-    most_regular,
     nnUNetTrainerERSR,
     refine,
 )
+from nnunetv2_micd.methods.ersr_filter import irregularity, most_regular
 from nnunetv2_micd.profiling.batches import make_batch
 from nnunetv2_micd.profiling.passes import count_passes
 

@@ -33,9 +33,8 @@ from nnunetv2_micd.report.collect import collect_runs
 from nnunetv2_micd.report.comparisons import compare_all
 from nnunetv2_micd.report.examples import choose_examples, draw_examples
 from nnunetv2_micd.report.figures import read_curve
+from nnunetv2_micd.report.looks import choose_colors, choose_markers
 from nnunetv2_micd.report.plots import (
-    choose_colors,
-    choose_markers,
     draw_budgets,
     draw_cases,
     draw_differences,

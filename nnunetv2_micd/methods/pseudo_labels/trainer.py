@@ -14,11 +14,12 @@ from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build_pseudo_labeled_loader, write_stability
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
-from nnunetv2_micd.training.config import Between, SemiSupervisedConfig
+from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import Origin
 from nnunetv2_micd.training.networks import forward_with_features, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.ranges import Between
 
 
 @dataclass(frozen=True)
