@@ -201,7 +201,7 @@ def test_useless_images_are_named_and_the_others_used(name: str, fresh: TinyData
     damage, message = USELESS_FILES[name]
     damage(fresh.images / "new_0000.nii.gz")
     error, printed = preprocess(run)
-    assert error == "error: 1 images could not be preprocessed"
+    assert error == "error: 1 image could not be preprocessed"
     assert re.search(rf"^3d_fullres, new: .*{message}", printed, re.MULTILINE), printed
     with pytest.warns(UserWarning, match=r"could not be preprocessed and are not used: new \("):
         assert used(fresh) == set(fresh.unlabeled)
@@ -227,7 +227,7 @@ def test_a_whole_image_beside_crops_is_used_with_a_word_on_its_cost(
 def test_an_unreadable_image_is_named(fresh: TinyDataset, run: Callable) -> None:
     (fresh.images / "image_1_0000.nii.gz").chmod(0)
     error, printed = preprocess(run)
-    assert error == "error: 1 images could not be preprocessed"
+    assert error == "error: 1 image could not be preprocessed"
     assert "3d_fullres, image_1: cannot be read (PermissionError" in printed
     assert used(fresh) == {"image_0", "image_2", "image_3"}
 
@@ -298,7 +298,7 @@ def test_odd_names_are_used(fresh: TinyDataset, run: Callable) -> None:
 def test_other_names_are_reported(name: str, fresh: TinyDataset, run: Callable) -> None:
     add(fresh, name)
     error, printed = preprocess(run)
-    assert error == "error: 1 images could not be preprocessed"
+    assert error == "error: 1 image could not be preprocessed"
     path = str(fresh.images / name)
     printable = path if path.isprintable() else ascii(path)
     assert (
@@ -320,7 +320,7 @@ def test_other_names_are_reported(name: str, fresh: TinyDataset, run: Callable) 
 def test_a_name_of_a_segmentation_is_refused(fresh: TinyDataset, run: Callable) -> None:
     add(fresh, "patient_seg_0000.nii.gz")
     error, printed = preprocess(run)
-    assert error == "error: 1 images could not be preprocessed"
+    assert error == "error: 1 image could not be preprocessed"
     assert "3d_fullres, patient_seg: is named like a segmentation" in printed
     assert used(fresh) == set(fresh.unlabeled)
 
@@ -758,7 +758,8 @@ def test_random_damage(seed: int, dataset: TinyDataset, run: Callable) -> None:
 
     spoil(0.3)
     error, printed = run("preprocess", "-d", "901", "-c", configuration, "-np", "1")
-    assert error == (f"error: {len(useless)} images could not be preprocessed" if useless else "")
+    plural = "s" if len(useless) > 1 else ""
+    assert error == (f"error: {len(useless)} image{plural} could not be preprocessed" if useless else "")
     assert all(f"{configuration}, {name}: " in printed for name in useless)
     assert train(dataset, configuration, "all") == expected
 
