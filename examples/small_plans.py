@@ -23,28 +23,34 @@ def write_small_plans(preprocessed: Path, source: str = "nnUNetPlans", batch_siz
         batch_size: Batch size, by default 8 in 2D and 2 in 3D.
 
     Raises:
-        ValueError: The network halves a patch more often than its size allows.
+        ValueError: No network can divide its patch as often as it has to.
     """
     plans = json.loads((preprocessed / f"{source}.json").read_text())
     plans["plans_name"] = f"{source}_small"
     path = preprocessed / f"{source}_small.json"
-    print(path)
     configurations = {name: content for name, content in plans["configurations"].items() if name in BATCH_SIZE}
+    left_out = {}
     for name, configuration in configurations.items():
         configuration["batch_size"] = batch_size or BATCH_SIZE[name]
         patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
         network = configuration["architecture"]["arch_kwargs"]
         strides = [math.prod(strides) for strides in zip(*network["strides"], strict=True)]
         if any(size % stride for size, stride in zip(patch_size, strides, strict=True)):
-            raise ValueError(
+            left_out[name] = (
                 f"The network of {name} divides a patch by {strides}, which {patch_size} cannot be divided by; "
                 f"change PATCH_SIZE in {__file__}"
             )
+            continue
         network["features_per_stage"] = [features // 4 for features in network["features_per_stage"]]
         features = network["features_per_stage"]
         print(f"{name}: features per stage {features}, patch {patch_size}, batch size {configuration['batch_size']}")
-    plans["configurations"] = configurations
+    plans["configurations"] = {name: content for name, content in configurations.items() if name not in left_out}
+    if not plans["configurations"]:
+        raise ValueError("; ".join(left_out.values()))
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}, if you need it")
     path.write_text(json.dumps(plans, indent=4))
+    print(path)
 
 
 def main() -> None:

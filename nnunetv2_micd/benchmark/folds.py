@@ -7,9 +7,10 @@ from nnunetv2_micd.benchmark.records import ALL_LABELS, Run
 from nnunetv2_micd.data.budgets import list_cases, make_entry
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import preprocessed_folder
-from nnunetv2_micd.data.groups import group_cases, load_groups
+from nnunetv2_micd.data.groups import group_cases, load_groups, share_groups
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, lock_splits, write_splits
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.wording import counted
 
 
 def budget_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int, val_fraction: float) -> Entry:
@@ -75,7 +76,7 @@ def _published_entry(dataset: Dataset, cases: Sequence[str], fold: int) -> Entry
     splits = _load_splits(dataset, cases)
     if fold >= len(splits):
         raise ValueError(
-            f"-n f{fold}: splits_final.json of {dataset.name} has no fold {fold}, only {len(splits)} folds"
+            f"-n f{fold}: splits_final.json of {dataset.name} has no fold {fold}, only {counted(len(splits), 'fold')}"
         )
     entry = {key: sorted(splits[fold].get(key, [])) for key in ("train", "val", "unlabeled")}
     unknown = sorted(set().union(*entry.values()) - set(cases))
@@ -94,23 +95,26 @@ def is_drawn(budget: str) -> bool:
     return budget != ALL_LABELS and not budget.startswith("f")
 
 
-def check_validation(entries: Mapping[tuple[str, int], Entry]) -> None:
+def check_validation(entries: Mapping[tuple[str, int], Entry], groups: Mapping[str, str]) -> None:
     """Check that the validation cases can serve as test cases.
 
     Args:
         entries: Entries by budget and seed.
+        groups: Group of each case, see `data.groups`.
 
     Raises:
-        ValueError: A validation case is also labeled, or not all entries have the same validation cases.
+        ValueError: A training case, labeled or not, is a validation case or of the group of one; or not all entries
+            have the same validation cases.
     """
     with_budget = [(budget, entry) for (budget, _), entry in entries.items()]
     for budget, entry in with_budget:
         first_budget, first_entry = with_budget[0]
-        trained = sorted(set(entry["train"]) & set(entry["val"]))
+        trained = share_groups(entry["val"], [*entry["train"], *entry["unlabeled"]], groups)
         if trained:
+            of_group = " or others of their groups" if groups else ""
             raise ValueError(
-                f"This fold validates on cases it was trained on ({shorten(trained)}), so they cannot serve as a test "
-                "set; give other cases with --test"
+                f"This fold validates on cases it was trained on{of_group} ({shorten(trained)}), so they cannot serve "
+                "as a test set; give other cases with --test"
             )
         if entry["val"] != first_entry["val"]:
             raise ValueError(
@@ -137,6 +141,8 @@ def add_fold(dataset: Dataset, budget: str, seed: int, entry: Entry) -> int:
     cases = list_cases(dataset.name)
     # nnU-Net has one folder for a fold. Seeds that label the same cases get separate ones by an entry for each.
     fold = entry if is_drawn(budget) else {**entry, "seed": seed}
+    if dataset.splits_file.is_file() and fold in (splits := _load_splits(dataset, cases)):
+        return splits.index(fold)  # type: ignore[arg-type]  # without the lock, which a shared folder may refuse
     with lock_splits(dataset.splits_file):
         splits = _load_splits(dataset, cases)
         if fold not in splits:

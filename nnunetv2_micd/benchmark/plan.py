@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from nnunetv2_micd.benchmark.trainers import Competitor, check_lengths, find_com
 from nnunetv2_micd.benchmark.tuning import Setting, Tuning, divide, list_to_complete, parse_weights, read_tunings
 from nnunetv2_micd.data.budgets import check_seed, list_cases
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import load_groups, share_groups
 from nnunetv2_micd.data.preprocessed import find_damaged
 from nnunetv2_micd.data.results import results_root
 from nnunetv2_micd.data.splits import Entry
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.wording import counted
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def plan_runs(grid: Grid) -> list[Run]:
     dataset = _find_dataset(grid)
     test_cases = check_test_set(*grid.test, dataset) if grid.test else []
     cells = _plan_cells(grid, dataset)
+    groups = load_groups(dataset.name)
     for cell in cells:
-        _check_leaks(grid, test_cases, cell)
+        _check_leaks(grid, test_cases if grid.test else cell.entry["val"], cell, groups)
     runs = _make_runs(grid, dataset, cells, test_cases)
     if grid.mean_of_both:
         for run in {run.fold: run for run in runs}.values():
@@ -118,6 +121,7 @@ def _make_runs(
     """Add the folds of cells, and return the runs after a check of their folders."""
     folds = {(cell.budget, cell.seed): add_fold(dataset, cell.budget, cell.seed, cell.entry) for cell in cells}
     images, labels = (str(Path(folder).resolve()) for folder in grid.test) if grid.test else (None, None)
+    groups = load_groups(dataset.name)
     runs = [
         Run(
             dataset=dataset.name,
@@ -134,7 +138,7 @@ def _make_runs(
             iterations=cell.competitor.iterations,
             test_images=images,
             test_labels=labels,
-            transductive=not set(test_cases).isdisjoint(cell.unlabeled),
+            transductive=bool(share_groups(test_cases if grid.test else cell.entry["val"], cell.unlabeled, groups)),
             plans_hash=_hash_plans(grid, dataset),
             config=cell.competitor.config,
             weight=cell.competitor.weight,
@@ -162,7 +166,7 @@ def _plan_cells(grid: Grid, dataset: Dataset) -> list[_Cell]:
     entries = {key: budget_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)
     if grid.test is None:
-        check_validation(entries)
+        check_validation(entries, load_groups(dataset.name))
     tuned = _find_tuned(grid, dataset, cases, competitors) if grid.tuned else {}
     return [
         _Cell(budget, seed, entry, setting, _list_unlabeled(competitor, dataset, grid.configuration, entry))
@@ -212,7 +216,7 @@ def _name_failed(tunings: Sequence[Tuning]) -> str:
     """Return the folders of failed runs, which may fail again: without them, their weights are not part of a tuning."""
     records = [record for tuning in tunings for record in tuning.records]
     failed = [str(record.run.folder) for record in records if record.result.status == "failed"]
-    return f" ({len(failed)} runs failed; delete those that always do: {shorten(failed)})" if failed else ""
+    return f" ({counted(len(failed), 'run')} failed; delete those that always do: {shorten(failed)})" if failed else ""
 
 
 def _setting(grid: Grid, dataset: Dataset, competitor: Competitor, budget: str, entry: Entry) -> Setting:
@@ -225,12 +229,18 @@ def _setting(grid: Grid, dataset: Dataset, competitor: Competitor, budget: str, 
         budget=budget,
         epochs=competitor.epochs,
         iterations=competitor.iterations,
+        config=competitor.config,
         **divide(entry),
     )
 
 
 def _tune(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
-    """Return the command that completes tunings."""
+    """Return the commands that complete tunings: one for all that have no run yet, and one for each other."""
+    groups = [[tuning for tuning in tunings if not tuning.records], *([each] for each in tunings if each.records)]
+    return " && ".join(_tune_command(grid, dataset, group) for group in groups if group)
+
+
+def _tune_command(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
     options: dict[str, Sequence[object]] = {
         "-d": [dataset.number],
         "-c": [grid.configuration],
@@ -291,19 +301,22 @@ def _list_unlabeled(competitor: Competitor, dataset: Dataset, configuration: str
             raise ValueError(str(warning)) from None
 
 
-def _check_leaks(grid: Grid, test_cases: Sequence[str], cell: _Cell) -> None:
-    labeled = sorted(set(test_cases).intersection(cell.entry["train"]))
-    if labeled:
-        raise ValueError(f"Test images are labeled training cases, too ({shorten(labeled)}); remove or rename them")
-    unlabeled = sorted(set(test_cases).intersection(cell.unlabeled))
+def _check_leaks(grid: Grid, test_cases: Sequence[str], cell: _Cell, groups: Mapping[str, str]) -> None:
+    """Check that no test image, nor another image of its group, was learned from."""
+    or_group = " or share a group with them" if groups else ""
+    if labeled := share_groups(test_cases, cell.entry["train"], groups):
+        raise ValueError(
+            f"Test images are labeled training cases, too{or_group} ({shorten(labeled)}); remove or rename them"
+        )
+    unlabeled = share_groups(test_cases, cell.unlabeled, groups)
     if unlabeled and not grid.transductive:
         raise ValueError(
-            f"Test images are among the unlabeled ones, too ({shorten(unlabeled)}); remove or rename them, or, if they "
-            "are to be learned from, add --transductive"
+            f"Test images are among the unlabeled ones, too{or_group} ({shorten(unlabeled)}); remove or rename them, "
+            "or, if they are to be learned from, add --transductive"
         )
-    tuned = sorted(set(test_cases).intersection(cell.entry["unlabeled"]))
+    tuned = share_groups(test_cases, cell.entry["unlabeled"], groups)
     if tuned and grid.tuned:
         raise ValueError(
-            f"Test images have taken part in the tuning with their labels ({shorten(tuned)}); leave out --tuned, or "
-            "remove or rename them"
+            f"Test images{' or others of their groups' if groups else ''} have taken part in the tuning with their "
+            f"labels ({shorten(tuned)}); leave out --tuned, or remove or rename them"
         )

@@ -136,7 +136,7 @@ class RunsBar:
 
     def end(self, run: Run, has_failed: bool) -> None:
         """Note that a run has ended."""
-        del self._activities[run]
+        self._activities.pop(run, None)  # a run that could not start has none
         self._done[run] = self._work[run]  # there is no more to wait for, if it has failed as well
         self._failed += has_failed
 

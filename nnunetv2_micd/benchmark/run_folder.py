@@ -35,6 +35,11 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
     if record.result.is_complete and test_cases:
         predictions = (folder / record.result.predictions).glob(f"*{ending}")
         predicted = {path.name.removesuffix(ending) for path in predictions}
+        if missing := sorted(set(test_cases) - predicted) if predicted <= set(test_cases) else []:
+            raise ValueError(
+                f"The run in {folder} lacks predictions of test images ({shorten(missing)}); delete this folder, and "
+                "the benchmark does the run again"
+            )
         if predicted != set(test_cases):
             differing = shorten(sorted(predicted.symmetric_difference(test_cases)))
             raise ValueError(

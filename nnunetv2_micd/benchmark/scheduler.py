@@ -25,8 +25,10 @@ from nnunetv2_micd.benchmark.run_folder import is_done
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
 from nnunetv2_micd.data.folders import dataset_id
-from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders
+from nnunetv2_micd.training.registry import EXT_TRAINER, STOCK, add_trainer_folders, find_trainer
 from nnunetv2_micd.utils.devices import check_device
+from nnunetv2_micd.utils.errors import describe_error
+from nnunetv2_micd.utils.wording import counted
 
 POLL_SECONDS = 1
 
@@ -124,8 +126,8 @@ def run_tuning(
         print("Train the tuned settings beside the published ones with: nnUNetv2_micd benchmark ... --tuned")
     if len(complete) < len(settings):
         print(
-            f"{len(settings) - len(complete)} tunings are not complete: they need every weight with every seed, also "
-            "those of earlier tunings."
+            f"Not complete: {counted(len(settings) - len(complete), 'tuning')}. Each needs every weight with every "
+            "seed, also those of earlier tunings."
         )
     return failed
 
@@ -134,7 +136,8 @@ def _print_untuned(runs: Sequence[Run]) -> None:
     """Print for which trainers and budgets a tuning has chosen the published setting."""
     tuned = {(run.trainer, run.budget) for run in runs if run.weight != PUBLISHED}
     for trainer, budget in dict.fromkeys((run.trainer, run.budget) for run in runs if run.num_unlabeled):
-        if (trainer, budget) not in tuned:
+        has_weight = getattr(find_trainer(trainer).trainer_class, "has_unsupervised_losses", False)
+        if has_weight and (trainer, budget) not in tuned:
             print(f"{trainer}, {budget} labeled: the tuned setting is the published one.")
 
 
@@ -164,7 +167,7 @@ def _run_waiting(
         return {"device": device, "trainer_folders": folders, "mean_of_both": mean_of_both}
 
     waiting = [run for run in runs if not is_done(run, mean_of_both)]
-    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before.", flush=True)
+    print(f"{counted(len(runs), 'run')}, {len(runs) - len(waiting)} of them done before.", flush=True)
     if submit is None:
         num_jobs, start = jobs or 1, process_starter(device, jobs or 1, make_task)
     else:
@@ -181,15 +184,24 @@ def _run_all(
         try:
             while queue or active:
                 while queue and len(active) < jobs:
-                    active.append(start(queue.pop(0), active))
+                    run = queue.pop(0)
+                    try:
+                        active.append(start(run, active))
+                    except Exception as error:
+                        if not active:
+                            raise
+                        # Such as a cluster that is busy. What runs must not end with it.
+                        failed.append(run)
+                        bar.end(run, has_failed=True)
+                        tqdm.write(f"FAILED: {run}: {describe_error(error)}", file=sys.stdout)
                 time.sleep(POLL_SECONDS)
                 for started in list(active):
                     bar.follow(started.run)
                     ending = started.poll()
                     if ending is None:
                         continue
-                    if not ending and not is_finished(started.run):  # a job of an earlier call, with its options
-                        ending = "it has ended and is not complete; call the same command again"
+                    if not ending:
+                        ending = _describe_incomplete(started.run, is_finished)
                     active.remove(started)
                     bar.end(started.run, has_failed=bool(ending))
                     if ending:
@@ -200,6 +212,15 @@ def _run_all(
             for started in active:
                 started.stop()
     return failed
+
+
+def _describe_incomplete(run: Run, is_finished: Callable[[Run], bool]) -> str:
+    """Return why a run that has ended without an error is not complete, or an empty text."""
+    try:
+        # A job of an earlier call had the options of that.
+        return "" if is_finished(run) else "it has ended and is not complete; call the same command again"
+    except (ValueError, OSError) as error:
+        return describe_error(error)
 
 
 def _describe_end(started: StartedRun, ending: str) -> str:

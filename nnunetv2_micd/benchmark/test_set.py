@@ -9,6 +9,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.wording import counted
 
 
 def check_test_set(images_folder: str, labels_folder: str, dataset: Dataset) -> list[str]:
@@ -69,7 +70,7 @@ def _check_sample(reader: Any, files: Sequence[str], label: str, num_channels: i
     except Exception as error:  # readers report a damaged file with any type of error
         raise ValueError(f"{files[0]} or {label} cannot be read ({' '.join(str(error).split())})") from None
     if len(image) != num_channels:
-        raise ValueError(f"The test image {files[0]} has {len(image)} channels, but needs {num_channels}")
+        raise ValueError(f"The test image {files[0]} has {counted(len(image), 'channel')}, but needs {num_channels}")
     if image.shape[1:] != segmentation.shape[1:]:
         shapes = " and ".join(" x ".join(map(str, array.shape[1:])) for array in (image, segmentation))
         raise ValueError(f"The test image {files[0]} and its labels {label} differ in size ({shapes})")

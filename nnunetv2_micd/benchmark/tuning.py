@@ -68,6 +68,7 @@ class Setting:
         budget: Number of labeled cases, as the user wrote it.
         epochs: Number of epochs.
         iterations: Number of iterations in an epoch.
+        config: The trainer's own settings, see `records.Run`.
         validation: Validation cases of the tuning.
         others: Labeled and unlabeled cases of the tuning. Which of them are labeled depends on the seed.
     """
@@ -80,6 +81,7 @@ class Setting:
     budget: str
     epochs: int
     iterations: int
+    config: str
     validation: tuple[str, ...]
     others: tuple[str, ...]
 
@@ -95,6 +97,7 @@ class Setting:
             budget=run.budget,
             epochs=run.epochs,
             iterations=run.iterations,
+            config=run.config,
             **divide(entry),
         )
 

@@ -93,7 +93,7 @@ def _ask(number: int) -> list[str]:
     """
     if not sys.stdin.isatty():
         raise ValueError(
-            f"nnU-Net chooses the normalization by the names of the {number} channels; give them: --channels CT for CT "
-            "images, --channels MR or T1 T2 for others"
+            f"nnU-Net chooses the normalization by the name of each channel ({number} here); "
+            "give them: --channels CT for CT images, --channels MR or T1 T2 for others"
         )
     return [input(f"Name of channel {index} (CT for CT images, or such as MR, T1, PET): ") for index in range(number)]

@@ -113,6 +113,8 @@ def execution_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 def exit_if_failed(failed: Sequence[Any]) -> None:
     """End the process with an error if runs failed."""
     if failed:
+        from nnunetv2_micd.utils.wording import counted
+
         sys.exit(
-            f"error: {len(failed)} runs failed; the others are done, and the same command repeats only what failed"
+            f"error: {counted(len(failed), 'run')} failed; the same command repeats only what failed or is not done"
         )

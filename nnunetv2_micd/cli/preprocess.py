@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "-num_parts", metavar="N", type=int, default=1, help="number of jobs that share the images, as in a job array"
     )
-    parser.add_argument("-part_id", metavar="K", type=int, default=0, help="which of these jobs this is, from 0")
+    parser.add_argument("-part_id", metavar="K", type=int, help="which of these jobs this is, from 0")
     parser.add_argument("--overwrite", action="store_true", help="preprocess images again that are done already")
     parser.set_defaults(run=run)
 
@@ -38,17 +38,20 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_micd.data.dataset import Dataset
     from nnunetv2_micd.data.preprocessing import DEFAULT_NUM_PROCESSES, Part, preprocess_unlabeled
     from nnunetv2_micd.utils.files import shorten
+    from nnunetv2_micd.utils.wording import counted
 
+    if arguments.num_parts > 1 and arguments.part_id is None:
+        sys.exit(f"error: -part_id is missing, from 0 to {arguments.num_parts - 1}; say which of the jobs this is")
     failures = preprocess_unlabeled(
         Dataset.find(arguments.d, arguments.p),
         configurations=arguments.c,
         folders=arguments.i,
         num_processes=DEFAULT_NUM_PROCESSES if arguments.np is None else arguments.np,
         overwrite=arguments.overwrite,
-        part=Part(arguments.part_id, arguments.num_parts),
+        part=Part(arguments.part_id or 0, arguments.num_parts),
     )
     for failure in failures:
         print(f"{failure.configuration}, {shorten([failure.case])}: {failure.reason}", file=sys.stderr)
     if failures:
         number = len({failure.case for failure in failures})
-        sys.exit(f"error: {number} image{'s' if number > 1 else ''} could not be preprocessed")
+        sys.exit(f"error: {counted(number, 'image')} could not be preprocessed")

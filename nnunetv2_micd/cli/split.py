@@ -47,11 +47,13 @@ def _add_folds(name: str, arguments: argparse.Namespace) -> None:
 
     splits = add_budget_splits(name, arguments.n, arguments.seeds, arguments.val)
     print(f"{'fold':>6}{'seed':>6}{'labeled':>9}{'unlabeled':>11}{'val':>6}")
+    first_seeds: dict[int, int] = {}
     for fold, seed, entry in splits:
-        print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}")
+        same = "" if first_seeds.setdefault(fold, seed) == seed else f"   the cases of seed {first_seeds[fold]}"
+        print(f"{fold:6}{seed:6}{len(entry['train']):9}{len(entry['unlabeled']):11}{len(entry['val']):6}{same}")
     model = ModelFolder(name, _configuration(name), options.DEFAULT_TRAINER, likely_plans(name))
     print("Train with:")
-    for fold, _, _ in splits:
+    for fold in first_seeds:
         print(model.train_command(fold))
 
 

@@ -19,6 +19,9 @@ PHOTOGRAPHS = (".png", ".bmp")
 TIFF = (".tif", ".tiff")
 """File endings of images whose spacing nnU-Net reads from a JSON file beside them."""
 
+ADDITION = "[_.-]"
+"""Pattern of how an addition to the name of a label begins, such as ``_seg``."""
+
 MAY_HAVE_COLORS = (*PHOTOGRAPHS, ".tif")
 """File endings of images whose number of channels only their content tells."""
 
@@ -74,8 +77,10 @@ def find_files(sources: Sources) -> Files:
         OSError: A folder cannot be read.
     """
     labels_of_names = _files(sources.labels, _ending(sources.labels))
-    # Photographs may have names that end in four digits; then their labels have the same names.
-    has_channels = labels_of_names.keys().isdisjoint(_files(sources.images[0], _ending(sources.images[0])))
+    # Photographs may have names that end in four digits; then their labels have the same names, or begin with them.
+    names = _files(sources.images[0], _ending(sources.images[0])).keys()
+    begins = {name[: match.start()] for name in labels_of_names for match in re.finditer(ADDITION, name)}
+    has_channels = labels_of_names.keys().isdisjoint(names) and not names <= begins
     labeled, ending = _find_cases(sources.images, has_channels)
     others: dict[str, Cases] = {"unlabeled": {}, "test": {}}
     for part, folders in (("unlabeled", sources.unlabeled), ("test", sources.test)):
@@ -168,7 +173,7 @@ def _find_labels(folder: str, ending: str, cases: Mapping[str, Sequence[str]]) -
     labels = {case: files.pop(case) for case in cases if case in files}
     for case in sorted(cases, key=len, reverse=True):
         # With an addition, such as _seg. The labels of longer names were found before.
-        added = [name for name in files if re.match(re.escape(case) + r"[_.-]", name)]
+        added = [name for name in files if re.match(re.escape(case) + ADDITION, name)]
         if case not in labels and len(added) == 1:
             labels[case] = files.pop(added[0])
     if missing := sorted(cases.keys() - labels.keys()):

@@ -16,7 +16,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
 from nnunetv2_micd.data.folders import raw_folder
-from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.groups import GROUPS_FILE, load_groups
 from nnunetv2_micd.data.new_dataset_content import read_case
 from nnunetv2_micd.data.new_dataset_files import TIFF
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
@@ -42,7 +42,7 @@ def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
 
     Raises:
         ValueError: An image or a label is missing or damaged, they do not fit each other or ``dataset.json``, or an
-            image has a label already. Nothing was changed.
+            image has a label already, or no group where others have one. Nothing was changed.
         OSError: A file cannot be read or written.
     """
     raw = raw_folder(dataset_name)
@@ -58,6 +58,8 @@ def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
     done = _check_files(raw, images, labels, ending, cases)
     _check_content(images, labels, ending, [case for case in cases if case not in done], description)
     groups = load_groups(dataset_name)
+    if groups and (missing := [case for case in cases if case not in groups]):
+        raise ValueError(f"{GROUPS_FILE} gives these images no group: {shorten(missing)}; add them to it first")
     preprocessed = Path(str(nnUNet_preprocessed), dataset_name)
     splits_file = preprocessed / SPLITS_FILE
     if splits_file.is_file():

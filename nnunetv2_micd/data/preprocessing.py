@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
-from nnunetv2_micd.data.groups import describe_units, group_cases, load_groups
+from nnunetv2_micd.data.groups import copy_groups, describe_units, group_cases, load_groups
 from nnunetv2_micd.data.preprocessed import find_damaged, find_unfinished, list_preprocessed
 from nnunetv2_micd.data.preprocessing_folder import (
     ALL_IMAGES,
@@ -34,6 +34,7 @@ from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_ca
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
 from nnunetv2_micd.data.splits import write_folds_unlike_nnunet
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.wording import counted
 
 DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
 """nnU-Net's default (8, or ``nnUNet_def_n_proc``), but at most one process for each core."""
@@ -90,9 +91,16 @@ def preprocess_unlabeled(
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
     labeled = labeled_folders(dataset.name)
     chosen = _choose_configurations(dataset, labeled, configurations)
+    groups = load_groups(dataset.name)
+    copy_groups(dataset.name)
+    # Where the configurations hold different cases, one of them is out of date, most often as labels were added.
+    folds_of = max((labeled.get(dataset.configuration(name).data_identifier, []) for name in chosen), key=len)
     if not folders:
         folders = [str(dataset.raw / IMAGES_FOLDER)]
         if _have_all_got_labels(dataset, chosen, labeled):
+            return []
+        if not os.path.isdir(folders[0]) and groups and _make_folds(dataset, folds_of, groups):
+            print(f"There is no folder {folders[0]}, so there are no unlabeled images to preprocess.")
             return []
     images = find_images(folders, dataset.file_ending)
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
@@ -101,10 +109,8 @@ def preprocess_unlabeled(
     failures = [Failure(file, "images", unused) for file in left_out]
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
-    groups = {} if dataset.splits_file.is_file() else load_groups(dataset.name)
-    # Where the configurations hold different cases, one of them is out of date, most often as labels were added.
-    folds_of = max((labeled.get(dataset.configuration(name).data_identifier, []) for name in chosen), key=len)
-    num_groups = len(group_cases(folds_of, groups))  # an incomplete file is noticed before the work
+    if not dataset.splits_file.is_file():
+        group_cases(folds_of, groups)  # an incomplete file is noticed before the work
     with lock_folders(dataset, chosen, part):
         for configuration in chosen:
             prepare_folder(dataset, configuration, images, cases, overwrite, part)
@@ -112,8 +118,7 @@ def preprocess_unlabeled(
             incomplete = part.file(INCOMPLETE_FOLDER)
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
-    if num_groups > 1:
-        _make_folds(dataset, folds_of, groups)
+    _make_folds(dataset, folds_of, groups)
     return failures
 
 
@@ -129,10 +134,14 @@ def _have_all_got_labels(dataset: Dataset, chosen: Sequence[str], labeled: Mappi
     return bool(removed)
 
 
-def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str]) -> None:
-    """Make the folds of few labeled cases or of groups, so that nnU-Net's own trainer has them too."""
-    if folds := write_folds_unlike_nnunet(cases, dataset.splits_file, groups):
+def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str]) -> int:
+    """Make the folds of few labeled cases or of groups, so that nnU-Net's own trainer has them too; return how many."""
+    if dataset.splits_file.is_file() or len(group_cases(cases, groups)) < 2:
+        return 0
+    folds = write_folds_unlike_nnunet(cases, dataset.splits_file, groups)
+    if folds:
         print(f"{dataset.splits_file.name}: {folds} folds of {describe_units(cases, groups)}")
+    return folds
 
 
 def _choose_configurations(
@@ -185,8 +194,8 @@ def _preprocess_configuration(
     if jobs:
         shutil.rmtree(folder / jobs[0].incomplete, ignore_errors=True)
     print(
-        f"{configuration}: {len(todo) - len(failures)} images preprocessed, {len(jobs) - len(todo)} were done before, "
-        f"{len(failures)} failed; they are in {folder}"
+        f"{configuration}: {counted(len(todo) - len(failures), 'image')} preprocessed, {len(jobs) - len(todo)} were "
+        f"done before, {len(failures)} failed; they are in {folder}"
     )
     return sorted(failures, key=lambda failure: failure.case)
 

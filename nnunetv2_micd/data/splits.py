@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_micd.data.groups import group_cases
+from nnunetv2_micd.data.groups import copy_groups, group_cases
 from nnunetv2_micd.utils.files import atomic, read_json, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -153,6 +153,7 @@ def lock_splits(path: Path) -> AbstractContextManager[None]:
 
 
 def write_splits(splits: Sequence[Entry], path: Path) -> None:
-    """Write ``splits_final.json``; readers see the old file or the new one."""
+    """Write ``splits_final.json``, and beside it the groups by which it was made; readers see no half of a file."""
+    copy_groups(path.parent.name)
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(splits, indent=4) + "\n")

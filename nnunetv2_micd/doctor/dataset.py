@@ -21,6 +21,7 @@ from nnunetv2_micd.training.memory import estimate_memory
 from nnunetv2_micd.training.networks import check_architecture
 from nnunetv2_micd.utils.errors import describe_error
 from nnunetv2_micd.utils.files import shorten
+from nnunetv2_micd.utils.wording import counted
 
 
 def check_dataset(dataset_name: str, configuration: str | None, plans_name: str) -> list[Finding]:
@@ -48,7 +49,7 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
     if splits is None:
         names = available if configuration is None else [configuration]
         findings.append(_check_missing_splits(dataset, names, groups))
-    findings += _check_divided_groups(splits or [], groups)
+    findings += _check_divided_groups(dataset, splits or [], groups)
     configurations = available if configuration is None else [configuration]
     checks = _excuse([_check_readable(dataset, name, splits) for name in configurations])
     findings += [finding for check in checks for finding in check]
@@ -90,7 +91,7 @@ def _check_missing_splits(dataset: Dataset, configurations: Sequence[str], group
     return Finding("ok", "splits", text)
 
 
-def _check_divided_groups(splits: Sequence[Entry], groups: Mapping[str, str]) -> list[Finding]:
+def _check_divided_groups(dataset: Dataset, splits: Sequence[Entry], groups: Mapping[str, str]) -> list[Finding]:
     """Warn of folds that train on some cases of a group and validate on others."""
     divided: dict[int, set[str]] = {}
     for fold, entry in enumerate(splits):
@@ -104,7 +105,10 @@ def _check_divided_groups(splits: Sequence[Entry], groups: Mapping[str, str]) ->
         f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}: groups have cases in training and in "
         f"validation ({shorten(sorted(divided[folds[0]]))}), so the validation flatters every trainer"
     )
-    remedy = f"delete {SPLITS_FILE} and run nnUNetv2_micd preprocess, which makes folds of groups, before any training"
+    remedy = (
+        f"before any training, move {SPLITS_FILE} elsewhere, which also holds the folds of split and benchmark, and "
+        f"run nnUNetv2_micd preprocess -d {dataset.number}, which makes folds of groups"
+    )
     return [Finding("warning", "splits", text, remedy)]
 
 
@@ -141,11 +145,12 @@ def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None
         text = f"the plans {dataset.plans.plans_name} describe no network that can be built: {cause}"
         return [Finding("problem", name, text, "correct them, or plan the dataset again")]
     planned = dataset.dataset_json.get("numTraining", len(labeled))
-    findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed")]
+    findings = [Finding("ok", name, f"{counted(len(labeled), 'labeled case')} preprocessed")]
     if isinstance(planned, int) and len(labeled) > planned:  # labels were added since, which is no harm
-        findings = [Finding("ok", name, f"{len(labeled)} labeled cases preprocessed, {planned} when it was planned")]
+        text = f"{counted(len(labeled), 'labeled case')} preprocessed, {planned} when it was planned"
+        findings = [Finding("ok", name, text)]
     elif len(labeled) != planned:
-        text = f"{len(labeled)} labeled cases preprocessed, but {planned} in dataset.json (numTraining)"
+        text = f"{counted(len(labeled), 'labeled case')} preprocessed, but {planned} in dataset.json (numTraining)"
         findings = [Finding("warning", name, text, remedy)]
     unlabeled = len(list_preprocessed(dataset.unlabeled_folder(name)))
     findings.append(Finding("ok", name, f"{_count_raw(dataset)} images in {IMAGES_FOLDER}, {unlabeled} preprocessed"))

@@ -117,6 +117,11 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
         """First step with losses on unlabeled images."""
         return int(self.config.supervised * self.num_epochs) * self.num_iterations_per_epoch
 
+    @property
+    def needs_unlabeled(self) -> bool:
+        """Whether the current step is after the supervised start."""
+        return self.iteration >= self._start
+
     def _ramp(self, peak: float) -> float:
         steps = round(self.config.ramp_length * (self.num_epochs * self.num_iterations_per_epoch - self._start))
         return gaussian_ramp_up(self.iteration - self._start, steps, peak)

@@ -59,6 +59,7 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
     - The authors compute one loss of labeled and pseudo-labeled images together. Here it is the sum of two, which has
       the same proportion and leaves nnU-Net's loss its weight. (With nnU-Net's batch Dice, theirs is of both together.)
     - Where the network's strides differ between the last two axes, images are turned by 180 degrees only.
+    - Images are mirrored along those axes only along which nnU-Net mirrors, so never by a trainer without mirroring.
     - With regions a pseudo-label holds each region that is more probable than not.
     - The entropy of an image is predicted without mirroring, which takes an eighth of the time.
     - Length, learning rate, batch size and augmentation are nnU-Net's; their authors have 300 epochs, and half of the
@@ -75,6 +76,11 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
         """Start with all unlabeled images."""
         self.kept: list[str] | None = None  # the unlabeled images that are left; None for all of them
         self.filterings = 0
+
+    @property
+    def needs_unlabeled(self) -> bool:
+        """Whether the current step is after the supervised start."""
+        return self._has_reached(self.config.supervised)
 
     def _has_reached(self, share: float) -> bool:
         """Whether this share of the epochs is over."""
@@ -161,7 +167,10 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
         if not self._has_reached(self.config.flips_from):
             return Turn(quarters, ())
         is_flipped = (torch.rand(2, generator=generator) > 0.5).tolist()
-        return Turn(quarters, tuple(axis for axis, flips in zip((-1, -2), is_flipped, strict=True) if flips))
+        num_axes = len(self.configuration_manager.patch_size)
+        allowed = {axis - num_axes for axis in self.inference_allowed_mirroring_axes or ()}
+        axes = (axis for axis, flips in zip((-1, -2), is_flipped, strict=True) if flips and axis in allowed)
+        return Turn(quarters, tuple(axes))
 
     def method_state(self) -> dict[str, Any]:
         """Return which images are left."""

@@ -147,6 +147,11 @@ class nnUNetTrainerMandN(TwoStudents):
             return {"b": build_slice_network(self.plans_manager, patch_size[1:], *sizes)}
 
     @property
+    def needs_unlabeled(self) -> bool:
+        """Whether the current step is after the supervised start."""
+        return not self.is_supervised
+
+    @property
     def is_supervised(self) -> bool:
         """Whether both networks learn from labeled images only in this step."""
         start = int(self.config.supervised * self.num_epochs) * self.num_iterations_per_epoch

@@ -20,6 +20,7 @@ from nnunetv2_micd.utils.ranges import Between, Share
 @dataclass(frozen=True)
 class SelfTrainingConfig(SemiSupervisedConfig):
     """Numbers of self-training. ``unlabeled_ratio`` and the ramp-up have no meaning here; ``ramp_peak`` is a switch.
+    In steps that ``consistency_every`` leaves out, labeled images take the place of unlabeled ones.
 
     Attributes:
         supervised: Share of the training before the first pseudo-label, rounded down to whole epochs, in which labeled

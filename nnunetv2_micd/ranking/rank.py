@@ -97,7 +97,7 @@ def rank_unlabeled(
     checkpoint = model.path() / f"fold_{fold}" / checkpoint_name
     if not checkpoint.is_file():
         raise FileNotFoundError(f"There is no {checkpoint}; train it first: {model.train_command(fold)}")
-    _check_plans(model, dataset)
+    _check_plans(model, dataset, fold)
     entry, groups = _entry(dataset, model.configuration, fold), load_groups(dataset.name)
     cases = find_unlabeled_cases(dataset, model.configuration, entry)
     _check_properties(cases, dataset, model)
@@ -121,7 +121,7 @@ def rank_unlabeled(
     return ranking
 
 
-def _check_plans(model: ModelFolder, dataset: Dataset) -> None:
+def _check_plans(model: ModelFolder, dataset: Dataset, fold: int | str) -> None:
     """Check that the images are preprocessed as those that the model was trained on."""
     plans, dataset_json = (read_json_object(model.path() / name) for name in ("plans.json", "dataset.json"))
     manager = PlansManager(plans)
@@ -129,7 +129,7 @@ def _check_plans(model: ModelFolder, dataset: Dataset) -> None:
     if of_model != dataset.fingerprint(model.configuration):
         raise ValueError(
             f"{model.path()} was trained with other plans than those of {dataset.name} now; train it again: "
-            f"{model.train_command(0)}"
+            f"{model.train_command(fold)}"
         )
 
 

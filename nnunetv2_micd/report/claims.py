@@ -18,6 +18,7 @@ from nnunetv2_micd.report.runs import (
 )
 from nnunetv2_micd.report.statistics import LEVEL, is_significant
 from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.utils.wording import counted
 
 MORE_TIME = 1.1
 """Multiple of the method's time from which a training of the baseline is no longer of equal time."""
@@ -67,7 +68,7 @@ def _against_baseline(frames: Mapping[str, pd.DataFrame], budget: str, trainer: 
     sentences = [highest, f"It is {_judge(test)} nnU-Net with the same labels: {_describe(test)}."]
     number = int((frames["comparisons"]["metric"] == "dice").sum())
     if number * 2.0 ** (1 - test["n"]) >= LEVEL:  # the smallest p of Wilcoxon's test, corrected
-        sentences.append(f"With n = {test['n']} and {number} comparisons no difference can be significant.")
+        sentences.append(f"With n = {test['n']} and {counted(number, 'comparison')} no difference can be significant.")
     if not better:
         return ["No method is significantly better than nnU-Net with the same labels.", *sentences]
     return sentences if trainer in better else [*sentences, f"Significantly better than nnU-Net: {_enumerate(better)}."]
@@ -121,9 +122,8 @@ def _against_others(frames: Mapping[str, pd.DataFrame], budget: str, trainer: st
     ties = [row["trainer"] for row in rows if not _is_better(row)]
     sentences = []
     if worse:
-        sentences.append(
-            f"Significantly worse than it{'' if ties or missing else ' are all other methods'}: {_enumerate(worse)}."
-        )
+        all_others = " are all other methods" if len(worse) > 1 and not (ties or missing) else ""
+        sentences.append(f"Significantly worse than it{all_others}: {_enumerate(worse)}.")
     if ties:
         sentences.append(f"It is not significantly better than {_enumerate(ties)}, so it cannot be called the best.")
     if missing:
@@ -136,7 +136,7 @@ def _about_other_labels(tests: Sequence[Row], budget: str) -> list[str]:
         return ["The labeled cases are those of one fold: nothing is known about others."]
     if not tests or (seeds := tests[0]["seeds"]) >= ENOUGH_SEEDS:
         return []
-    return [f"With {'1 seed' if seeds == 1 else f'{seeds} seeds'}, nothing is known about other labeled cases."]
+    return [f"With {counted(seeds, 'seed')}, nothing is known about other labeled cases."]
 
 
 def _rows(frame: pd.DataFrame, **values: str) -> list[Row]:

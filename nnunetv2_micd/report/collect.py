@@ -24,6 +24,8 @@ from nnunetv2_micd.utils.files import shorten
 
 MEASURED = ("training_seconds", "prediction_seconds")
 
+_AGAIN = "delete this folder, and the same benchmark does the run again"
+
 
 def collect_runs(
     dataset: str | int,
@@ -139,7 +141,7 @@ def _check(run: FinishedRun) -> None:
     """Raise a ``ValueError`` if a measured value, all predictions, or predictions or labels of a case are missing."""
     for name in MEASURED:
         if getattr(run.result, name) is None:
-            raise ValueError(f"{name} is missing in its {RECORD}; run it again")
+            raise ValueError(f"{name} is missing in its {RECORD}; {_AGAIN}")
     try:
         _ = run.ending, run.ignore_label, find_classes(run), run.plans_manager.image_reader_writer_class
     except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
@@ -147,14 +149,14 @@ def _check(run: FinishedRun) -> None:
             f"plans.json or dataset.json in {run.folder.parent} is not as nnU-Net writes it ({error!r}); restore it"
         ) from None
     if not run.cases:
-        raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; run it again")
+        raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; {_AGAIN}")
     without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]
     if without_truth:
         raise ValueError(f"{run.truth_folder} has no labels of {shorten(without_truth)}")
     if run.settings.test_labels is not None:  # the validation cases are only some of those in their folder
         without_prediction = sorted(set(list_cases(run.truth_folder, run.ending)) - set(run.cases))
         if without_prediction:
-            raise ValueError(f"there are no predictions of {shorten(without_prediction)}; run it again")
+            raise ValueError(f"there are no predictions of {shorten(without_prediction)}; {_AGAIN}")
 
 
 def _split_longer(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
@@ -194,6 +196,12 @@ def check_same_conditions(runs: Sequence[FinishedRun]) -> None:
             raise ValueError(
                 f"{runs[0]} and {run} have different test cases ({differing}), so they cannot be in one table; run all "
                 "on the same test images, or move the other runs away"
+            )
+        if run.settings.test_images != runs[0].settings.test_images:
+            folders = " and ".join(str(each.settings.test_images) for each in (runs[0], run))
+            raise ValueError(
+                f"{runs[0]} and {run} have test images of the same names in different folders ({folders}), so they "
+                "cannot be in one table; move the runs with one of them away"
             )
     for run in runs:
         for other in runs:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
 
     Raises:
         ValueError: A segmentation does not fit its labels, or the tolerance is not positive.
-        OSError: A file cannot be read or the cache cannot be written.
+        OSError: A file cannot be read.
 
     Examples:
         >>> load_scores(run, tolerance=1.0)  # doctest: +SKIP
@@ -47,7 +48,7 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
     files = _identify_files(run)  # before they are read
     rows = [row for rows in apply(partial(_score_one, run, tolerance), run.cases) for row in rows]
     table = pd.DataFrame(rows).assign(tolerance=tolerance)
-    with atomic(path) as temporary:
+    with suppress(OSError), atomic(path) as temporary:  # somebody else's results may not be writable
         table.assign(files=files).to_csv(temporary, index=False)
     return table
 

@@ -45,7 +45,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         decay: Weight of the teacher's past, see ``ema_decay_at``.
 
     Raises:
-        ValueError: The two networks have different state dicts.
+        ValueError: The two networks have different numbers of parameters or buffers.
 
     Examples:
         >>> student, teacher = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
@@ -54,14 +54,16 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         >>> teacher.weight.item()
         0.25
     """
-    if different := sorted(teacher.state_dict().keys() ^ student.state_dict().keys()):
+    # parameters() and buffers() name each tensor once; nnU-Net's networks hold the encoder under several names.
+    try:
+        buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+        pairs = [*zip(teacher.parameters(), student.parameters(), strict=True), *buffers]
+    except ValueError:  # names are compared only now, as that takes longer than the update
+        different = sorted(teacher.state_dict().keys() ^ student.state_dict().keys())
         raise ValueError(
             f"Teacher and student have different networks: {', '.join(different)} exist in only one of them; "
             "make the teacher from the same (unwrapped) student."
-        )
-    # parameters() and buffers() name each tensor once; nnU-Net's networks hold the encoder under several names.
-    buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
-    pairs = [*zip(teacher.parameters(), student.parameters(), strict=True), *buffers]
+        ) from None
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     if floats:  # all at once: a few kernel launches instead of one for each of the hundreds of tensors
         get_ema_multi_avg_fn(decay)([tensor for tensor, _ in floats], [tensor for _, tensor in floats], None)

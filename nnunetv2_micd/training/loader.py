@@ -244,6 +244,9 @@ def start_unlabeled_loader(
         transform=None,
         num_processes=num_processes,
         num_cached=max(6, num_processes // 2),
+        # Without them only NumPy is seeded anew: PyTorch, which decides how an image is changed, would draw the same
+        # numbers in all workers, and again after each start.
+        seeds=np.random.SeedSequence().generate_state(num_processes).tolist(),
         pin_memory=pin_memory,
         wait_time=0.002,
     )

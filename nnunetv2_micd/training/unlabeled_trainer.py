@@ -16,9 +16,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.groups import describe_units, load_groups
+from nnunetv2_micd.data.groups import describe_units, group_cases, load_groups
 from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.splits import load_split_unlabeled, write_folds_unlike_nnunet
+from nnunetv2_micd.data.splits import DEFAULT_FOLDS, load_split_unlabeled, write_folds_unlike_nnunet
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.training.cascade import check_previous_stage
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -101,9 +101,15 @@ class UnlabeledDataTrainer(nnUNetTrainer):
             # macOS leaves a hidden file beside each file on foreign disks.
             cases = sorted(case for case in cases if not case.startswith("."))
             groups = load_groups(self.dataset.name)
+            self._check_fold(number=min(DEFAULT_FOLDS, len(group_cases(cases, groups))))
             if folds := write_folds_unlike_nnunet(cases, self.dataset.splits_file, groups):
                 self.print_to_log_file(f"Made {folds} folds of {describe_units(cases, groups)}.")
         return super().do_split()
+
+    def _check_fold(self, number: int) -> None:
+        """Check that a fold is among so many that will be made; without, nnU-Net would draw cases of its own."""
+        if not self.dataset.splits_file.is_file() and self.fold >= number > 1:
+            raise ValueError(f"There is no fold {self.fold}, but folds 0 to {number - 1}; train one of these")
 
     def split_unlabeled(self) -> list[str]:
         """Return the labeled cases that this fold of ``splits_final.json`` uses without their labels."""

@@ -227,6 +227,27 @@ def test_test_images_must_not_be_seen_in_training(dataset: TinyDataset, grid: Gr
         plan_runs(replace(grid, transductive=True))
 
 
+def test_groups_are_not_divided_between_training_and_test(
+    dataset: TinyDataset, grid: Grid, test_set: tuple[str, str]
+) -> None:
+    groups = {case: case for case in (*dataset.labeled, *dataset.unlabeled)}
+    (dataset.raw / "groups.json").write_text(json.dumps({**groups, "test_50": "image_1"}))
+    grid = replace(grid, test=test_set)
+    with pytest.raises(ValueError, match=r"share a group with them \(test_50\).*--transductive"):
+        plan_runs(grid)
+    stock, micd = plan_runs(replace(grid, transductive=True))
+    assert (stock.transductive, micd.transductive) == (False, True)
+    (dataset.raw / "groups.json").write_text(json.dumps({**groups, "test_50": stock.labeled[0]}))
+    with pytest.raises(ValueError, match=r"Test images are labeled training cases, too or share a group.*\(test_50\)"):
+        plan_runs(grid)
+    published = {"train": ["case_3"], "val": ["case_0"], "unlabeled": ["case_1", "case_2"]}
+    dataset.splits_file.write_text(json.dumps([published]))
+    for trained in ("case_3", "case_1"):
+        (dataset.raw / "groups.json").write_text(json.dumps({**groups, trained: "case_0"}))
+        with pytest.raises(ValueError, match=r"trained on or others of their groups \(case_0\)"):
+            plan_runs(replace(grid, test=None, budgets=["f0"]))
+
+
 def test_runs_of_before_are_not_overwritten(
     dataset: TinyDataset, grid: Grid, test_set: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,4 +282,8 @@ def test_runs_of_before_are_not_overwritten(
 
     tested = plan_runs(replace(grid, test=test_set, budgets=["1"]))[0]
     write_record(tested, Result.start(tested, "cpu").done())
-    refused(r"tested on other images \(test_50, test_51\)", test=test_set, budgets=["1"])
+    refused(r"lacks predictions of test images \(test_50, test_51\); delete", test=test_set, budgets=["1"])
+    predictions = tested.folder / Result.start(tested, "cpu").predictions
+    predictions.mkdir()
+    (predictions / "test_52.nii.gz").touch()
+    refused(r"tested on other images \(test_50, test_51, test_52\)", test=test_set, budgets=["1"])

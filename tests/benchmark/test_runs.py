@@ -73,7 +73,7 @@ def test_a_killed_run_fails_alone_and_continues(dataset: TinyDataset) -> None:
     command = f"{COMMAND} -tr {MICD} --epochs 3 --iterations 2"
     output = shell(command, code=1, KILL_IN="step")
     assert f"FAILED: {MICD}, 2 labeled, seed 0, 3 epochs: it was killed (signal 9); see " in output
-    assert "error: 1 runs failed" in output
+    assert "error: 1 run failed" in output
     runs = records(dataset)
     assert runs["nnUNetTrainer"]["status"] == "done"
     assert (runs[MICD]["status"], runs[MICD]["error"]) == ("failed", "it was killed (signal 9)")

@@ -89,6 +89,27 @@ def test_a_failed_run_does_not_stop_the_others(
     assert "4 runs, 2 of them done before." in capsys.readouterr().out
 
 
+def test_a_run_that_cannot_start_does_not_stop_those_that_run(
+    dataset: TinyDataset, grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Busy(Instant):
+        def __init__(self, run: Any, active: list[Any]):
+            if run.trainer == "nnUNetTrainerMICD":
+                raise ValueError("the cluster is busy")
+            super().__init__(run, active)
+
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Busy)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    grid = replace(grid, budgets=["1"], seeds=[3])
+    failed = run_benchmark(grid, "cpu", jobs=2)
+    assert [run.trainer for run in failed] == ["nnUNetTrainerMICD"]
+    printed = capsys.readouterr().out
+    assert "FAILED: nnUNetTrainerMICD, 1 labeled, seed 3, 2 epochs: the cluster is busy" in printed
+    assert "done: nnUNetTrainer, 1 labeled, seed 3, 2 epochs" in printed
+    with pytest.raises(ValueError, match="the cluster is busy"):  # nothing runs that could be lost
+        run_benchmark(grid, "cpu", jobs=2)
+
+
 def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 

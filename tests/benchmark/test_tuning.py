@@ -12,10 +12,11 @@ import pytest
 from helpers import TinyDataset, make_trainer
 
 from nnunetv2_micd.benchmark import Grid, Length, run_benchmark, run_tuning, scheduler
+from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.plan import plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.records import Result, Run, write_record
 from nnunetv2_micd.benchmark.trainers import write_trainers
-from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, parse_weights
+from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, parse_weights
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.training.registry import EXT_TRAINER, find_trainer, join_folders
@@ -192,6 +193,12 @@ def test_the_best_weight_is_chosen_and_trained(
     assert str(runs[2]) == "nnUNetTrainerMICD with 3 times its unsupervised weight, 2 labeled, seed 7, 2 epochs"
 
 
+def test_a_tuning_is_for_the_settings_of_its_trainer(grid: Grid) -> None:
+    run = plan_tuning(grid, ["1", "3"])[0]
+    entry = read_entry(run)
+    assert Setting.of(run, entry) != Setting.of(replace(run, config="{}"), entry)
+
+
 def test_what_has_no_weight_is_not_asked_for_a_tuning(grid: Grid) -> None:
     runs = plan_runs(replace(grid, trainers=["nnUNetTrainerSelfTraining"], tuned=True))
     assert {run.weight for run in runs} == {"1"}
@@ -242,15 +249,21 @@ def test_a_benchmark_names_the_tuning_that_it_needs(
     del dice["3", 3]
     (failed,) = run_tuning(replace(grid, trainers=["nnUNetTrainerMICD"]), device="cpu")
     assert (failed.weight, failed.seed) == ("3", 3)
-    assert "1 tunings are not complete" in capsys.readouterr().out
-    message = refused("MICD has been tuned only in part with 2 labeled.*" + command.format(both, "1/3 1 3"))
+    assert "Not complete: 1 tuning." in capsys.readouterr().out
+    message = refused("MICD has been tuned only in part with 2 labeled")
     dice["3", 3] = 0.5
-    main([*message.partition("nnUNetv2_micd ")[2].split(), "-device", "cpu"])  # as the message says
+    commands = message.partition("run this first: ")[2].split(" && ")
+    untuned, partly = (command.format(name, "1/3 1 3").removesuffix("$") for name in reversed(both.split()))
+    assert commands == [untuned, partly]
+    for each in commands:  # as the message says
+        main([*each.split()[1:], "-device", "cpu"])
     assert len(plan_runs(replace(grid, tuned=True))) == 6
 
     dice["10", 0] = 0.9
     run_tuning(replace(grid, seeds=[0]), ["1", "10"], device="cpu")
-    refused("only in part.*" + command.format(both, "1/3 1 3 10"))
+    message = refused("MICD has been tuned only in part")
+    commands = [command.format(name, "1/3 1 3 10").removesuffix("$") for name in both.split()]
+    assert message.endswith(" && ".join(commands))
     refused("not been tuned", length=Length(3, 2))
     refused("not been tuned with 1 labeled", budgets=["1"])
     refused("not been tuned", val_fraction=0.3)

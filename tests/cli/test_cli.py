@@ -100,6 +100,14 @@ def test_split_prints_the_folds_and_the_commands(dataset: TinyDataset, capsys: C
     assert lines[-1] == "nnUNetv2_train 901 3d_fullres 3 -tr nnUNetTrainerSelfTraining"
 
 
+def test_split_says_which_seeds_label_the_same_cases(dataset: TinyDataset, capsys: Capture) -> None:
+    main(["split", "-d", "901", "-n", "1", "--seeds", *map(str, range(6)), "--val", "0.6"])  # one of two cases
+    printed = capsys.readouterr().out
+    assert len({line for line in printed.splitlines() if line.startswith("nnUNetv2_train")}) == 2
+    assert printed.count("nnUNetv2_train") == 2
+    assert printed.count("the cases of seed") == 4
+
+
 def test_preprocess_lists_failures_and_exits_with_1(dataset: TinyDataset, capsys: Capture) -> None:
     (dataset.images / "bad_0000.nii.gz").write_text("no image")
     with pytest.raises(SystemExit) as stop:

@@ -103,6 +103,7 @@ VALUES = {
     ),
     "preprocess -d 901 -c 3d_fullres/": "no configuration 3d_fullres/; they have 2d, 3d_fullres",
     "preprocess -d 901 -p ../x": "There are no plans x.json .*; name one of nnUNetPlans with -p",
+    "preprocess -d 901 -num_parts 3": "-part_id is missing, from 0 to 2; say which of the jobs this is",
     "preprocess -d 901 -num_parts 0": "There is no part 0 of 0; -part_id counts from 0",
     "preprocess -d 901 -i {raw}/dataset.json": "There is no folder .*dataset.json; put the unlabeled images there, or",
     f"{EXPORT} -f \u0660": "\u0660 is not a fold; give numbers or all, such as: -f 0 1 2",

@@ -156,7 +156,7 @@ class Command:
         if process.exitcode in (0, -signal.SIGKILL):
             return process.exitcode == 0
         error = self.log.read_text().splitlines()[-1]
-        if self.words[0] == "benchmark" and "runs failed" in error:
+        if self.words[0] == "benchmark" and " failed; the same command" in error:
             return False
         # An export that was killed after its last deed is there, and no other takes its place.
         assert self.words[0] == "export", self.log.read_text()[-4000:]

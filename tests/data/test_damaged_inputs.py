@@ -515,7 +515,7 @@ def test_spoiled_data_is_named_and_made_again(name: str, dataset: TinyDataset, r
     assert (stop, "folds 0, 1: " + str(error.value) in printed) == ("1", True)
     error_of_command, printed = preprocess(run)
     assert error_of_command == ""
-    assert "1 images preprocessed, 3 were done before" in printed
+    assert "1 image preprocessed, 3 were done before" in printed
     assert used(dataset) == set(dataset.unlabeled)
 
 

@@ -189,15 +189,16 @@ def test_the_folder_of_raw_datasets_is_needed_before_any_label_is_read(
         call(home, "--channels", "MR")
 
 
-def test_photographs_with_numbers_in_their_names(home: Path) -> None:
-    for number in (1, 2):
+@pytest.mark.parametrize("addition", ["", "_seg"])
+def test_photographs_with_numbers_in_their_names(home: Path, addition: str) -> None:
+    for number in (0, 1):
         write_png(home / "png" / f"img_000{number}.png", PHOTO)
-        write_png(home / "masks" / f"img_000{number}.png", PHOTO > 99)
+        write_png(home / "masks" / f"img_000{number}{addition}.png", PHOTO > 99)
         write_png(home / "frames" / f"frame_000{number}.png", PHOTO)
     options = ["-i", str(home / "png"), "-l", str(home / "masks"), "-u", str(home / "frames")]
     main(["dataset", "-d", "42", "-n", "New", *options])
-    assert names(made(home) / "imagesTr") == ["img_0001_0000.png", "img_0002_0000.png"]
-    assert names(made(home) / "imagesUn") == ["frame_0001_0000.png", "frame_0002_0000.png"]
+    assert names(made(home) / "imagesTr") == ["img_0000_0000.png", "img_0001_0000.png"]
+    assert names(made(home) / "imagesUn") == ["frame_0000_0000.png", "frame_0001_0000.png"]
     verify_dataset_integrity(str(made(home)), 1)
 
 

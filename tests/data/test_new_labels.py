@@ -60,7 +60,12 @@ def test_images_become_labeled_training_cases_of_all_folds(
 def test_a_group_that_validates_goes_on_doing_so(dataset: TinyDataset, labels: Path) -> None:
     fold = {"train": list(dataset.labeled[:4]), "val": list(dataset.labeled[4:])}
     dataset.splits_file.write_text(json.dumps([fold]))
-    (dataset.raw / "groups.json").write_text(json.dumps({dataset.unlabeled[0]: "x", dataset.labeled[5]: "x"}))
+    groups = {dataset.unlabeled[0]: "x", dataset.labeled[5]: "x"}
+    (dataset.raw / "groups.json").write_text(json.dumps(groups))
+    with pytest.raises(ValueError, match=f"gives these images no group: {dataset.unlabeled[1]}"):
+        add_labels(dataset.name, labels, dataset.unlabeled[:2])
+    assert Dataset.find(dataset.name).splits() == [fold]
+    (dataset.raw / "groups.json").write_text(json.dumps({**groups, dataset.unlabeled[1]: "y"}))
     add_labels(dataset.name, labels, dataset.unlabeled[:2])
     assert Dataset.find(dataset.name).splits() == [
         {"train": [*fold["train"], dataset.unlabeled[1]], "val": [*fold["val"], dataset.unlabeled[0]]}

@@ -93,7 +93,7 @@ def test_skips_what_is_done_unless_told_to_overwrite(dataset, capsys):
     run(dataset)
     after = snapshot(folder)
     assert {name for name in after if after[name] != before[name]} == {"image_1.b2nd", "image_1.pkl"}
-    assert "1 images preprocessed, 3 were done before, 0 failed" in capsys.readouterr().out
+    assert "1 image preprocessed, 3 were done before, 0 failed" in capsys.readouterr().out
     extra = dataset.root / "extra"
     write_image(extra / "image_1_0000.nii.gz", make_volume(5, (9, 9, 9))[0])
     run(dataset, folders=[str(extra)], overwrite=True)

@@ -12,6 +12,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2_micd.benchmark.folds import budget_entry, tuning_entry
 from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
 from nnunetv2_micd.data.splits import default_splits, load_splits
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
@@ -157,6 +158,15 @@ def test_folds_do_not_divide_groups(size, dataset, read):
     assert nnUNetTrainer.do_split(make_trainer(nnUNetTrainer, dataset)) == trainer.do_split()
 
 
+def test_a_fold_beyond_those_that_will_be_made_is_refused(dataset):
+    dataset.splits_file.unlink()
+    for fold, message in ((5, "no fold 5, but folds 0 to 4"), (-1, "no fold -1")):
+        trainer = make_trainer(nnUNetTrainerMeanTeacher, dataset, fold=fold)
+        with pytest.raises(ValueError, match=message):
+            trainer.get_tr_and_val_datasets()
+    assert not dataset.splits_file.exists()
+
+
 def test_preprocessing_makes_the_folds_of_groups(dataset, capsys):
     write_groups(dataset.raw, {f"case_{i}": f"patient_{i // 2}" for i in range(6)})
     dataset.splits_file.unlink()
@@ -165,6 +175,14 @@ def test_preprocessing_makes_the_folds_of_groups(dataset, capsys):
     dataset.splits_file.unlink()
     write_groups(dataset.raw, {"case_0": "a"})
     with pytest.raises(ValueError, match="gives these cases no group"):
+        preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
+    write_groups(dataset.raw, {f"case_{i}": f"patient_{i // 3}" for i in range(6)})
+    dataset.images.rename(dataset.raw / "elsewhere")
+    assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1) == []
+    printed = capsys.readouterr().out
+    assert "2 folds of 6 labeled cases in 2 groups" in printed
+    assert "no folder" in printed
+    with pytest.raises(FileNotFoundError, match="no folder"):
         preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
 
 
@@ -232,11 +250,17 @@ def test_groups_are_counted_and_never_divided(dataset, read):
         add_budget_splits(dataset.name, "2", val_fraction=0.3)
 
 
-def test_groups_beside_the_splits_come_first(dataset):
-    write_groups(dataset.raw, {})
-    write_groups(dataset.preprocessed, {f"case_{i}": str(i // 3) for i in range(6)})
-    with pytest.raises(ValueError, match="leave none whose labels could be hidden"):
-        add_budget_splits(dataset.name, "1")
+def test_groups_go_with_the_splits(dataset, monkeypatch):
+    """Machines for training may have no raw data."""
+    groups = {f"case_{i}": f"patient_{i // 2}" for i in range(6)}
+    write_groups(dataset.raw, groups)
+    add_budget_splits(dataset.name, "1", val_fraction=0.3)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delenv("nnUNet_raw")
+        assert load_groups(dataset.name) == groups
+    changed = {**groups, "case_5": "patient_0"}
+    write_groups(dataset.raw, changed)
+    assert load_groups(dataset.name) == changed
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,18 @@ def test_small_plans_that_no_network_could_use(dataset: TinyDataset):
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] = [[1] * 3, *[[2] * 3] * 5]
     dataset.plans_file.write_text(json.dumps(plans))
     command = [sys.executable, EXAMPLES / "small_plans.py", dataset.name]
+    reason = "divides a patch by [32, 32, 32], which [32, 40, 32] cannot be divided by; change PATCH_SIZE"
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert f"3d_fullres is left out: The network of 3d_fullres {reason}" in done.stdout
+    small = dataset.plans_file.with_name("nnUNetPlans_small.json")
+    assert json.loads(small.read_text())["configurations"].keys() == {"2d"}
+    small.unlink()
+    del plans["configurations"]["2d"]
+    dataset.plans_file.write_text(json.dumps(plans))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "divides a patch by [32, 32, 32], which [32, 40, 32] cannot be divided by; change PATCH_SIZE" in done.stderr
-    assert not dataset.plans_file.with_name("nnUNetPlans_small.json").exists()
+    assert reason in done.stderr
+    assert not small.exists()
 
 
 def test_small_plans_of_other_plans(dataset: TinyDataset):

@@ -96,7 +96,13 @@ def test_turns_and_flips(dataset: TinyDataset) -> None:
     turns = {trainer._draw_turn(trainer.generator) for _ in range(50)}
     assert turns == {Turn(1, ()), Turn(2, ()), Turn(3, ())}
     trainer.iteration = 20  # a third of the training
-    assert {trainer._draw_turn(trainer.generator).flips for _ in range(50)} == {(), (-1,), (-2,), (-1, -2)}
+    for axes, flips in (
+        ((0, 1, 2), {(), (-1,), (-2,), (-1, -2)}),
+        ((0, 1), {(), (-2,)}),  # nnU-Net mirrors along these
+        (None, {()}),
+    ):
+        trainer.inference_allowed_mirroring_axes = axes
+        assert {trainer._draw_turn(trainer.generator).flips for _ in range(50)} == flips
     kwargs = trainer.configuration_manager.network_arch_init_kwargs
     kwargs["strides"] = [[1, 1, 1], [2, 2, 1], [2, 2, 2]]  # the edges of a patch cannot be exchanged
     assert {trainer._draw_turn(trainer.generator).quarters for _ in range(20)} == {2}

@@ -1,11 +1,13 @@
 import pickle
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from helpers import PATCH_SIZE, TinyDataset, make_trainer
@@ -154,6 +156,24 @@ def test_loader_reaches_workers_that_are_not_forked(dataset: TinyDataset) -> Non
 def make_transforms(dataset: TinyDataset) -> BasicTransform:
     trainer = make_trainer(nnUNetTrainerMICD, dataset)
     return trainer.get_training_transforms(PATCH_SIZE, (-0.5, 0.5), None, (0, 1, 2), False, use_mask_for_norm=[False])
+
+
+class Numbers(SlimDataLoaderBase):
+    """What PyTorch draws in a worker."""
+
+    def generate_train_batch(self) -> dict:
+        time.sleep(0.05)  # so that no worker is ahead of the others
+        return {"worker": self.thread_id, "number": torch.rand(()).item()}
+
+
+def test_workers_draw_different_numbers_and_others_after_a_restart() -> None:
+    drawn: list[tuple[int, float]] = []
+    for _ in range(2):
+        workers = start_unlabeled_loader(Numbers(None, 1), 2, pin_memory=False)  # type: ignore[arg-type]
+        drawn += [(batch["worker"], batch["number"]) for batch in (next(workers) for _ in range(6))]
+        workers._finish()  # type: ignore[union-attr]
+    assert len({worker for worker, _ in drawn}) == 2
+    assert len({number for _, number in drawn}) == len(drawn)
 
 
 def test_worker_errors_surface(dataset: TinyDataset) -> None:
