@@ -15,8 +15,9 @@ BUDGETS = {
     "f0": "3 labeled patients,\n67 unlabeled",
     "f1": "7 labeled patients,\n63 unlabeled",
     "10": "10 labeled patients,\n60 unlabeled",
+    "20": "20 labeled patients,\n50 unlabeled",
 }
-TABLES = ("acdc/summary.csv", "acdc/ten_patients/summary.csv")
+TABLES = ("acdc/summary.csv", "acdc/ten_patients/summary.csv", "acdc/twenty_patients/summary.csv")
 
 
 def main() -> None:
@@ -26,10 +27,12 @@ def main() -> None:
             rows += [row for row in csv.DictReader(file) if row["class"] == "mean of classes"]
     dice = {(row["budget"], row["trainer"]): row for row in rows}
     budgets = [budget for budget in BUDGETS if (budget, "nnUNetTrainerSelfTraining") in dice]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots()
     for offset, (trainer, (name, color)) in enumerate(NAMES.items()):
         for position, budget in enumerate(budgets):
+            if (budget, trainer) not in dice:  # the control was not trained with 20 patients
+                continue
             row = dice[budget, trainer]
             value, spread = 100 * float(row["dice_mean"]), 100 * float(row["dice_sd"] or 0)
             x = position + 0.27 * (offset - 1)
@@ -41,7 +44,7 @@ def main() -> None:
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(
         "Hearts (ACDC), 40 test volumes; small networks, 3200 steps\n"
-        "lines: standard deviation of three trainings; 10 patients: one training",
+        "lines: standard deviation of three trainings; 10 and 20 patients: one training",
         fontsize=9,
     )
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)
