@@ -1,7 +1,7 @@
 """nnU-Net's trainer with a second loader, of unlabeled patches: finds, loads and stops them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -101,14 +101,17 @@ class UnlabeledDataTrainer(nnUNetTrainer):
             # macOS leaves a hidden file beside each file on foreign disks.
             cases = sorted(case for case in cases if not case.startswith("."))
             groups = load_groups(self.dataset.name)
-            self._check_fold(number=min(DEFAULT_FOLDS, len(group_cases(cases, groups))))
+            self._check_fold(cases, groups)
             if folds := write_folds_unlike_nnunet(cases, self.dataset.splits_file, groups):
                 self.print_to_log_file(f"Made {folds} folds of {describe_units(cases, groups)}.")
         return super().do_split()
 
-    def _check_fold(self, number: int) -> None:
-        """Check that a fold is among so many that will be made; without, nnU-Net would draw cases of its own."""
-        if not self.dataset.splits_file.is_file() and self.fold >= number > 1:
+    def _check_fold(self, cases: Sequence[str], groups: Mapping[str, str]) -> None:
+        """Check that a fold is among those that will be made if there are none; nnU-Net would draw cases of its own."""
+        if self.dataset.splits_file.is_file():
+            return
+        number = min(DEFAULT_FOLDS, len(group_cases(cases, groups)))
+        if self.fold >= number > 1:
             raise ValueError(f"There is no fold {self.fold}, but folds 0 to {number - 1}; train one of these")
 
     def split_unlabeled(self) -> list[str]:
