@@ -7,7 +7,7 @@ from nnunetv2_micd.benchmark.records import ALL_LABELS, Run
 from nnunetv2_micd.data.budgets import list_cases, make_entry
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import preprocessed_folder
-from nnunetv2_micd.data.groups import group_cases, load_groups, share_groups
+from nnunetv2_micd.data.groups import group_cases, load_groups
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_splits, lock_splits, write_splits
 from nnunetv2_micd.utils.files import shorten
 from nnunetv2_micd.utils.wording import counted
@@ -93,34 +93,6 @@ def _load_splits(dataset: Dataset, cases: Sequence[str]) -> list[Entry]:
 def is_drawn(budget: str) -> bool:
     """Return True if each seed draws other labeled cases."""
     return budget != ALL_LABELS and not budget.startswith("f")
-
-
-def check_validation(entries: Mapping[tuple[str, int], Entry], groups: Mapping[str, str]) -> None:
-    """Check that the validation cases can serve as test cases.
-
-    Args:
-        entries: Entries by budget and seed.
-        groups: Group of each case, see `data.groups`.
-
-    Raises:
-        ValueError: A training case, labeled or not, is a validation case or of the group of one; or not all entries
-            have the same validation cases.
-    """
-    with_budget = [(budget, entry) for (budget, _), entry in entries.items()]
-    for budget, entry in with_budget:
-        first_budget, first_entry = with_budget[0]
-        trained = share_groups(entry["val"], [*entry["train"], *entry["unlabeled"]], groups)
-        if trained:
-            of_group = " or others of their groups" if groups else ""
-            raise ValueError(
-                f"This fold validates on cases it was trained on{of_group} ({shorten(trained)}), so they cannot serve "
-                "as a test set; give other cases with --test"
-            )
-        if entry["val"] != first_entry["val"]:
-            raise ValueError(
-                f"-n {first_budget} and -n {budget} have different validation cases, so no report can compare them; "
-                "leave out one of them, or give test cases with --test"
-            )
 
 
 def check_different(entries: Mapping[tuple[str, int], Entry]) -> None:

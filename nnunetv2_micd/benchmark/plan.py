@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunetv2_micd.benchmark.folds import add_fold, budget_entry, check_different, check_validation, tuning_entry
+from nnunetv2_micd.benchmark.folds import add_fold, budget_entry, check_different, tuning_entry
 from nnunetv2_micd.benchmark.grid import Grid
+from nnunetv2_micd.benchmark.leaks import check_test_cases, check_validation
 from nnunetv2_micd.benchmark.prediction import find_test_images
-from nnunetv2_micd.benchmark.records import ALL_LABELS, PUBLISHED, Run
+from nnunetv2_micd.benchmark.records import ALL_LABELS, Run
 from nnunetv2_micd.benchmark.run_folder import check_folder
 from nnunetv2_micd.benchmark.test_set import check_test_set
 from nnunetv2_micd.benchmark.trainers import Competitor, check_lengths, find_competitor
-from nnunetv2_micd.benchmark.tuning import Setting, Tuning, divide, list_to_complete, parse_weights, read_tunings
+from nnunetv2_micd.benchmark.tuned import find_tuned
+from nnunetv2_micd.benchmark.tuning import parse_weights
 from nnunetv2_micd.data.budgets import check_seed, list_cases
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import load_groups, share_groups
@@ -23,7 +25,6 @@ from nnunetv2_micd.data.results import results_root
 from nnunetv2_micd.data.splits import Entry
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
 from nnunetv2_micd.utils.files import shorten
-from nnunetv2_micd.utils.wording import counted
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class _Cell:
         entry: Labeled, unlabeled and validation cases.
         competitor: The trainer.
         unlabeled: Images that this trainer uses without labels.
+        tested: Test cases.
     """
 
     budget: str
@@ -43,6 +45,7 @@ class _Cell:
     entry: Entry
     competitor: Competitor
     unlabeled: list[str]
+    tested: Sequence[str]
 
 
 def plan_runs(grid: Grid) -> list[Run]:
@@ -55,10 +58,10 @@ def plan_runs(grid: Grid) -> list[Run]:
     results_root()  # stops here if there is no place for the trained models
     dataset = _find_dataset(grid)
     test_cases = check_test_set(*grid.test, dataset) if grid.test else []
-    cells = _plan_cells(grid, dataset)
     groups = load_groups(dataset.name)
+    cells = _plan_cells(grid, dataset, test_cases, groups)
     for cell in cells:
-        _check_leaks(grid, test_cases if grid.test else cell.entry["val"], cell, groups)
+        check_test_cases(grid, cell.tested, cell.entry, cell.unlabeled, groups)
     runs = _make_runs(grid, dataset, cells, test_cases)
     if grid.mean_of_both:
         for run in {run.fold: run for run in runs}.values():
@@ -91,7 +94,7 @@ def plan_tuning(grid: Grid, weights: Sequence[str]) -> list[Run]:
     entries = {key: tuning_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)
     cells = [
-        _Cell(budget, seed, entry, competitor.with_weight(weight), unlabeled)
+        _Cell(budget, seed, entry, competitor.with_weight(weight), unlabeled, entry["val"])
         for (budget, seed), entry in entries.items()
         for competitor in competitors
         for unlabeled in [_list_unlabeled(competitor, dataset, grid.configuration, entry)]
@@ -138,7 +141,7 @@ def _make_runs(
             iterations=cell.competitor.iterations,
             test_images=images,
             test_labels=labels,
-            transductive=bool(share_groups(test_cases if grid.test else cell.entry["val"], cell.unlabeled, groups)),
+            transductive=bool(share_groups(cell.tested, cell.unlabeled, groups)),
             plans_hash=_hash_plans(grid, dataset),
             config=cell.competitor.config,
             weight=cell.competitor.weight,
@@ -159,20 +162,21 @@ def _hash_plans(grid: Grid, dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _plan_cells(grid: Grid, dataset: Dataset) -> list[_Cell]:
+def _plan_cells(grid: Grid, dataset: Dataset, test_cases: Sequence[str], groups: Mapping[str, str]) -> list[_Cell]:
     competitors = _find_competitors(grid, dataset)
     baseline = competitors[0]
     cases = _list_labeled_cases(grid, dataset)
     entries = {key: budget_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)
     if grid.test is None:
-        check_validation(entries, load_groups(dataset.name))
-    tuned = _find_tuned(grid, dataset, cases, competitors) if grid.tuned else {}
+        check_validation(entries, groups)
+    tuned = find_tuned(grid, dataset, cases, competitors, _hash_plans(grid, dataset)) if grid.tuned else {}
     return [
-        _Cell(budget, seed, entry, setting, _list_unlabeled(competitor, dataset, grid.configuration, entry))
+        _Cell(budget, seed, entry, setting, unlabeled, test_cases if grid.test else entry["val"])
         for (budget, seed), entry in entries.items()
         for competitor in competitors
         if budget != ALL_LABELS or competitor == baseline  # with all labels there is nothing left to learn from
+        for unlabeled in [_list_unlabeled(competitor, dataset, grid.configuration, entry)]
         for setting in (competitor, *tuned.get((competitor.trainer, budget), ()))
     ]
 
@@ -183,75 +187,6 @@ def _list_keys(grid: Grid) -> list[tuple[str, int]]:
         check_seed(seed)
     # Seeds are outermost: if the benchmark is interrupted, the finished runs still compare all methods.
     return [(budget, seed) for seed in dict.fromkeys(grid.seeds) for budget in dict.fromkeys(grid.budgets)]
-
-
-def _find_tuned(
-    grid: Grid, dataset: Dataset, cases: Sequence[str], competitors: Sequence[Competitor]
-) -> dict[tuple[str, str], list[Competitor]]:
-    """Return, by trainer and budget, the trainer with the weight that a tuning has chosen, unless that is its own."""
-    tunings = read_tunings(dataset.name, grid.configuration, grid.plans)
-    tuned: dict[tuple[str, str], list[Competitor]] = {}
-    missing = []
-    for competitor in competitors:
-        for budget in dict.fromkeys(grid.budgets):
-            if budget == ALL_LABELS or not (competitor.needs_unlabeled and competitor.has_weight):
-                continue
-            entry = tuning_entry(dataset, cases, budget, grid.seeds[0], grid.val_fraction)
-            setting = _setting(grid, dataset, competitor, budget, entry)
-            tuning = tunings.get(setting, Tuning(setting, ()))
-            if not tuning.is_complete:
-                missing.append(tuning)
-            elif tuning.chosen != PUBLISHED:
-                tuned[competitor.trainer, budget] = [competitor.with_weight(tuning.chosen)]
-    if missing:
-        setting, state = missing[0].setting, "been tuned only in part" if missing[0].records else "not been tuned"
-        raise ValueError(
-            f"{setting.trainer} has {state} with {setting.budget} labeled{_name_failed(missing)}; run this first: "
-            f"{_tune(grid, dataset, missing)}"
-        )
-    return tuned
-
-
-def _name_failed(tunings: Sequence[Tuning]) -> str:
-    """Return the folders of failed runs, which may fail again: without them, their weights are not part of a tuning."""
-    records = [record for tuning in tunings for record in tuning.records]
-    failed = [str(record.run.folder) for record in records if record.result.status == "failed"]
-    return f" ({counted(len(failed), 'run')} failed; delete those that always do: {shorten(failed)})" if failed else ""
-
-
-def _setting(grid: Grid, dataset: Dataset, competitor: Competitor, budget: str, entry: Entry) -> Setting:
-    return Setting(
-        dataset=dataset.name,
-        configuration=grid.configuration,
-        plans=grid.plans,
-        plans_hash=_hash_plans(grid, dataset),
-        trainer=competitor.trainer,
-        budget=budget,
-        epochs=competitor.epochs,
-        iterations=competitor.iterations,
-        config=competitor.config,
-        **divide(entry),
-    )
-
-
-def _tune(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
-    """Return the commands that complete tunings: one for all that have no run yet, and one for each other."""
-    groups = [[tuning for tuning in tunings if not tuning.records], *([each] for each in tunings if each.records)]
-    return " && ".join(_tune_command(grid, dataset, group) for group in groups if group)
-
-
-def _tune_command(grid: Grid, dataset: Dataset, tunings: Sequence[Tuning]) -> str:
-    options: dict[str, Sequence[object]] = {
-        "-d": [dataset.number],
-        "-c": [grid.configuration],
-        **list_to_complete(tunings, grid.seeds),
-        "--val": [] if grid.val_fraction == Grid.val_fraction else [grid.val_fraction],
-        "--epochs": [] if grid.length.epochs is None else [grid.length.epochs],
-        "--iterations": [] if grid.length.iterations is None else [grid.length.iterations],
-        "-p": [] if grid.plans == Grid.plans else [grid.plans],
-    }
-    words = (word for option, values in options.items() if values for word in (option, *map(str, values)))
-    return " ".join(["nnUNetv2_micd tune", *words])
 
 
 def _find_competitors(grid: Grid, dataset: Dataset) -> list[Competitor]:
@@ -299,24 +234,3 @@ def _list_unlabeled(competitor: Competitor, dataset: Dataset, configuration: str
             return [case.identifier for case in find_unlabeled_cases(dataset, configuration, entry)]
         except UserWarning as warning:
             raise ValueError(str(warning)) from None
-
-
-def _check_leaks(grid: Grid, test_cases: Sequence[str], cell: _Cell, groups: Mapping[str, str]) -> None:
-    """Check that no test image, nor another image of its group, was learned from."""
-    or_group = " or share a group with them" if groups else ""
-    if labeled := share_groups(test_cases, cell.entry["train"], groups):
-        raise ValueError(
-            f"Test images are labeled training cases, too{or_group} ({shorten(labeled)}); remove or rename them"
-        )
-    unlabeled = share_groups(test_cases, cell.unlabeled, groups)
-    if unlabeled and not grid.transductive:
-        raise ValueError(
-            f"Test images are among the unlabeled ones, too{or_group} ({shorten(unlabeled)}); remove or rename them, "
-            "or, if they are to be learned from, add --transductive"
-        )
-    tuned = share_groups(test_cases, cell.entry["unlabeled"], groups)
-    if tuned and grid.tuned:
-        raise ValueError(
-            f"Test images{' or others of their groups' if groups else ''} have taken part in the tuning with their "
-            f"labels ({shorten(tuned)}); leave out --tuned, or remove or rename them"
-        )

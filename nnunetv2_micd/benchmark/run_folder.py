@@ -37,8 +37,8 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
         predicted = {path.name.removesuffix(ending) for path in predictions}
         if missing := sorted(set(test_cases) - predicted) if predicted <= set(test_cases) else []:
             raise ValueError(
-                f"The run in {folder} lacks predictions of test images ({shorten(missing)}); delete this folder, and "
-                "the benchmark does the run again"
+                f"The run in {folder} lacks predictions of test images ({shorten(missing)}); restore them, or delete "
+                "that folder, and the benchmark does the run again"
             )
         if predicted != set(test_cases):
             differing = shorten(sorted(predicted.symmetric_difference(test_cases)))

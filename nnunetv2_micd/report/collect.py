@@ -24,8 +24,6 @@ from nnunetv2_micd.utils.files import shorten
 
 MEASURED = ("training_seconds", "prediction_seconds")
 
-_AGAIN = "delete this folder, and the same benchmark does the run again"
-
 
 def collect_runs(
     dataset: str | int,
@@ -139,9 +137,10 @@ def _name_in_report(settings: Run, baseline: str, addition: str = "") -> str:
 
 def _check(run: FinishedRun) -> None:
     """Raise a ``ValueError`` if a measured value, all predictions, or predictions or labels of a case are missing."""
+    again = f"restore it, or delete {run.folder}, and the same benchmark does the run again"
     for name in MEASURED:
         if getattr(run.result, name) is None:
-            raise ValueError(f"{name} is missing in its {RECORD}; {_AGAIN}")
+            raise ValueError(f"{name} is missing in its {RECORD}; {again}")
     try:
         _ = run.ending, run.ignore_label, find_classes(run), run.plans_manager.image_reader_writer_class
     except Exception as error:  # nnU-Net does not check its files, so damage shows as any type of error
@@ -149,14 +148,14 @@ def _check(run: FinishedRun) -> None:
             f"plans.json or dataset.json in {run.folder.parent} is not as nnU-Net writes it ({error!r}); restore it"
         ) from None
     if not run.cases:
-        raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; {_AGAIN}")
+        raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; {again}")
     without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]
     if without_truth:
         raise ValueError(f"{run.truth_folder} has no labels of {shorten(without_truth)}")
     if run.settings.test_labels is not None:  # the validation cases are only some of those in their folder
         without_prediction = sorted(set(list_cases(run.truth_folder, run.ending)) - set(run.cases))
         if without_prediction:
-            raise ValueError(f"there are no predictions of {shorten(without_prediction)}; {_AGAIN}")
+            raise ValueError(f"there are no predictions of {shorten(without_prediction)}; {again}")
 
 
 def _split_longer(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:

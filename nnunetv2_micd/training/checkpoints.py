@@ -1,7 +1,7 @@
 """Checkpoint files: nnU-Net's own content, and the further state of a semi-supervised training under one key."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -71,6 +71,17 @@ def read_state(filename: str, trainer_name: str) -> dict[str, Any]:
             f"install version {version} to use it, or train anew without --c"
         )
     return checkpoint[KEY]
+
+
+def list_changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return in words which settings differ from the saved ones; those that only one of them has are left out.
+
+    Examples:
+        >>> list_changes({"ema_decay": 0.99, "old": 1}, {"ema_decay": 0.5, "new": 2})
+        'ema_decay is 0.5 and was 0.99'
+    """
+    changed = [name for name, value in saved.items() if config.get(name, value) != value]
+    return ", ".join(f"{name} is {config[name]} and was {saved[name]}" for name in changed)
 
 
 def in_one_group(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunetv2_micd.training.terms import DICE, WEIGHTS, describe, is_share
 from nnunetv2_micd.utils.figures import default_style, label_color, to_picture
 from nnunetv2_micd.utils.files import atomic
+from nnunetv2_micd.utils.wording import counted
 
 Row = Mapping[str, float]
 
@@ -91,6 +93,13 @@ def image_panel(images: Tensor, has_colors: bool) -> Tensor:
         return images[:, 0]
     pictures = [to_picture(image.float().cpu().numpy(), has_colors) for image in images]
     return torch.from_numpy(np.stack(pictures) * 255).byte()
+
+
+def label_names(labels: LabelManager) -> dict[int, str]:
+    """Return what the values of a label map stand for; of regions it holds to how many of them a voxel belongs."""
+    if labels.has_regions:
+        return {number: f"in {counted(number, 'region')}" for number in range(1, labels.num_segmentation_heads + 1)}
+    return {int(value): name for name, value in labels.label_dict.items() if value not in (0, labels.ignore_label)}
 
 
 def save_patches(

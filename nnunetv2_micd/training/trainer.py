@@ -16,7 +16,7 @@ from nnunetv2_micd.training import checkpoints
 from nnunetv2_micd.training.cascade import segment_for_next_stages
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.external_loggers import log_figures, log_picture
-from nnunetv2_micd.training.figures import image_panel
+from nnunetv2_micd.training.figures import image_panel, label_names
 from nnunetv2_micd.training.loader import IsolatedAugmenter
 from nnunetv2_micd.training.messages import next_commands
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
@@ -383,18 +383,11 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         if self.local_rank == 0:
             has_picture = epoch % PICTURE_EVERY == 0 or epoch == self.num_epochs - 1
             draw = self._draw_patches if has_picture and self._last_unlabeled is not None else None
-            picture = self.monitor.write(self.output_folder, draw, self.unlabeled_origin.keys, self._label_names())
+            picture = self.monitor.write(
+                self.output_folder, draw, self.unlabeled_origin.keys, label_names(self.label_manager)
+            )
             if picture is not None:
                 log_picture(self.logger.loggers, picture, epoch)
-
-    def _label_names(self) -> dict[int, str]:
-        if self.label_manager.has_regions:  # pictures show how many regions a voxel belongs to
-            return {
-                number: f"in {number} region{'s' * (number > 1)}"
-                for number in range(1, self.label_manager.num_segmentation_heads + 1)
-            }
-        values = self.label_manager.label_dict.items()
-        return {int(value): name for name, value in values if value not in (0, self.label_manager.ignore_label)}
 
     def _draw_patches(self) -> dict[str, Tensor]:
         assert self._last_unlabeled is not None
@@ -469,10 +462,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             self._saved_random = state["random"]
         if self.current_epoch < self.num_epochs and not self.optimizer.state:
             self.print_to_log_file(f"{filename_or_checkpoint} holds no momentum; the optimizer begins without.")
-        config = asdict(self.config)
-        if changed := [name for name, value in state["config"].items() if config.get(name, value) != value]:
-            listed = ", ".join(f"{name} is {config[name]} and was {state['config'][name]}" for name in changed)
-            self.print_to_log_file(f"Warning: the checkpoint was trained with other settings: {listed}.")
+        if changed := checkpoints.list_changes(state["config"], asdict(self.config)):
+            self.print_to_log_file(f"Warning: the checkpoint was trained with other settings: {changed}.")
         if self.local_rank != 0:  # the saved states belong to the first process
             self.generator.manual_seed(self.generator.initial_seed() + self.iteration + self.local_rank)
             self._saved_random = None

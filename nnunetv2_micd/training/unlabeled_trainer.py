@@ -16,9 +16,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.groups import describe_units, group_cases, load_groups
+from nnunetv2_micd.data.groups import describe_units, load_groups
 from nnunetv2_micd.data.labeled import check_labeled_cases
-from nnunetv2_micd.data.splits import DEFAULT_FOLDS, load_split_unlabeled, write_folds_unlike_nnunet
+from nnunetv2_micd.data.splits import default_splits, load_split_unlabeled, write_folds_unlike_nnunet
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.training.cascade import check_previous_stage
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -108,10 +108,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
 
     def _check_fold(self, cases: Sequence[str], groups: Mapping[str, str]) -> None:
         """Check that a fold is among those that will be made if there are none; nnU-Net would draw cases of its own."""
-        if self.dataset.splits_file.is_file():
-            return
-        number = min(DEFAULT_FOLDS, len(group_cases(cases, groups)))
-        if self.fold >= number > 1:
+        if not self.dataset.splits_file.is_file() and self.fold >= (number := len(default_splits(cases, groups))):
             raise ValueError(f"There is no fold {self.fold}, but folds 0 to {number - 1}; train one of these")
 
     def split_unlabeled(self) -> list[str]:

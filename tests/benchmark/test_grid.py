@@ -282,7 +282,7 @@ def test_runs_of_before_are_not_overwritten(
 
     tested = plan_runs(replace(grid, test=test_set, budgets=["1"]))[0]
     write_record(tested, Result.start(tested, "cpu").done())
-    refused(r"lacks predictions of test images \(test_50, test_51\); delete", test=test_set, budgets=["1"])
+    refused(r"lacks predictions of test images \(test_50, test_51\); restore them", test=test_set, budgets=["1"])
     predictions = tested.folder / Result.start(tested, "cpu").predictions
     predictions.mkdir()
     (predictions / "test_52.nii.gz").touch()

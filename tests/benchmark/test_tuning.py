@@ -199,9 +199,14 @@ def test_a_tuning_is_for_the_settings_of_its_trainer(grid: Grid) -> None:
     assert Setting.of(run, entry) != Setting.of(replace(run, config="{}"), entry)
 
 
-def test_what_has_no_weight_is_not_asked_for_a_tuning(grid: Grid) -> None:
-    runs = plan_runs(replace(grid, trainers=["nnUNetTrainerSelfTraining"], tuned=True))
-    assert {run.weight for run in runs} == {"1"}
+def test_what_has_no_weight_is_not_asked_for_a_tuning(
+    grid: Grid, dice: dict[tuple[str, int], Any], capsys: Capture
+) -> None:
+    grid = replace(grid, trainers=["nnUNetTrainerSelfTraining"], tuned=True)
+    assert {run.weight for run in plan_runs(grid)} == {"1"}
+    dice["1", 0] = 0.5
+    assert run_benchmark(grid, "cpu") == []
+    assert "the tuned setting" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

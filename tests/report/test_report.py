@@ -251,6 +251,19 @@ def test_the_spacing_of_tiffs_lies_beside_the_predictions(tree: Tree) -> None:
     pd.testing.assert_frame_equal(load_scores(load_run(folder), 1.0), expected)
 
 
+def test_results_that_cannot_be_written_to_are_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    expected = load_scores(load_run(folder), 1.0)
+    (folder / "scores.csv").unlink()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_scores, "atomic", refuse)
+    pd.testing.assert_frame_equal(load_scores(load_run(folder), 1.0), expected)
+    assert not (folder / "scores.csv").exists()
+
+
 def test_figures_of_an_earlier_report_are_removed(tree: Tree) -> None:
     figures = tree.root / "report" / "figures"
     figures.mkdir(parents=True)
@@ -430,9 +443,14 @@ def spoil_seed(tree: Tree, folder: Path) -> None:
     tree.change(folder, seed=1)
 
 
+def spoil_folder(tree: Tree, folder: Path) -> None:
+    tree.change(folder, test_images="/elsewhere/images")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (spoil_folder, r"test images of the same names in different folders \(/elsewhere/images and .*/images\)"),
         (spoil_plans, r"different plans \(.*another.*-p"),
         (spoil_length, r"different lengths of training \(3 epochs of 25 .* and 10 epochs of 25 .*--epochs"),
         (spoil_iterations, r"different lengths of training \(10 epochs of 250 .* and 10 epochs of 25 "),
