@@ -73,7 +73,13 @@ MEASUREMENTS = (
     Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", "f1", 3200),
     Measurement("hearts", 20, 120, "SelfTraining", (4.0, 1.2, 7.5), (0.2, -1.0, 1.4), "acdc/ten_patients", "10", 3200),
     Measurement("hearts", 20, 0, "SelfTraining_LabeledOnly", (3.9, 2.0, 6.2), None, "acdc/ten_patients", "10", 3200),
-    Measurement("hearts", 40, 100, "SelfTraining", (0.3, -1.6, 2.2), None, "acdc/twenty_patients", "20", 3200),
+    Measurement(
+        *("hearts", 40, 100, "SelfTraining", (0.3, -1.6, 2.2), (-0.5, -1.5, 0.4)),
+        *("acdc/twenty_patients", "20", 3200),
+    ),
+    Measurement(
+        *("hearts", 40, 0, "SelfTraining_LabeledOnly", (0.7, -1.2, 2.8), None, "acdc/twenty_patients", "20", 3200),
+    ),
     Measurement(
         *("fetal heads", 13, 776, "SelfTraining", (2.7, 1.3, 4.4), (1.2, 0.6, 1.9)),
         *("self_training_elsewhere/fetal_heads", "10", 3200),
