@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 import nnunetv2_micd
 from nnunetv2_micd.data.results import FINAL, ModelFolder
+from nnunetv2_micd.utils.checkpoint_files import epoch_times
 from nnunetv2_micd.utils.files import atomic, is_file_name, read_json
 
 RECORD = "benchmark.json"
@@ -222,6 +224,23 @@ def write_record(run: Run, result: Result) -> None:
     with atomic(run.folder / RECORD) as temporary:
         content = {"status": result.status, "error": result.error, **run.to_json(), **asdict(result)}
         temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def training_seconds(epochs: Sequence[tuple[float, float]]) -> float:
+    """Return the duration of all epochs, which tells two trainings apart, from begin and end of each."""
+    return sum(end - start for start, end in epochs)
+
+
+def was_trained_again(folder: Path, result: Result) -> bool:
+    """Return True if the checkpoint in the folder of a complete run is of a later training, as by ``nnUNetv2_train``.
+
+    The record then describes a model that is gone, and predictions in ``validation`` are of the new one.
+    """
+    try:
+        seconds = training_seconds(epoch_times(folder / result.checkpoint))
+    except (FileNotFoundError, ValueError):  # of a deleted or damaged checkpoint, nothing is known
+        return False
+    return result.training_seconds is not None and seconds != result.training_seconds
 
 
 def evaluated_folders(run: Run) -> tuple[str, str]:

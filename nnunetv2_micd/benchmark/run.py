@@ -14,11 +14,11 @@ from torch.backends import cudnn
 from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.prediction import MEAN_PREDICTIONS, find_test_images, lacks_mean, predict, predict_mean
 from nnunetv2_micd.benchmark.progress import progress_removed, report_prediction, report_steps
-from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read_record, write_record
+from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read_record, training_seconds, write_record
 from nnunetv2_micd.data.results import FINAL
 from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
-from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
+from nnunetv2_micd.utils.checkpoint_files import epoch_times
 from nnunetv2_micd.utils.files import environment
 from nnunetv2_micd.utils.locks import hold_lock
 from nnunetv2_micd.utils.memory import peak_memory
@@ -93,7 +93,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     torch.cuda.manual_seed_all(run.seed)
     begin = time.time()
     has_trained = _train(run, torch.device(device))
-    epochs = _epoch_times(run.folder / FINAL)
+    epochs = epoch_times(run.folder / FINAL)
     if run.test_images is None:
         # nnU-Net has predicted the validation cases right after the last epoch, unless that was in an earlier process.
         prediction_seconds = time.time() - max(begin, epochs[-1][1])
@@ -103,7 +103,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
         predict(run.folder.parent, run.fold, find_test_images(run), output, torch.device(device))
         prediction_seconds = time.time() - begin
     return {
-        "training_seconds": sum(end - start for start, end in epochs),
+        "training_seconds": training_seconds(epochs),
         "prediction_seconds": prediction_seconds,
         # Of a training by an earlier process, nothing is known.
         "peak_memory_bytes": peak_memory() if has_trained else None,
@@ -134,9 +134,3 @@ def _train(run: Run, device: torch.device) -> bool:
     report_prediction(run)
     trainer.perform_actual_validation()
     return not is_trained
-
-
-def _epoch_times(checkpoint: Path) -> list[tuple[float, float]]:
-    """Return begin and end of each epoch in seconds, also of those before an interruption."""
-    log = read_checkpoint(checkpoint, mapped=True)["logging"]
-    return list(zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunetv2_micd.benchmark.prediction import lacks_mean
-from nnunetv2_micd.benchmark.records import Run, read_record
+from nnunetv2_micd.benchmark.records import Run, read_record, was_trained_again
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -32,6 +32,11 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
                 f"The run in {folder} was made with {name} {_cut(recorded[name])}, not {_cut(value)}; move the folder "
                 "elsewhere, or repeat the benchmark as it was"
             )
+    if record.result.is_complete and was_trained_again(folder, record.result):
+        raise ValueError(
+            f"The run in {folder} was trained again after the benchmark; move the folder elsewhere, and the benchmark "
+            "does the run again"
+        )
     if record.result.is_complete and test_cases:
         predictions = (folder / record.result.predictions).glob(f"*{ending}")
         predicted = {path.name.removesuffix(ending) for path in predictions}

@@ -77,7 +77,7 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
     cases = [UnlabeledCase(name, folder) for name in preprocessed if name not in set(gone)]
     cases += [UnlabeledCase(name, labeled_folder) for name in dict.fromkeys(hidden)]
     if not cases and missing:
-        raise ValueError(f"The {len(missing)} unlabeled images are not preprocessed yet; run: {command}")
+        raise ValueError(f"The unlabeled images are not preprocessed yet ({shorten(missing)}); run: {command}")
     if not cases and defects:
         raise ValueError(
             f"None of the unlabeled images could be preprocessed; mend these, then run {command} : {_describe(defects)}"
@@ -89,26 +89,25 @@ def find_unlabeled_cases(dataset: Dataset, configuration: str, entry: Entry) -> 
         )
     if missing:
         warnings.warn(
-            f"{len(missing)} of the images in {IMAGES_FOLDER} are not preprocessed and not used ({shorten(missing)}); "
-            f"to use them, run: {command}",
+            f"Images in {IMAGES_FOLDER} are not preprocessed and not used ({shorten(missing)}); to use them, run: "
+            f"{command}",
             stacklevel=2,
         )
     if defects:
         warnings.warn(
-            f"{len(defects)} of the images in {IMAGES_FOLDER} could not be preprocessed and are not used: "
-            f"{_describe(defects)}",
+            f"Images in {IMAGES_FOLDER} could not be preprocessed and are not used: {_describe(defects)}",
             stacklevel=2,
         )
     if gone:
         warnings.warn(
-            f"{len(gone)} preprocessed images are not used, because their raw files are gone ({shorten(gone)}); to "
-            f"remove them for good, run: {command}",
+            f"Preprocessed images are not used, because their raw files are gone ({shorten(gone)}); to remove them for "
+            f"good, run: {command}",
             stacklevel=2,
         )
     if replaced:
         warnings.warn(
-            f"The raw files of {len(replaced)} images have changed since they were preprocessed ({shorten(replaced)}); "
-            f"to train on the new ones, run: {command}",
+            f"Raw files have changed since they were preprocessed ({shorten(replaced)}); to train on the new ones, "
+            f"run: {command}",
             stacklevel=2,
         )
     return sorted(cases, key=lambda case: case.identifier)

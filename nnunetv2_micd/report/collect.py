@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_micd.benchmark.records import RECORD, Run, read_record
+from nnunetv2_micd.benchmark.records import RECORD, Run, read_record, was_trained_again
 from nnunetv2_micd.data.folders import dataset_id, find_dataset
 from nnunetv2_micd.data.results import results_root
 from nnunetv2_micd.report.runs import (
@@ -116,6 +116,11 @@ def _load_runs(folder: Path, baseline: str) -> list[FinishedRun]:
         raise ValueError(f"it failed: {result.error}")
     if not result.is_complete:
         raise ValueError(f"it is not finished (status {result.status!r}): still running, or interrupted; run it again")
+    if was_trained_again(folder, result):
+        raise ValueError(
+            f"it was trained again after the benchmark; move {folder} elsewhere, and the same benchmark does the run "
+            "again"
+        )
     if settings.trainer == STOCK != baseline:
         raise ValueError(f"the baseline is {baseline}")
     runs = [FinishedRun(settings, result, folder, trainer=_name_in_report(settings, baseline))]

@@ -50,6 +50,23 @@ def read_checkpoint(path: str | os.PathLike[str], mapped: bool = False) -> dict[
     return checkpoint
 
 
+def epoch_times(path: str | os.PathLike[str]) -> list[tuple[float, float]]:
+    """Return begin and end of each epoch of a training in seconds, also of those before an interruption.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or holds no times, such as a model that was exported without its history.
+    """
+    log = read_checkpoint(path, mapped=True).get("logging", {})
+    starts, ends = log.get("epoch_start_timestamps", []), log.get("epoch_end_timestamps", [])
+    if not starts or len(starts) != len(ends):
+        raise ValueError(f"{path} does not hold the times of its epochs")
+    return list(zip(starts, ends, strict=True))
+
+
 def _explain(path: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in text:

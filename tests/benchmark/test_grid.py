@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import TinyDataset, write_image
 from skimage import io
 
@@ -155,7 +156,7 @@ def test_lengths_are_positive(epochs: int, iterations: int) -> None:
 
 def test_unlabeled_images_are_needed_and_preprocessed(dataset: TinyDataset, grid: Grid) -> None:
     (dataset.unlabeled_folder() / "image_1.b2nd").unlink()
-    with pytest.raises(ValueError, match=r"1 of the images in imagesUn are not preprocessed.*nnUNetv2_micd preprocess"):
+    with pytest.raises(ValueError, match=r"Images in imagesUn are not preprocessed.*nnUNetv2_micd preprocess"):
         plan_runs(grid)
     shutil.rmtree(dataset.images)
     shutil.rmtree(dataset.unlabeled_folder())
@@ -287,3 +288,8 @@ def test_runs_of_before_are_not_overwritten(
     predictions.mkdir()
     (predictions / "test_52.nii.gz").touch()
     refused(r"tested on other images \(test_50, test_51, test_52\)", test=test_set, budgets=["1"])
+    times = {"epoch_start_timestamps": [0.0], "epoch_end_timestamps": [60.0]}
+    content = {"network_weights": {"w": torch.ones(1)}, "trainer_name": "T", "init_args": {}, "logging": times}
+    torch.save(content, tested.folder / "checkpoint_final.pth")
+    write_record(tested, Result.start(tested, "cpu").done(training_seconds=61.0))
+    refused(r"trained again after the benchmark; move the folder", test=test_set, budgets=["1"])

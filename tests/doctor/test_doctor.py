@@ -304,7 +304,7 @@ def trained_on_validation_cases(dataset: TinyDataset) -> None:
         (without_splits, "ok", "fold all: 6 labeled, 4 unlabeled, 0 validation", ""),
         (without_unlabeled, "warning", "fold 0: There are no unlabeled images", ""),  # fold 1 has some
         (preprocessed_by_other_plans, "problem", "folds 0, 1: The unlabeled images in", ""),
-        (one_unlabeled_image_more, "warning", "folds 0, 1: 1 of the images in imagesUn are not preprocessed", ""),
+        (one_unlabeled_image_more, "warning", "folds 0, 1: Images in imagesUn are not preprocessed", ""),
         (unlabeled_case_that_validates, "problem", "folds 0, 1: Unlabeled images are also labeled cases", ""),
         (not_preprocessed, "problem", "not preprocessed", "nnUNetv2_preprocess -d 901 -c 3d_fullres -plans_name"),
         (lost_case, "problem", "folds 0, 1: splits_final.json names cases that are not preprocessed (case_0)", "corr"),

@@ -696,9 +696,20 @@ def interrupt(tree: Tree, folder: Path) -> None:
     tree.change(folder, status="running", training_seconds=None)
 
 
+def train_again(tree: Tree, folder: Path) -> None:
+    times = {"epoch_start_timestamps": [0.0, 60.0], "epoch_end_timestamps": [50.0, 110.5]}
+    content = {"network_weights": {"w": torch.ones(1)}, "trainer_name": "T", "init_args": {}, "logging": times}
+    torch.save(content, folder / "checkpoint_final.pth")
+    tree.change(folder, training_seconds=100.5)
+    assert collect_runs(902)[2] == []
+    times["epoch_end_timestamps"][1] += 1
+    torch.save(content, folder / "checkpoint_final.pth")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (train_again, "it was trained again after the benchmark; move .*fold_5 elsewhere"),
         (damage_json, "benchmark.json is damaged"),
         (damage_list, "benchmark.json is damaged"),
         (damage_field, r"benchmark.json is damaged \(seed is 'zero'\); delete the folder .*fold_5 to repeat this run"),
