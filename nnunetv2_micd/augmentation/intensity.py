@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
+from nnunetv2_micd.utils.devices import to_device
 from nnunetv2_micd.utils.precision import full_precision
 from nnunetv2_micd.utils.ranges import Between, Range, Share, check_fields
 
@@ -106,7 +107,7 @@ def strong_view(
     """
     drawn = sample_strengths(images.shape[0], images.shape[1], view, generator)
     seed = int(torch.randint(2**31, (), generator=generator))
-    on_device = Strengths(*torch.stack(drawn).to(images.device, non_blocking=True))
+    on_device = Strengths(*to_device(torch.stack(drawn), images.device))
     return keep_outside(images, apply_strengths(images, on_device, seed), masked_channels)
 
 
@@ -216,7 +217,7 @@ def keep_outside(images: Tensor, changed: Tensor, masked_channels: Sequence[int]
         return changed
     is_masked = torch.zeros(images.shape[1], dtype=torch.bool)
     is_masked[list(masked_channels)] = True
-    is_masked = is_masked.to(images.device, non_blocking=True).view(-1, *[1] * (images.ndim - 2))
+    is_masked = to_device(is_masked, images.device).view(-1, *[1] * (images.ndim - 2))
     return changed.masked_fill(is_masked & (images == 0), 0)
 
 

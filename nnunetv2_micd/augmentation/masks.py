@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunetv2_micd.utils.devices import to_device
+
 
 def sample_mask(
     batch_size: int,
@@ -52,7 +54,7 @@ def sample_mask(
     blocks = math.prod(grid)
     # Every row of ranks is a permutation, so the number of hidden blocks is exact.
     ranks = torch.rand(batch_size, blocks, generator=generator).argsort(dim=1)
-    mask = (ranks < round(ratio * blocks)).view(batch_size, 1, *grid).to(device, non_blocking=True)
+    mask = to_device((ranks < round(ratio * blocks)).view(batch_size, 1, *grid), device)
     for axis, (size, edge) in enumerate(zip(spatial, edges, strict=True), start=2):
         mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, 0, size)
     return mask
@@ -115,7 +117,7 @@ def box_mask(starts: Tensor, edges: Tensor, spatial: Sequence[int], device: torc
         tensor([[[[0, 1, 1, 0],
                   [0, 0, 0, 0]]]], dtype=torch.int32)
     """
-    bounds = torch.stack((starts, starts + edges)).to(device, non_blocking=True)
+    bounds = to_device(torch.stack((starts, starts + edges)), device)
     mask = torch.ones((len(starts), 1, *spatial), dtype=torch.bool, device=device)
     for axis, size in enumerate(spatial):
         position = torch.arange(size, device=device)

@@ -134,8 +134,8 @@ class Result:
         versions: Versions of the software by its name.
         training_seconds: Duration of all epochs, None until the run is done.
         prediction_seconds: Duration of the prediction of all test cases, None until the run is done.
-        peak_memory_bytes: Largest main memory of the process, None until the run is done, and if an earlier process has
-            ended the training.
+        peak_memory_bytes: Largest main memory of the process up to the end of the training, None until the run is done,
+            and if an earlier process has ended the training.
         peak_gpu_bytes: Largest GPU memory of PyTorch's tensors, likewise, and None without a CUDA GPU.
         mean_predictions: Folder of the test cases as the mean of both networks predicts them, relative to the folder of
             the run; None if that was not asked for or there is one network.

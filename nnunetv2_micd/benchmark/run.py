@@ -92,7 +92,7 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     random_states.seed_all(run.seed)
     torch.cuda.manual_seed_all(run.seed)
     begin = time.time()
-    has_trained = _train(run, torch.device(device))
+    memory = _train(run, torch.device(device))
     epochs = epoch_times(run.folder / FINAL)
     if run.test_images is None:
         # nnU-Net has predicted the validation cases right after the last epoch, unless that was in an earlier process.
@@ -105,14 +105,15 @@ def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
     return {
         "training_seconds": training_seconds(epochs),
         "prediction_seconds": prediction_seconds,
-        # Of a training by an earlier process, nothing is known.
-        "peak_memory_bytes": peak_memory() if has_trained else None,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if has_trained and device == "cuda" else None,
+        **memory,
     }
 
 
-def _train(run: Run, device: torch.device) -> bool:
-    """Do what ``nnUNetv2_train`` does, including the validation; return whether there were steps left to take."""
+def _train(run: Run, device: torch.device) -> dict[str, int | None]:
+    """Do what ``nnUNetv2_train`` does, including the validation, and return the memory that the training took.
+
+    That is nothing if an earlier process took the last step.
+    """
     final, *others = (run.folder / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     for path in (final, *others):
         if path.exists() and not zipfile.is_zipfile(path):  # a killed training may leave half a checkpoint
@@ -128,9 +129,13 @@ def _train(run: Run, device: torch.device) -> bool:
     maybe_load_checkpoint(trainer, continue_training=continues, validation_only=is_trained)
     if torch.cuda.is_available():
         cudnn.deterministic, cudnn.benchmark = False, True
+    memory: dict[str, int | None] = {}
     if not is_trained:
         report_steps(trainer, run)
         trainer.run_training()
+        # Before the validation, which holds the logits of whole images.
+        gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+        memory = {"peak_memory_bytes": peak_memory(), "peak_gpu_bytes": gpu}
     report_prediction(run)
     trainer.perform_actual_validation()
-    return not is_trained
+    return memory

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunetv2_micd.augmentation.masks import mix, sample_box
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.ranges import Between, Share, Weight
@@ -241,7 +241,7 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the teacher's label with and without further components; after the pre-training the mixed images."""
-        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], unlabeled)[0])
+        teacher = self.pseudo_label(forward_to_logits(self.teachers["a"], unlabeled))
         panels = {
             "unlabeled image": self.image_panel(unlabeled),
             "teacher": label_map(teacher),

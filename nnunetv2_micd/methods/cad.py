@@ -13,7 +13,7 @@ from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import label_map, probabilities
 from nnunetv2_micd.methods.two_students import TwoStudents
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.utils.ranges import Between, Range
 
@@ -160,7 +160,7 @@ class nnUNetTrainerCAD(TwoStudents):
         """Weak view, the confidence of A's teacher and the box there, the displaced image, its label by B's teacher."""
         strong = self._strong_view(unlabeled, torch.Generator().manual_seed(self.current_epoch))
         logits_a, logits_b = (
-            forward_with_features(self.teachers[name], view)[0] for name, view in (("a", unlabeled), ("b", strong))
+            forward_to_logits(self.teachers[name], view) for name, view in (("a", unlabeled), ("b", strong))
         )
         confidences, displacement = self._find_displacement(logits_a, logits_b)
         half = Displacement(*(each[: len(unlabeled)] for each in displacement))

@@ -15,7 +15,7 @@ from nnunetv2_micd.losses.consistency import masked_mean
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
 from nnunetv2_micd.methods.ersr_filter import irregularity, most_regular
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -199,7 +199,7 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
         """Image, the teacher's label before and after the refinement, the image completed from a half, the student."""
         generator = torch.Generator().manual_seed(self.current_epoch)
         student, teacher = (
-            self._foreground(forward_with_features(network, unlabeled)[0])
+            self._foreground(forward_to_logits(network, unlabeled))
             for network in (self.students["a"], self.teachers["a"])
         )
         refined = self._refine(teacher.cpu(), unlabeled.device)

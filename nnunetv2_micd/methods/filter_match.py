@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import build_unlabeled_loader
-from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -183,10 +183,10 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Turned image, the network's labels of the image, turned as well, and those of the turned image."""
         network = self.students["a"]
-        labels = self.pseudo_label(forward_with_features(network, unlabeled)[0])
+        labels = self.pseudo_label(forward_to_logits(network, unlabeled))
         turn = self._draw_turn(torch.Generator().manual_seed(self.current_epoch))
         image, labels = turn(unlabeled), turn(labels)
-        seen = self.pseudo_label(forward_with_features(network, image)[0])
+        seen = self.pseudo_label(forward_to_logits(network, image))
         return {
             "turned image": self.image_panel(image),
             "its pseudo-label": label_map(labels),

@@ -20,7 +20,7 @@ from nnunetv2_micd.losses.evidential import (
 from nnunetv2_micd.losses.labels import class_masks, differing, label_map, pseudo_label
 from nnunetv2_micd.methods.two_students import TwoStudents
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.utils.ranges import Between, Share, Weight
@@ -144,7 +144,7 @@ class nnUNetTrainerMEDL(TwoStudents):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, the labels of both networks and where they differ, their fused label and its reliability."""
         regions = self.label_manager.has_regions
-        logits = [forward_with_features(self.students[name], unlabeled)[0] for name in "ab"]
+        logits = [forward_to_logits(self.students[name], unlabeled) for name in "ab"]
         fused = fuse(*(opinion(each, regions) for each in logits))
         label_a, label_b = (self.pseudo_label(each) for each in logits)
         reliable = reliability(fused)

@@ -36,7 +36,7 @@ class MICDConfig(SemiSupervisedConfig):
         mcpc_weight, cfc_weight, cmd_weight: Weights of eq. 3, 4 and 5 in eq. 7, where each has 1; at 0 a term is not
             computed. CFC is by far the largest term and has less here; the result was no worse (``docs/results``).
         labeled_consistency: Whether eq. 3, 4 and 5 see the labeled images as well, as in the paper. On the unlabeled
-            ones alone a step takes three quarters of the time and the result is no worse (``docs/results``). With
+            ones alone a step takes about two thirds of the time and the result is no worse (``docs/results``). With
             an ignore label they always do: what is ignored there is unlabeled.
         mask_ratio: r of eq. 2, the share of blocks that is zeroed.
         mask_block: s of eq. 2, the edge of a block in voxels.

@@ -11,7 +11,7 @@ from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.augmentation.masks import mix, sample_box
 from nnunetv2_micd.losses.labels import foreground_share, label_map
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.ranges import Between, Share
@@ -119,7 +119,7 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image and the teacher's label; as soon as it is mixed with labeled images, the mixed images of that step."""
-        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], unlabeled)[0])
+        teacher = self.pseudo_label(forward_to_logits(self.teachers["a"], unlabeled))
         panels = {"unlabeled image": self.image_panel(unlabeled), "teacher": label_map(teacher)}
         if self.pictured is None:  # also in a continued training whose mixing has ended
             return panels

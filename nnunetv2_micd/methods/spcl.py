@@ -16,10 +16,11 @@ from nnunetv2_micd.augmentation.intensity import StrongView
 from nnunetv2_micd.losses.contrastive import NO_LABEL, Pace, model_age, self_paced_contrast
 from nnunetv2_micd.losses.labels import label_map
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.devices import to_device
 from nnunetv2_micd.utils.distributed import sum_over_processes
 from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight
 
@@ -220,7 +221,7 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
         views = torch.cat(self._views(unlabeled, self.generator))
         embeddings = self.students["projectors"](self.forward_with_pooled_bottleneck(self.students["a"], views))
         labels = meta_labels(*self.unlabeled_origin, self.config.partitions)
-        labels = labels.to(self.device, non_blocking=True).repeat(1, 2)
+        labels = to_device(labels, self.device).repeat(1, 2)
         losses = {}
         for index, name in enumerate(META_LABELS):
             contrast = self_paced_contrast(
@@ -247,7 +248,7 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
         spatial = images.ndim - 2
         # The last two axes; the loader may mirror along the first, but that would turn the order of the parts around.
         for axis in sorted({spatial - 2, spatial - 1}.intersection(self.inference_allowed_mirroring_axes or ())):
-            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
+            mirrored = to_device(torch.rand(len(images), generator=generator) < 0.5, images.device)
             second = torch.where(mirrored.view(-1, *[1] * (spatial + 1)), second.flip(axis + 2), second)
         return first, second
 
@@ -263,7 +264,7 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, its two views, and the label of the student."""
         first, second = self._views(unlabeled, torch.Generator().manual_seed(self.current_epoch))
-        student = forward_with_features(self.students["a"], unlabeled)[0]
+        student = forward_to_logits(self.students["a"], unlabeled)
         return {
             "image": self.image_panel(unlabeled),
             "first view": self.image_panel(first),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
-from nnunetv2_micd.training.networks import build_peer, forward_with_features
+from nnunetv2_micd.training.networks import build_peer, forward_to_logits
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
 
@@ -53,7 +53,7 @@ class TwoStudents(SemiSupervisedTrainer):
     def label_panels(self, images: Tensor) -> dict[str, Tensor]:
         """Return the hard labels of both networks for a picture, and where they differ."""
         # Not compiled: a picture has another batch size now and then, for which compiling costs more than it saves.
-        label_a, label_b = (self.pseudo_label(forward_with_features(self.students[name], images)[0]) for name in "ab")
+        label_a, label_b = (self.pseudo_label(forward_to_logits(self.students[name], images)) for name in "ab")
         return {
             "label of A": label_map(label_a),
             "label of B": label_map(label_b),

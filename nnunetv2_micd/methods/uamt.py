@@ -12,7 +12,7 @@ from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import masked_mean
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features
+from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
@@ -101,8 +101,8 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
         """Image, noisy image, the labels of student and teacher, and where the teacher is uncertain."""
         generator = torch.Generator().manual_seed(self.current_epoch)
         noisy = self._add_noise(unlabeled, generator)
-        student = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
-        teacher = self.pseudo_label(forward_with_features(self.teachers["a"], noisy)[0])
+        student = self.pseudo_label(forward_to_logits(self.students["a"], unlabeled))
+        teacher = self.pseudo_label(forward_to_logits(self.teachers["a"], noisy))
         return {
             "image": self.image_panel(unlabeled),
             "teacher's image": self.image_panel(noisy),

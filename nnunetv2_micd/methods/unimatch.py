@@ -12,10 +12,11 @@ from nnunetv2_micd.augmentation.masks import box_mask, sample_starts
 from nnunetv2_micd.losses.dice import confident_dice_loss
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.networks import forward_with_features, forward_with_scaled_features
+from nnunetv2_micd.training.networks import forward_to_logits, forward_with_scaled_features
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.students import compiled
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.devices import to_device
 from nnunetv2_micd.utils.ranges import Between, Range, Share, Weight
 
 
@@ -89,7 +90,7 @@ def sample_kept_channels(
         ``(B, channels)`` for each stage, float32.
     """
     kept = torch.rand(batch_size, sum(channels), generator=generator) >= dropout
-    return list((kept / (1 - dropout)).to(device, non_blocking=True).split(list(channels), dim=1))
+    return list(to_device(kept / (1 - dropout), device).split(list(channels), dim=1))
 
 
 def sample_cutmix(
@@ -188,7 +189,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
         generator = torch.Generator().manual_seed(self.current_epoch)
         student = self.students["a"]
         labels, confident = confident_labels(
-            forward_with_features(student, unlabeled)[0], self.label_manager.has_regions, self.config.threshold
+            forward_to_logits(student, unlabeled), self.label_manager.has_regions, self.config.threshold
         )
         box = self._sample_cutmix(unlabeled, generator)
         strong = paste(self._strong_view(unlabeled, generator), box)
@@ -197,7 +198,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
             "strong view": self.image_panel(strong),
             "its pseudo-label": label_map(paste(labels, box)),
             "confident": paste(confident, box).all(1),
-            "student": label_map(self.pseudo_label(forward_with_features(student, strong)[0])),
+            "student": label_map(self.pseudo_label(forward_to_logits(student, strong))),
         }
 
 

@@ -199,7 +199,7 @@ def _instrumented(trainer: Any, watch: Stopwatch) -> Iterator[None]:
             time(trainer, "next_unlabeled", UNLABELED_DATA)
             time(trainer.networks, "update_teachers", EMA)
         # Passes that do not call a network as a whole, but its encoder and decoder.
-        for name in [attribute for attribute in vars(trainer) if attribute.startswith("forward_with")]:
+        for name in [attribute for attribute in vars(trainer) if attribute.startswith("forward_")]:
             stack.enter_context(mock.patch.object(trainer, name, _timed_pass(getattr(trainer, name), trainer, watch)))
         time(torch.autograd, "backward", BACKWARD)  # Tensor.backward calls it as well
         for name in ("loss", "masked_loss"):  # BCP has a second one

@@ -20,7 +20,12 @@ from nnunetv2_micd.training.figures import image_panel, label_names
 from nnunetv2_micd.training.loader import IsolatedAugmenter
 from nnunetv2_micd.training.messages import next_commands
 from nnunetv2_micd.training.monitor import PICTURE_EVERY, Monitor
-from nnunetv2_micd.training.networks import check_architecture, forward_with_features, forward_with_outputs
+from nnunetv2_micd.training.networks import (
+    check_architecture,
+    forward_to_logits,
+    forward_with_features,
+    forward_with_outputs,
+)
 from nnunetv2_micd.training.reference import find_reference
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
@@ -61,7 +66,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         iteration: Number of training steps so far.
         generator: Random generator of the method on the CPU, apart from the ones of nnU-Net's loaders; continued by
             ``--c``.
-        forward_with_features: :func:`networks.forward_with_features`, compiled where nnU-Net compiles.
+        forward_to_logits: :func:`networks.forward_to_logits`, compiled where nnU-Net compiles.
+        forward_with_features: :func:`networks.forward_with_features`, likewise.
         forward_with_outputs: :func:`networks.forward_with_outputs`, likewise.
 
     Examples:
@@ -101,6 +107,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         self.monitor = Monitor(self.print_to_log_file)
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(torch.initial_seed() + self.local_rank)
+        self.forward_to_logits = forward_to_logits
         self.forward_with_features = forward_with_features
         self.forward_with_outputs = forward_with_outputs
         self._last_unlabeled: Tensor | None = None
@@ -143,9 +150,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Return panels of the picture by title, see :func:`figures.save_patches`."""
         # Not compiled: a picture has another batch size now and then, for which compiling costs more than it saves.
         networks = {"student": self.students["a"], "teacher": self.teachers["a"]}
-        labels = {
-            name: self.pseudo_label(forward_with_features(network, unlabeled)[0]) for name, network in networks.items()
-        }
+        labels = {name: self.pseudo_label(forward_to_logits(network, unlabeled)) for name, network in networks.items()}
         differ = differing(labels["student"], labels["teacher"])
         return {
             "image": self.image_panel(unlabeled),
@@ -175,7 +180,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return the logits of a network at full resolution, ``(B, K, *spatial)``."""
-        return self.forward_with_features(network, images)[0]
+        return self.forward_to_logits(network, images)
 
     def hard_target(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the truth at full resolution, and which voxels are ignored, see :func:`losses.hard_target`."""
@@ -243,6 +248,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             self.networks.store_channels_last()
         if self._do_i_compile():
             self.networks.compile()
+        self.forward_to_logits = compiled(forward_to_logits, self._do_i_compile())
         self.forward_with_features = compiled(forward_with_features, self._do_i_compile())
         self.forward_with_outputs = compiled(forward_with_outputs, self._do_i_compile())
 

@@ -26,7 +26,7 @@ from nnunetv2_micd.training.loader import Origin, UnlabeledImages, build_unlabel
 from nnunetv2_micd.training.messages import previous_stage_command
 from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 from nnunetv2_micd.training.workers import explain_death, processes_of
-from nnunetv2_micd.utils.devices import check_device
+from nnunetv2_micd.utils.devices import check_device, to_device
 from nnunetv2_micd.utils.files import environment, remove_abandoned
 from nnunetv2_micd.utils.locks import hold_lock
 
@@ -168,7 +168,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
     def _to_device(self, data: Any) -> Any:
         if isinstance(data, list):
             return [self._to_device(item) for item in data]
-        return data.to(self.device, non_blocking=True)
+        return to_device(data, self.device)
 
     def run_training(self) -> None:
         """Train as nnU-Net does, keep other processes out, and name the cause when a worker process was killed.

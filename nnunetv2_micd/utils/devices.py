@@ -1,6 +1,16 @@
-"""Checks of the device that a command is to compute on."""
+"""Checks the device that a command is to compute on, and copies to it."""
 
 import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor from the CPU to a device. For a CUDA GPU the CPU does not wait for the end of the copy.
+
+    Elsewhere it does: on MPS a copy that nobody waits for may read the memory of a tensor that is gone by then (PyTorch
+    issues 139550 and 189690).
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def check_device(device: str) -> None:

@@ -5,8 +5,10 @@ semi-supervised method has several backward passes through several networks, so 
 the last backward pass.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -75,17 +77,35 @@ def share_of_process(items: Sequence[T]) -> Sequence[T]:
     return items[distributed.get_rank() :: distributed.get_world_size()] if several_processes() else items
 
 
+def wait_for_all() -> None:
+    """Wait for the other processes after work that may take much longer in one than in another."""
+    with _patient_group() as group:
+        if group is not None:
+            distributed.barrier(group)
+
+
 def gather_over_processes(results: dict[str, float]) -> dict[str, float]:
-    """Return the results of all processes together.
+    """Return the results of all processes together, after work that may take much longer in one than in another.
 
     Args:
         results: Results by name, with other names in each process.
     """
-    if not several_processes():
-        return results
-    gathered: list[dict[str, float]] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, results)
+    gathered = [results] * number_of_processes()
+    with _patient_group() as group:
+        if group is not None:
+            distributed.all_gather_object(gathered, results, group)
     return {name: value for process in gathered for name, value in process.items()}
+
+
+@contextmanager
+def _patient_group() -> Iterator[Any]:
+    """Make a group of all processes that waits for days; NCCL, which nnU-Net has, ends a training after ten minutes."""
+    if not several_processes():
+        yield None
+        return
+    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield group
+    distributed.destroy_process_group(group)
 
 
 def mean_over_processes(figures: dict[str, float]) -> dict[str, float]:

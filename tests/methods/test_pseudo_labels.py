@@ -549,12 +549,14 @@ def test_compiled(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @needs_cuda
-@pytest.mark.parametrize("compiled", ["t", "f"])
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("description", [None, REGIONS], ids=["classes", "regions"])
 def test_on_cuda(
-    description: dict[str, Any] | None, compiled: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+    description: dict[str, Any] | None, compiled: bool, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("nnUNet_compile", compiled)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    if compiled:
+        monkeypatch.delenv("nnUNet_compile")  # nnU-Net compiles by default
     if description is not None:
         relabel(dataset, description)
     trainer = make_trainer(nnUNetTrainerPseudoLabels, dataset, device="cuda")

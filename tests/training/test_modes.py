@@ -37,9 +37,11 @@ from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.training.cascade import segment_for_next_stages
 from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 
 
 def in_fast_tests(*methods: type) -> list[Any]:
@@ -243,18 +245,55 @@ def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkey
     resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
 
 
+COMPILED_ON_CUDA = (nnUNetTrainerMICD, nnUNetTrainerUniMatch, nnUNetTrainerSelfTraining)
+
+
 @needs_cuda
-@pytest.mark.parametrize("compiled", ["t", "f"])
 @pytest.mark.parametrize("method", ALL_METHODS)
-def test_on_cuda(method: type, compiled: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """In mixed precision."""
-    monkeypatch.setenv("nnUNet_compile", compiled)
+    monkeypatch.setenv("nnUNet_compile", "f")
+    check_on_gpu(method, dataset)
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "method",
+    [
+        *COMPILED_ON_CUDA,
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ALL_METHODS if method not in COMPILED_ON_CUDA),
+    ],
+)
+def test_compiled_on_cuda(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_compile", raising=False)  # nnU-Net compiles by default
+    check_on_gpu(method, dataset)
+
+
+def check_on_gpu(method: type, dataset: TinyDataset) -> None:
     trainer = make_trainer(method, dataset, device="cuda")
     trainer.run_training()
     trainer.perform_actual_validation()
     assert trainer.grad_scaler is not None
     assert all(np.isfinite(value) for row in trainer.monitor.history for value in row.values())
     predict(trainer)
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_continued_with_workers_and_pictures(
+    device: str, configuration: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With loaders in processes of their own, from pinned memory on a GPU."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer(nnUNetTrainerSelfTraining, dataset, configuration, device=device, draws=True)
+    trainer.run_training()
+    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
+    continued = make_trainer(nnUNetTrainerSelfTraining, dataset, configuration, device=device, draws=True)
+    continued.num_epochs = 3
+    continued.load_checkpoint(str(checkpoint))
+    continued.run_training()
+    assert len(continued.monitor.history) == 3
+    assert (Path(continued.output_folder) / PATCHES_FOLDER / "epoch_0002.png").is_file()
 
 
 def assert_equal_networks(one: Any, other: Any) -> None:

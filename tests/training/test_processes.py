@@ -90,6 +90,8 @@ def take_steps(trainer: Any, part: slice) -> dict[str, Any]:
 
 def run_process(rank: int, method: type, dataset: TinyDataset, folder: Path, device: str) -> None:
     backend = "nccl" if device == "cuda" and torch.cuda.device_count() > 1 else "gloo"  # nccl wants a GPU for each
+    if backend == "nccl":
+        torch.cuda.set_device(rank)  # as nnU-Net does
     distributed.init_process_group(backend, init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     trainer = make(method, dataset, device)

@@ -13,7 +13,7 @@ from nnunetv2_micd.methods.pseudo_labels.files import fingerprint, read_record, 
 from nnunetv2_micd.training.loader import OUTSIDE, UnlabeledImages
 from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.protocols import TrainerLike
-from nnunetv2_micd.utils.distributed import several_processes, share_of_process
+from nnunetv2_micd.utils.distributed import several_processes, share_of_process, wait_for_all
 
 Weights = Mapping[str, Tensor]
 
@@ -86,8 +86,7 @@ def label_images(
             for case, (label, stability) in _label_group(trainer, network, weights, images, group).items():
                 write_pseudo_label(trainer, label, {"network": name, "stability": stability}, paths[case])
                 bar.update()
-    if several_processes():
-        distributed.barrier()
+    wait_for_all()
     return {case: read_record(path)["stability"] for case, path in paths.items()}
 
 

@@ -16,7 +16,7 @@ from nnunetv2_micd.methods.pseudo_labels.files import PseudoLabeledImages, build
 from nnunetv2_micd.methods.pseudo_labels.labeling import Weights, copy_weights, label_images, most_stable
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.loader import Origin
-from nnunetv2_micd.training.networks import forward_with_features, full_resolution
+from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.ranges import Between
@@ -272,7 +272,7 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image, its pseudo-label, what the network says, and where they differ."""
-        network = self.pseudo_label(forward_with_features(self.students["a"], unlabeled)[0])
+        network = self.pseudo_label(forward_to_logits(self.students["a"], unlabeled))
         pseudo, _ = self.hard_target(full_resolution(self.pseudo_target))
         return {
             "image": self.image_panel(unlabeled),
