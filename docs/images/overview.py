@@ -1,4 +1,4 @@
-"""Draws ``overview.png`` of the README from the tables in ``docs/results``: the gain over nnU-Net with few labels."""
+"""Draws ``overview.png`` of the README from the tables in ``docs/results``: the Dice with few labels."""
 
 import csv
 from pathlib import Path
