@@ -92,7 +92,9 @@ def test_without_any_images_the_message_names_both_ways(dataset, find):
 
 def test_new_raw_images_are_a_warning(dataset, find):
     write_image(dataset.images / "new_0000.nii.gz", make_volume(0, (8, 9, 10))[0])
-    with pytest.warns(UserWarning, match=r"1 of the images .*\(new\).* nnUNetv2_micd preprocess -d 901 -c 3d_fullres"):
+    with pytest.warns(
+        UserWarning, match=r"Images in imagesUn .*\(new\).* nnUNetv2_micd preprocess -d 901 -c 3d_fullres"
+    ):
         assert len(find()) == 4
 
 
