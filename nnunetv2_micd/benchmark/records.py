@@ -238,7 +238,7 @@ def was_trained_again(folder: Path, result: Result) -> bool:
     """
     try:
         seconds = training_seconds(epoch_times(folder / result.checkpoint))
-    except (FileNotFoundError, ValueError):  # of a deleted or damaged checkpoint, nothing is known
+    except (OSError, ValueError):  # of a checkpoint that is gone, damaged or not ours to read, nothing is known
         return False
     return result.training_seconds is not None and seconds != result.training_seconds
 

@@ -25,6 +25,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage, stats
 
+from nnunetv2_micd.benchmark import records
 from nnunetv2_micd.benchmark.records import read_record
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.report import figures, run_scores, write_report
@@ -704,6 +705,16 @@ def train_again(tree: Tree, folder: Path) -> None:
     assert collect_runs(902)[2] == []
     times["epoch_end_timestamps"][1] += 1
     torch.save(content, folder / "checkpoint_final.pth")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_reason_to_leave_out_its_run(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(records, "epoch_times", refuse)
+    assert collect_runs(902)[2] == []
 
 
 @pytest.mark.parametrize(

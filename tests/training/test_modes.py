@@ -245,9 +245,6 @@ def test_compiled(method: type, configuration: str, dataset: TinyDataset, monkey
     resumed.load_checkpoint(str(Path(compiled.output_folder) / "checkpoint_final.pth"))
 
 
-COMPILED_ON_CUDA = (nnUNetTrainerMICD, nnUNetTrainerUniMatch, nnUNetTrainerSelfTraining)
-
-
 @needs_cuda
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_on_cuda(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,13 +254,7 @@ def test_on_cuda(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyP
 
 
 @needs_cuda
-@pytest.mark.parametrize(
-    "method",
-    [
-        *COMPILED_ON_CUDA,
-        *(pytest.param(method, marks=pytest.mark.slow) for method in ALL_METHODS if method not in COMPILED_ON_CUDA),
-    ],
-)
+@pytest.mark.parametrize("method", in_fast_tests(nnUNetTrainerMICD, nnUNetTrainerUniMatch, nnUNetTrainerSelfTraining))
 def test_compiled_on_cuda(method: type, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_compile", raising=False)  # nnU-Net compiles by default
     check_on_gpu(method, dataset)
