@@ -1,7 +1,7 @@
-"""Lays out a public benchmark as a raw nnU-Net dataset, with the published lists of labeled cases as its folds.
+"""Lays out a public benchmark as a raw nnU-Net dataset, with published lists of labeled cases as its folds.
 
-Each script beside this file knows one download: how its files are named and which lists were published for it. This
-file does the rest for all of them.
+Each script beside this file knows one download: how its files are named and which lists, if any, were published for it.
+This file does the rest for all of them.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ class Benchmark:
         train: Training cases, labeled or not.
         val: Validation cases. If there are none, each fold validates on its labeled cases.
         test: Test cases.
-        labeled: Lists of labeled training cases by their name in the literature; each list becomes a fold.
-        convert_labels: Function that writes the labels of a case to a path in the form that nnU-Net needs. By default
+        labeled: Lists of labeled training cases by their name in the literature; each list becomes a fold. Without
+            lists there is no ``splits_final.json``.
+        convert_images: Function that writes the image of a case to a path in the form that nnU-Net needs. By default
             the files are linked as they are.
+        convert_labels: The same for the labels.
         groups: Patient of each case, if patients have several.
     """
 
@@ -60,6 +63,7 @@ class Benchmark:
     val: Sequence[str]
     test: Sequence[str]
     labeled: Mapping[str, Sequence[str]]
+    convert_images: Callable[[Files, Path], None] | None = None
     convert_labels: Callable[[Files, Path], None] | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
 
@@ -123,7 +127,7 @@ def check_download(download: Path, parts: Sequence[str], what: str) -> None:
 
 
 def lay_out(benchmark: Benchmark, number: int) -> Path:
-    """Make the raw dataset of links to the download, and ``splits_final.json`` in its preprocessed folder.
+    """Make the raw dataset of links to the download, and of published lists ``splits_final.json``.
 
     Args:
         benchmark: The benchmark.
@@ -133,7 +137,8 @@ def lay_out(benchmark: Benchmark, number: int) -> Path:
         Folder of the raw dataset.
 
     Raises:
-        ValueError: The number is taken or not allowed, a variable of nnU-Net is not set, or labels cannot be converted.
+        ValueError: The number is taken or not allowed, a variable of nnU-Net is not set, or images or labels cannot be
+            converted.
         OSError: Files are missing in the download, or the dataset cannot be written.
     """
     name = f"Dataset{number:03d}_{benchmark.name}"
@@ -146,17 +151,19 @@ def lay_out(benchmark: Benchmark, number: int) -> Path:
         "name": benchmark.name,
         "numTraining": len(benchmark.train) + len(benchmark.val),
     }
-    preprocessed = Path(nnUNet_preprocessed, name)
     try:
-        with atomic_folder(raw) as raw_incomplete, atomic_folder(preprocessed) as preprocessed_incomplete:
-            _write_cases(benchmark, [*benchmark.train, *benchmark.val], raw_incomplete, "Tr")
-            _write_cases(benchmark, benchmark.test, raw_incomplete, "Ts")
-            (raw_incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
+        with ExitStack() as folders:
+            incomplete = folders.enter_context(atomic_folder(raw))
+            _write_cases(benchmark, [*benchmark.train, *benchmark.val], incomplete, "Tr")
+            _write_cases(benchmark, benchmark.test, incomplete, "Ts")
+            (incomplete / "dataset.json").write_text(json.dumps(description, indent=4) + "\n")
             if benchmark.groups:
-                (raw_incomplete / GROUPS_FILE).write_text(json.dumps(benchmark.groups, indent=4) + "\n")
-            write_splits(benchmark.folds(), preprocessed_incomplete / SPLITS_FILE)
+                (incomplete / GROUPS_FILE).write_text(json.dumps(benchmark.groups, indent=4) + "\n")
+            if benchmark.labeled:
+                preprocessed = folders.enter_context(atomic_folder(Path(nnUNet_preprocessed, name)))
+                write_splits(benchmark.folds(), preprocessed / SPLITS_FILE)
     except OSError as error:
-        raise OSError(f"Cannot make {raw} with links to the download ({error})") from error
+        raise OSError(f"Cannot make {raw} of the download ({error})") from error
     return raw
 
 
@@ -167,7 +174,7 @@ def _check_files(benchmark: Benchmark) -> None:
         missing = [case for case, file in files.items() if not file.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"The download lacks the {noun} of {len(missing)} of the {len(cases)} cases in the published lists "
+                f"The download lacks the {noun} of {len(missing)} of the {len(cases)} cases "
                 f"({shorten(missing)}), such as {files[missing[0]]}; complete it, or unpack it again"
             )
 
@@ -175,12 +182,17 @@ def _check_files(benchmark: Benchmark) -> None:
 def _write_cases(benchmark: Benchmark, cases: Sequence[str], folder: Path, part: str) -> None:
     ending = benchmark.description["file_ending"]
     images, labels = folder / f"images{part}", folder / f"labels{part}"
+    if not cases:
+        return
     images.mkdir(parents=True)
     labels.mkdir()
     for case in tqdm(cases, f"labels{part}", disable=benchmark.convert_labels is None):
         files = benchmark.files[case]
-        (images / f"{case}_0000{ending}").symlink_to(files.image)
-        label = labels / f"{case}{ending}"
+        image, label = images / f"{case}_0000{ending}", labels / f"{case}{ending}"
+        if benchmark.convert_images is None:
+            image.symlink_to(files.image)
+        else:
+            benchmark.convert_images(files, image)
         if benchmark.convert_labels is None:
             label.symlink_to(files.label)
         else:
@@ -190,6 +202,15 @@ def _write_cases(benchmark: Benchmark, cases: Sequence[str], folder: Path, part:
 def summarize(benchmark: Benchmark, raw: Path) -> str:
     """Return a summary of the raw dataset and the next commands."""
     number = int(raw.name[7:10])
+    if not benchmark.labeled:
+        configuration = "2d" if benchmark.description["file_ending"] == ".png" else "3d_fullres"
+        return "\n".join(
+            [
+                f"{raw} is complete, with {len(benchmark.train)} cases. Next, labeled and test cases drawn by seed:",
+                f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration} --verify_dataset_integrity",
+                f"nnUNetv2_micd benchmark -d {number} -c {configuration} -tr nnUNetTrainerSelfTraining -n 10 20",
+            ]
+        )
     images, labels = (shlex.quote(str(raw / folder)) for folder in ("imagesTs", "labelsTs"))
     folds = [
         f"fold {fold}: {list_name}, {len(entry['train'])} cases labeled, {len(entry['unlabeled'])} unlabeled, "

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import SimpleITK as sitk
 from helpers import MICD, Shell, TinyDataset, make_volume, write_image
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from skimage import io
 
 from nnunetv2_micd.data.splits import load_splits
 
@@ -293,3 +295,52 @@ def test_a_fold_is_trained(nnunet: TinyDataset, tmp_path: Path, monkeypatch: pyt
     shell(f"nnUNetv2_train 702 3d_fullres 1 -tr {MICD} -device cpu")
     folder = nnunet.results / "Dataset702_Synapse" / f"{MICD}__nnUNetPlans__3d_fullres" / "fold_1"
     assert (folder / "checkpoint_final.pth").is_file()
+
+
+def make_fetal_heads(folder: Path, cases: tuple[str, ...] = ("000_HC", "010_HC", "010_2HC", "186_HC")) -> Path:
+    """Make images of 8 x 12 pixels in columns of 0 and 200, with the outline of a head of 4 x 8."""
+    folder.mkdir()
+    image = np.tile(np.array([0, 200], np.uint8), (8, 6))
+    outline = np.zeros((8, 12), np.uint8)
+    outline[2:6, 4:12] = 255
+    outline[3:5, 5:11] = 0
+    for case in cases:
+        io.imsave(folder / f"{case}.png", image, check_contrast=False)
+        io.imsave(folder / f"{case}_Annotation.png", outline, check_contrast=False)
+    io.imsave(folder / "000_HC.png", np.stack([image] * 3, -1), check_contrast=False)  # the same, as colors
+    return folder
+
+
+def test_fetal_heads_are_shrunk_and_filled(
+    nnunet: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run("fetal_heads", make_fetal_heads(tmp_path / "download"), monkeypatch)
+    raw = nnunet.root / "raw" / "Dataset705_FetalHead"
+    cases = ["000_HC", "010_2HC", "010_HC"]  # the outline of 186_HC leaves the image
+    assert sorted(os.listdir(raw / "labelsTr")) == [f"{case}.png" for case in cases]
+    assert json.loads((raw / "groups.json").read_text()) == {"000_HC": "000", "010_2HC": "010", "010_HC": "010"}
+    description = json.loads((raw / "dataset.json").read_text())
+    for case in cases:
+        image, label = str(raw / "imagesTr" / f"{case}_0000.png"), str(raw / "labelsTr" / f"{case}.png")
+        assert np.array_equal(io.imread(image), np.full((2, 3), 100))
+        assert np.array_equal(io.imread(label), [[0, 1, 1], [0, 1, 1]])  # half of the 16 pixels, and all in x
+        reader = determine_reader_writer_from_dataset_json(description, image)
+        assert check_cases([image], label, 1, reader)
+        assert verify_labels(label, reader, [0, 1])
+    assert not (raw / "imagesTs").exists()
+    assert os.listdir(nnunet.root / "preprocessed") == []
+    assert "benchmark -d 705 -c 2d " in capsys.readouterr().out
+
+
+def test_fetal_heads_that_are_damaged(nnunet: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download = make_fetal_heads(tmp_path / "download")
+    label = download / "010_HC_Annotation.png"
+    open_outline = io.imread(label)
+    open_outline[2] = 0
+    for damaged, message in ((open_outline, "has no closed outline"), (open_outline[1:], r"has \(7, 12\) pixels")):
+        io.imsave(label, damaged, check_contrast=False)
+        assert re.search(f"010_HC_Annotation.png {message}", fail("fetal_heads", download, monkeypatch))
+    label.write_bytes(label.read_bytes()[:30])
+    assert "010_HC_Annotation.png cannot be read" in fail("fetal_heads", download, monkeypatch)
+    label.unlink()
+    assert "lacks the labels of 1 of the 3 cases" in fail("fetal_heads", download, monkeypatch)
