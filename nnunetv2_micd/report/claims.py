@@ -14,6 +14,7 @@ from nnunetv2_micd.report.runs import (
     display_name,
     is_baseline,
     is_candidate,
+    is_control,
     name_of_usual,
 )
 from nnunetv2_micd.report.statistics import LEVEL, is_significant
@@ -24,7 +25,8 @@ MORE_TIME = 1.1
 """Multiple of the method's time from which a training of the baseline is no longer of equal time."""
 
 ENOUGH_SEEDS = 3
-"""Each seed has other labeled cases. With fewer, a method may only suit those that were drawn."""
+"""Each seed has other labeled cases. With fewer, a method may only suit those that were drawn. Intervals and p do not
+know that: they are about other test cases, given these trainings."""
 
 Row = Mapping[Any, Any]
 
@@ -51,7 +53,7 @@ def _claims_about(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str)
     return [
         *_against_baseline(frames, budget, trainer),
         *_costs_and_equal_time(frames, budget, trainer),
-        *([_against_control(frames["against_control"], budget, trainer)] if any(map(_is_better, tests)) else []),
+        *([_against_control(frames, budget, trainer)] if any(map(_is_better, tests)) else []),
         *_against_others(frames, budget, trainer),
         *_about_other_labels(tests, budget),
     ]
@@ -104,10 +106,12 @@ def _at_equal_time(test: Row) -> str:
     return f"{start} it is {_judge(test)} {opponent}: {_describe(test)}."
 
 
-def _against_control(against_control: pd.DataFrame, budget: str, trainer: str) -> str:
-    tests = _rows(against_control, metric="dice", budget=budget, trainer=trainer)
+def _against_control(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> str:
+    tests = _rows(frames["against_control"], metric="dice", budget=budget, trainer=trainer)
     if not tests:
-        return "No control was run with these labels, so it is not known whether the unlabeled images are the cause."
+        has_control = any(is_control(row["trainer"]) for row in _rows(frames["summary"], budget=budget))
+        missing = "No control has a seed in common with it" if has_control else "No control was run with these labels"
+        return f"{missing}, so it is not known whether the unlabeled images are the cause."
     test = tests[0]
     control = display_name(test["control"]).removesuffix(CONTROL)
     result = f"It is {_judge(test)} the best control, {control}: {_describe(test)}"
@@ -132,11 +136,12 @@ def _against_others(frames: Mapping[str, pd.DataFrame], budget: str, trainer: st
 
 
 def _about_other_labels(tests: Sequence[Row], budget: str) -> list[str]:
+    few = bool(tests) and tests[0]["seeds"] < ENOUGH_SEEDS
+    seeds = counted(tests[0]["seeds"], "seed") if tests else ""
     if budget.startswith("f"):
-        return ["The labeled cases are those of one fold: nothing is known about others."]
-    if not tests or (seeds := tests[0]["seeds"]) >= ENOUGH_SEEDS:
-        return []
-    return [f"With {counted(seeds, 'seed')}, nothing is known about other labeled cases."]
+        unknown = f", nor, with {seeds}, about other trainings with them" if few else ""
+        return [f"The labeled cases are those of one fold: nothing is known about others{unknown}."]
+    return [f"With {seeds}, nothing is known about other labeled cases."] if few else []
 
 
 def _rows(frame: pd.DataFrame, **values: str) -> list[Row]:
@@ -168,7 +173,9 @@ def _describe(test: Row) -> str:
         return f"{difference} points, too few cases for a test"
     p = test["p_holm"]
     digits = 2 if (p < LEVEL) == (float(f"{p:.2g}") < LEVEL) else 3  # not rounded to the other side
-    return f"{difference} points (95 % interval {low} to {high}, p = {p:.{digits}g} with Holm's correction)"
+    least, most = (f"{100 * test[name]:+.1f}" for name in ("seed_low", "seed_high"))
+    by_seed = f"{least} to {most} with each of {test['seeds']} seeds" if test["seeds"] > 1 else "1 seed"
+    return f"{difference} points (95 % interval {low} to {high}, p = {p:.{digits}g} with Holm's correction; {by_seed})"
 
 
 def _enumerate(trainers: Sequence[str]) -> str:

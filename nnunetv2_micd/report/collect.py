@@ -1,5 +1,6 @@
 """Collects the finished runs of a benchmark and refuses runs that cannot be compared."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -201,16 +202,19 @@ def check_same_conditions(runs: Sequence[FinishedRun]) -> None:
                 f"{runs[0]} and {run} have different test cases ({differing}), so they cannot be in one table; run all "
                 "on the same test images, or move the other runs away"
             )
-        if run.settings.test_images != runs[0].settings.test_images:
-            folders = " and ".join(str(each.settings.test_images) for each in (runs[0], run))
-            raise ValueError(
-                f"{runs[0]} and {run} have test images of the same names in different folders ({folders}), so they "
-                "cannot be in one table; move the runs with one of them away"
-            )
+        for name, kind in (("test_images", "images"), ("test_labels", "labels")):
+            folders = [str(getattr(each.settings, name)) for each in (runs[0], run)]
+            if folders[0] != folders[1]:
+                raise ValueError(
+                    f"{runs[0]} and {run} have test {kind} of the same names in different folders "
+                    f"({' and '.join(folders)}), so they cannot be in one table; move the runs with one of them away"
+                )
     for run in runs:
         for other in runs:
             if run is not other and _key(run) == _key(other):
                 _check_pair(run, other)
+            if run.trainer == other.trainer and run.settings.budget == other.settings.budget:
+                _check_settings(run, other)
 
 
 def _key(run: FinishedRun) -> tuple[str, int]:
@@ -224,6 +228,19 @@ def _check_pair(run: FinishedRun, other: FinishedRun) -> None:
     if sorted(run.settings.labeled) != sorted(other.settings.labeled):
         raise ValueError(
             f"{run} and {other} have different labeled cases, so they cannot be compared; run one of them again"
+        )
+
+
+def _check_settings(run: FinishedRun, other: FinishedRun) -> None:
+    """Raise a ``ValueError`` if two runs of one row, whose mean the tables show, had different settings."""
+    first, second = (json.loads(each.settings.config or "{}") for each in (run, other))
+    # A setting that only one of them knows came or went with a version of this package, which the report names.
+    differing = [name for name in first.keys() & second.keys() if first[name] != second[name]]
+    if differing:
+        name = min(differing)
+        raise ValueError(
+            f"{run} and {other} were trained with different settings ({name} {first[name]} and {second[name]}), so "
+            "they cannot be in one row; run one of them again, or move it away"
         )
 
 

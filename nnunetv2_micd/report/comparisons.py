@@ -4,19 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases
 from nnunetv2_micd.report.runs import is_control, is_mean_of_both, is_method, is_tuned, name_of_usual
 from nnunetv2_micd.report.scores import METRICS, PERFECT
-from nnunetv2_micd.report.statistics import PairedResult, compare_paired, correct_holm
+from nnunetv2_micd.report.statistics import compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
 
 EQUAL_TIME = 0.95
 """A training counts as equally long if it took at least this fraction of the method's time, because times are noisy."""
 
 TIME_COLUMNS = ["budget", "trainer", "training_seconds", "opponent", "opponent_seconds", "dice", "opponent_dice"]
-TEST_COLUMNS = ["n", "difference", "low", "high", "pseudomedian", "p"]
+TEST_COLUMNS = ["seed_low", "seed_high", "n", "difference", "low", "high", "pseudomedian", "p"]
 
 
 def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +29,9 @@ def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
         scores: Scores of all cases of all runs.
 
     Returns:
-        A row for each metric, budget and method, with the fields of `statistics.PairedResult` and ``p_holm``.
+        A row for each metric, budget and method, with the fields of `statistics.PairedResult` and ``p_holm``; and the
+        number of common ``seeds``, and the lowest and highest difference that one of them has by itself,
+        ``seed_low`` and ``seed_high``.
     """
     opponents = {(budget, trainer): STOCK for budget, trainer in _list_tested(scores) if trainer != STOCK}
     return _compare_each(scores, opponents).drop(columns="opponent")
@@ -127,11 +130,22 @@ def _compare_each(scores: pd.DataFrame, opponents: Mapping[tuple[str, str], str]
 
 
 def _test(scores: pd.DataFrame, metric: str, budget: str, trainer: str, opponent: str) -> dict[str, Any]:
-    """Return the number of common seeds and the comparison over them, or nothing if there is no common seed."""
+    """Return the comparison over the common seeds and what each gives, or nothing if there is no common seed."""
+    seeds = _common_seeds(scores, budget, trainer, opponent)
+    if not seeds:
+        return {}
+    pairs = pair_scores(scores, metric, budget, trainer, opponent)
+    differences = pairs["method"] - pairs["other"]
+    each = np.array([_mean_by_group(of_seed).mean() for _, of_seed in differences.groupby("seed")])
+    low, high = (each.min(), each.max()) if each.size else (np.nan, np.nan)
+    result = compare_paired(_mean_by_group(differences).to_numpy())
+    return {"seeds": len(seeds), "seed_low": low, "seed_high": high, **asdict(result)}
+
+
+def _common_seeds(scores: pd.DataFrame, budget: str, *trainers: str) -> set[int]:
     in_budget = scores[scores["budget"] == budget]
-    method, other = (in_budget[in_budget["trainer"] == name] for name in (trainer, opponent))
-    seeds = set(method["seed"]) & set(other["seed"])
-    return {"seeds": len(seeds), **asdict(_compare(method, other, metric, seeds))} if seeds else {}
+    first, second = (set(in_budget.loc[in_budget["trainer"] == name, "seed"]) for name in trainers)
+    return first & second
 
 
 def compare_at_equal_time(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -186,17 +200,35 @@ def _choose_training(seconds: pd.Series, opponent: str, method_seconds: float) -
     return str(long_enough.index[0] if len(long_enough) else trainings.index[-1])
 
 
-def _compare(method: pd.DataFrame, other: pd.DataFrame, metric: str, seeds: set[int]) -> PairedResult:
-    """Compare two trainers group by group.
+def pair_scores(scores: pd.DataFrame, metric: str, budget: str, trainer: str, opponent: str) -> pd.DataFrame:
+    """Return the scores of two trainers side by side, for the seeds that both have.
 
     A class that is absent for both, in neither truth nor prediction, is left out of a case. Where it is absent for one
-    of them only, the other has invented it, and an empty mask was right. Cases of a group, such as those of a patient,
-    are not independent, so each group has one difference: their mean.
+    of them only, the other has invented it, and an empty mask was right.
+
+    Args:
+        scores: Scores of all cases of all runs.
+        metric: Name of the metric, such as ``dice``.
+        budget: The budget.
+        trainer: The first trainer.
+        opponent: The second trainer.
+
+    Returns:
+        The columns ``method`` and ``other``, with ``group``, ``case``, ``seed`` and ``class`` as index.
     """
+    seeds = _common_seeds(scores, budget, trainer, opponent)
+    paired = scores[(scores["budget"] == budget) & scores["seed"].isin(seeds)]
     keys = ["group", "case", "seed", "class"]
-    tables = (table[table["seed"].isin(seeds)].set_index(keys)[metric] for table in (method, other))
-    pairs = pd.concat(tables, axis=1, keys=("method", "other")).dropna(how="all").fillna(PERFECT[metric])
-    differences = pairs["method"] - pairs["other"]
-    for level in (keys[:3], keys[:2], keys[:1]):  # mean over the classes, then the seeds, then the cases
-        differences = differences.groupby(level).mean()
-    return compare_paired(differences.to_numpy())
+    tables = (paired[paired["trainer"] == name].set_index(keys)[metric] for name in (trainer, opponent))
+    return pd.concat(tables, axis=1, keys=("method", "other")).dropna(how="all").fillna(PERFECT[metric])
+
+
+def _mean_by_group(values: pd.Series) -> pd.Series:
+    """Return the mean over the classes, then the seeds, then the cases of each group.
+
+    Cases of a group, such as those of a patient, are not independent, so each group has one value.
+    """
+    keys = ["group", "case", "seed"]
+    for level in (keys, keys[:2], keys[:1]):
+        values = values.groupby(level).mean()
+    return values

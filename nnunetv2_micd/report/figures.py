@@ -95,7 +95,7 @@ def draw_all(
                 "cases.png",
                 "A point is a test case, its Dice the mean over classes and the seeds that both have. Above the line "
                 "the method is better than nnU-Net with the same labels.",
-                draw_cases(by_case, trainers),
+                draw_cases(usual_scores, trainers),
             ),
             (
                 "Training",

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from nnunetv2_micd.benchmark.records import ALL_LABELS
 from nnunetv2_micd.report.aggregate import MEAN
+from nnunetv2_micd.report.comparisons import pair_scores
 from nnunetv2_micd.report.looks import BASELINE_COLOR, choose_colors, choose_look, choose_markers, wrap_name
 from nnunetv2_micd.report.runs import (
     FinishedRun,
@@ -169,40 +170,36 @@ def draw_times(by_seed: pd.DataFrame, costs: pd.DataFrame, trainers: Sequence[st
     return figure
 
 
-def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
+def draw_cases(scores: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
     """Draw the Dice of each case against the baseline's, a panel for each budget and method.
 
     Args:
-        by_case: Scores of each run and case, see `aggregate.mean_over_classes`.
+        scores: Scores of all cases of all runs.
         trainers: Trainers in the order of the panels.
 
     Returns:
         The figure, or None if there is nothing to compare.
     """
-    scores = by_case[["budget", "trainer", "seed", "case", "dice"]]
-    baseline = scores[scores["trainer"] == STOCK].drop(columns="trainer")
-    # The seeds that both have, as in the tests.
-    pairs = scores.merge(baseline, on=["budget", "seed", "case"], suffixes=("_of_method", "_of_baseline"))
-    pairs = pairs[pairs["trainer"] != STOCK].groupby(["budget", "trainer", "case"], sort=False)
-    pairs = pairs[["dice_of_method", "dice_of_baseline"]].mean().mul(100).dropna().reset_index()
-    if pairs.empty:
+    tables = []
+    for budget in scores["budget"].unique():
+        for trainer in trainers:
+            pairs = pair_scores(scores, "dice", budget, trainer, STOCK)
+            if trainer == STOCK or pairs.empty:
+                continue
+            by_case = pairs.groupby(["case", "seed"]).mean().groupby("case").mean().mul(100)
+            tables.append(by_case.assign(budget=budget, trainer=trainer))
+    if not tables:
         return None
-    order = [
-        (budget, trainer)
-        for budget in by_case["budget"].unique()
-        for trainer in trainers
-        if ((pairs["budget"] == budget) & (pairs["trainer"] == trainer)).any()
-    ]
+    pairs = pd.concat(tables, ignore_index=True)
     pairs["panel"] = list(zip(pairs["budget"], pairs["trainer"], strict=True))
     grid = seaborn.relplot(
         pairs,
-        x="dice_of_baseline",
-        y="dice_of_method",
+        x="other",
+        y="method",
         hue="trainer",
         palette=choose_colors(trainers),
         col="panel",
-        col_order=order,
-        col_wrap=min(4, len(order)),
+        col_wrap=min(4, len(tables)),
         height=2.9,
         legend=False,
         alpha=0.7,
@@ -212,11 +209,11 @@ def draw_cases(by_case: pd.DataFrame, trainers: Sequence[str]) -> Figure | None:
     )
     for (budget, trainer), panel in grid.axes_dict.items():
         # All panels of a budget have the same limits, so that they can be compared.
-        values = pairs.loc[pairs["budget"] == budget, ["dice_of_baseline", "dice_of_method"]].to_numpy()
+        values = pairs.loc[pairs["budget"] == budget, ["other", "method"]].to_numpy()
         margin = 0.06 * (values.max() - values.min()) + 0.1
         limits = values.min() - margin, values.max() + margin
         in_panel = pairs[pairs["panel"] == (budget, trainer)]
-        difference = in_panel["dice_of_method"] - in_panel["dice_of_baseline"]
+        difference = in_panel["method"] - in_panel["other"]
         better, worse = (difference > 0).sum(), (difference < 0).sum()
         panel.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=1, zorder=0)
         panel.set(xlim=limits, ylim=limits, aspect="equal")

@@ -14,8 +14,8 @@ BOOTSTRAP_SEED = 0
 LEVEL = 0.05
 """A difference may be significant if its p with Holm's correction is below."""
 
-INTERVAL = (0.025, 0.975)
-"""Quantiles at the ends of a 95 % interval."""
+COVERAGE = 0.95
+"""Share of the intervals that hold the true difference."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PairedResult:
     Attributes:
         n: Number of differences.
         difference: Mean of method minus baseline.
-        low: Lower end of the 95 % bootstrap interval of the difference.
+        low: Lower end of the 95 % bootstrap interval of the difference, see :func:`interval_quantiles`.
         high: Upper end of this interval.
         pseudomedian: Median of the means of all pairs of differences (Hodges and Lehmann), which the test is about.
         p: p-value of the two-sided Wilcoxon signed-rank test.
@@ -42,7 +42,7 @@ class PairedResult:
 def compare_paired(differences: Sequence[float] | np.ndarray) -> PairedResult:
     """Test if the differences, one for each independent case or group of cases, are centered at zero.
 
-    The interval is the percentile bootstrap interval of their mean, which draws differences with replacement.
+    The interval is the expanded percentile bootstrap interval of their mean, which draws differences with replacement.
 
     Args:
         differences: Score of the method minus score of the baseline for each case or group.
@@ -59,12 +59,30 @@ def compare_paired(differences: Sequence[float] | np.ndarray) -> PairedResult:
     bootstrap = stats.bootstrap(
         (values,), np.mean, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=BOOTSTRAP_SEED
     )
-    low, high = np.quantile(bootstrap.bootstrap_distribution, INTERVAL)
+    low, high = np.quantile(bootstrap.bootstrap_distribution, interval_quantiles(len(values)))
     # Wilcoxon's test needs ranks, and there are none if all differences are zero. Then nothing speaks for a difference.
     p = stats.wilcoxon(values).pvalue if values.any() else 1.0
     first, second = np.triu_indices(len(values))
     pseudomedian = np.median(values[first] + values[second]) / 2
     return PairedResult(len(values), float(values.mean()), float(low), float(high), float(pseudomedian), float(p))
+
+
+def interval_quantiles(n: int) -> tuple[float, float]:
+    """Return the quantiles of the bootstrap distribution at which the interval of a mean of n values ends.
+
+    With few values a percentile interval is too narrow: it has the normal distribution's width and the deviation with
+    divisor n. So its quantiles are moved outward until it is as wide as Student's (Hesterberg, The American
+    Statistician 69, 2015, "expanded percentile"). With two or three values that is the whole range.
+
+    Args:
+        n: Number of values, at least two.
+
+    Examples:
+        >>> [f"{interval_quantiles(n)[0]:.4f}" for n in (5, 20, 200)]
+        ['0.0010', '0.0159', '0.0241']
+    """
+    half = stats.t.ppf((1 + COVERAGE) / 2, n - 1) * np.sqrt(n / (n - 1))
+    return float(stats.norm.cdf(-half)), float(stats.norm.cdf(half))
 
 
 def is_significant(test: Mapping[Any, Any]) -> bool:

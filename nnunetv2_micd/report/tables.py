@@ -49,7 +49,7 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names, unit: str) -> l
     """
     titles = {"dice": "Dice %", "nsd": "NSD %", "hd95": f"HD95 {unit}", "asd": f"ASD {unit}"}
     summary = frames["summary"]
-    tests = ["difference (95 % interval)", "p", "p (Holm)"]
+    tests = ["difference (95 % interval)", "seeds", "of each seed", "p", "p (Holm)"]
     first = ["labeled", "method", "seeds", *titles.values(), "missed", "false alarms", "absent", "of"]
     overall = summary[summary["class"] == MEAN]
     classes = summary[summary["class"] != MEAN]
@@ -71,7 +71,7 @@ def format_tables(frames: dict[str, pd.DataFrame], names: Names, unit: str) -> l
             [_best_row(row, names) for row in frames["best_against_others"].to_dict("records")],
         ),
         Table(
-            "Against nnU-Net and the best control trained at least as long",
+            "Against longer trainings of nnU-Net and the best control",
             [*("labeled", "method", "training", "other", "its training", "Dice %", "its Dice %"), *tests],
             [_equal_time_row(row, names) for row in frames["equal_time"].to_dict("records")],
         ),
@@ -121,8 +121,10 @@ def _best_row(row: dict[Any, Any], names: Names) -> list[str]:
 
 def _difference(row: dict[Any, Any], is_percent: bool) -> list[str]:
     factor, digits = (100, 1) if is_percent else (1, 2)
-    difference, low, high = (f"{row[name] * factor:+.{digits}f}" for name in ("difference", "low", "high"))
-    values = [f"{difference} ({low} to {high})", *(f"{row[name]:.2g}" for name in ("p", "p_holm"))]
+    names = ("difference", "low", "high", "seed_low", "seed_high")
+    difference, low, high, least, most = (f"{row[name] * factor:+.{digits}f}" for name in names)
+    by_seed = [str(row["seeds"]), f"{least} to {most}" if row["seeds"] > 1 else "-"]
+    values = [f"{difference} ({low} to {high})", *by_seed, *(f"{row[name]:.2g}" for name in ("p", "p_holm"))]
     return [value.replace("+nan", "-").replace("nan", "-") for value in values]
 
 

@@ -6,12 +6,15 @@ from contextlib import suppress
 from nnunetv2_micd.benchmark.records import PUBLISHED
 from nnunetv2_micd.data.groups import GROUPS_FILE, group_cases
 from nnunetv2_micd.report.comparisons import EQUAL_TIME
-from nnunetv2_micd.report.runs import FinishedRun, display_name
+from nnunetv2_micd.report.runs import FinishedRun, display_name, name_of_usual
 from nnunetv2_micd.report.scores import RULE_FOR_EMPTY_MASKS
 from nnunetv2_micd.report.statistics import BOOTSTRAP_SAMPLES, LEVEL
 from nnunetv2_micd.report.tables import Table
 from nnunetv2_micd.training.registry import STOCK, find_trainer
 from nnunetv2_micd.utils.files import shorten
+
+MOST_TIME = 1.25
+"""Factor by which the times of the same trainer may differ without a word."""
 
 
 def find_caveats(runs: Sequence[FinishedRun], groups: Mapping[str, str]) -> list[str]:
@@ -28,6 +31,8 @@ def find_caveats(runs: Sequence[FinishedRun], groups: Mapping[str, str]) -> list
         caveats.append(f"Transductive: test images were among the unlabeled images of {names}, marked with †.")
     if len({(run.result.machine, run.result.device) for run in runs}) > 1:
         caveats.append("The runs come from several machines or devices: their times and memory are not comparable.")
+    else:
+        caveats += _other_work(runs)
     for package in sorted({name for run in runs for name in run.result.versions}):
         versions = sorted({str(run.result.versions.get(package)) for run in runs})
         if len(versions) > 1:
@@ -69,6 +74,24 @@ def _several_tunings(runs: Sequence[FinishedRun]) -> list[str]:
         "move the runs of the earlier choice away."
         for (budget, trainer), each in weights.items()
         if len(each) > 1
+    ]
+
+
+def _other_work(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a sentence if an epoch of a trainer took much longer in some of its trainings than in others."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        if run.result.training_seconds and not run.is_mean:
+            name = name_of_usual(run.trainer)
+            seconds.setdefault(name, []).append(run.result.training_seconds / run.settings.epochs)
+    busy = {name: each for name, each in seconds.items() if max(each) > MOST_TIME * min(each)}
+    if not busy:
+        return []
+    name = max(busy, key=lambda one: max(busy[one]) / min(busy[one]))
+    return [
+        f"An epoch of {display_name(name)} took {min(busy[name]):.3g} to {max(busy[name]):.3g} s, as if the machine "
+        "had done other work in some of the trainings: do not rely on times, nor on what is said of equal time; "
+        "nnUNetv2_micd profile compares the steps."
     ]
 
 
@@ -144,9 +167,10 @@ def list_rules(tolerance: float, unit: str) -> list[str]:
         f"where {GROUPS_FILE} names groups, the score of a group is the mean over its cases, and n is the "
         "number of groups; otherwise n is the number of cases. The p-value is from the two-sided Wilcoxon signed-rank "
         "test. It is also given with Holm's correction over all comparisons of the metric. The interval is the 95 % "
-        "percentile bootstrap of the mean difference to the baseline with the same labels "
-        f"({BOOTSTRAP_SAMPLES} draws of cases or groups). It reflects variation between test cases; variation between "
-        "labeled sets is shown by the standard deviation.",
+        "expanded percentile bootstrap of the mean difference to the baseline with the same labels "
+        f"({BOOTSTRAP_SAMPLES} draws of cases or groups). Interval and p are about other test cases, given these "
+        "trainings. Other labeled cases, and other trainings, are not in them: the column of each seed shows the "
+        "lowest and the highest difference that a seed has by itself.",
         "A control is another trainer that used no unlabeled images, such as nnU-Net with averaged weights. What a "
         "method gains over nnU-Net but not over a control need not come from the unlabeled images. Against the best "
         "control: each method is tested as against nnU-Net, but against the control with the highest mean Dice with "

@@ -37,6 +37,14 @@ def test_measurements_are_those_of_the_tables(measurement: Measurement) -> None:
     if measurement.over_control is not None:
         assert measurement.over_control == read(measurement, "against_control.csv")
     assert f"nnUNetTrainer{measurement.trainer}" in exported.__all__
+    with (RESULTS / measurement.table / "comparisons.csv").open() as file:
+        seeds = {
+            row["seeds"]
+            for row in csv.DictReader(file)
+            if row["trainer"].removesuffix(" (control)") == f"nnUNetTrainer{measurement.trainer}"
+            and row["budget"] == measurement.budget
+        }
+    assert seeds == {str(measurement.trainings)}
     with (RESULTS / measurement.table / "summary.csv").open() as file:
         numbers = {row["num_labeled"] for row in csv.DictReader(file) if row["budget"] == measurement.budget}
     # Of groups, such as examinations, the budget counts the groups.
@@ -49,8 +57,31 @@ def test_measurement_without_interval_is_that_of_its_page() -> None:
     _, nnunet, _ = re.split(r"\| hippocampus, .*\| nnU-Net \| ([\d.]+) ", page)
     ours, _ = re.findall(rf"\| \| `{measurement.trainer}` \| ([\d.]+) ", page)  # of the hippocampus, of hearts
     assert f"{float(ours) - float(nnunet):+.1f}" == f"{measurement.over_nnunet[0]:+.1f}"
-    assert f"800 steps: {measurement.over_nnunet[0]:+.1f} [docs/results/chosen_labels]" in advise(10, 150).remedy
+    line = f"800 steps, 3 trainings: {measurement.over_nnunet[0]:+.1f} [docs/results/chosen_labels]"
+    assert line in advise(10, 150).remedy
     assert not measurement.has_gained
+
+
+def test_no_long_training_of_self_training_is_left_out() -> None:
+    """Not of its control either, in whose tables they would be easy to overlook."""
+    for table in RESULTS.rglob("comparisons.csv"):
+        with table.open() as file:
+            rows = {(row["budget"], row["trainer"]) for row in csv.DictReader(file) if "SelfTraining" in row["trainer"]}
+        folder = table.parent.relative_to(RESULTS).as_posix()
+        if any(one.table == folder and one.steps == 3200 for one in MEASUREMENTS):
+            known = {(one.budget, f"nnUNetTrainer{one.trainer}") for one in MEASUREMENTS if one.table == folder}
+            assert {(budget, trainer.removesuffix(" (control)")) for budget, trainer in rows} == known
+
+
+def test_the_nearest_long_trainings_must_all_have_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    gained = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, -0.5, 1.5), "few", "2", 3200)
+    lost = Measurement("lungs", 2, 50, "A", (-3.0, -4.0, -2.0), (1.0, 0.5, 1.5), "some", "2", 3200)
+    control = Measurement("livers", 2, 0, "A_LabeledOnly", (2.0, 1.0, 3.0), None, "few", "2", 3200)
+    monkeypatch.setattr(advice, "MEASUREMENTS", (gained, lost))
+    assert advise(2, 10).text.endswith("nnU-Net itself")
+    monkeypatch.setattr(advice, "MEASUREMENTS", (gained, control))
+    assert advise(2, 10).text.endswith("-tr nnUNetTrainerA, or its control nnUNetTrainerA_LabeledOnly")
+    assert advise(2, 0).text.endswith("-tr nnUNetTrainerA_LabeledOnly")
 
 
 def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +90,7 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     many = Measurement("hearts", 20, 50, "B", (1.0, 0.5, 2.0), None, "many", "20", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
     assert advise(1, 10).text == "with 1 labeled and 10 unlabeled images: -tr nnUNetTrainerA"
-    assert advise(3, 10).text.endswith("-tr nnUNetTrainerA")  # what has gained comes before what is nearer
+    assert advise(3, 10).text.endswith("-tr nnUNetTrainerA")  # C, which is nearer, has not gained
     assert advise(6, 10).text == "with 6 labeled and 10 unlabeled images: nnU-Net itself"
     assert advise(15, 10).text.endswith("nnUNetTrainerB")
     assert advise(20, 10).text.endswith("nnUNetTrainerB")
@@ -72,9 +103,10 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
-    _, livers, lungs, _ = advise(2, 10).remedy.splitlines()
-    assert livers == "A, 2 livers, 50 unlabeled, 3200 steps: +3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5) [docs/results/few]"
-    assert lungs == "C, 3 lungs, 50 unlabeled, 3200 steps: +0.1 (-1.0 to 2.0) [docs/results/some]"
+    _, livers, lungs, *_ = advise(2, 10).remedy.splitlines()
+    gains = "+3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5)"
+    assert livers == f"A, 2 livers, 50 unlabeled, 3200 steps, 3 trainings: {gains} [docs/results/few]"
+    assert lungs == "C, 3 lungs, 50 unlabeled, 3200 steps, 3 trainings: +0.1 (-1.0 to 2.0) [docs/results/some]"
 
 
 def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +116,7 @@ def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypat
     monkeypatch.setattr(
         advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6", 3200))
     )
-    _, livers, lungs, _ = advise(3, 10).remedy.splitlines()
+    _, livers, lungs, *_ = advise(3, 10).remedy.splitlines()
     assert livers.startswith("A, 3 livers")
     assert lungs.startswith("A, 6 lungs")
 
@@ -95,7 +127,7 @@ def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: 
     monkeypatch.setattr(advice, "MEASUREMENTS", (any_images, certain))
     advised = advise(2, 10)
     assert advised.text.endswith("-tr nnUNetTrainerA")
-    assert "E (one object in 2D only), 2 heads, 50 unlabeled, 3200 steps: +9.0" in advised.remedy
+    assert "E (one object in 2D only), 2 heads, 50 unlabeled, 3200 steps, 3 trainings: +9.0" in advised.remedy
     monkeypatch.setattr(advice, "MEASUREMENTS", (certain,))
     assert advise(2, 10).text.endswith("nnU-Net itself")
 
@@ -104,7 +136,7 @@ def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.Mon
     short = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 300)
     monkeypatch.setattr(advice, "MEASUREMENTS", (short,))
     assert advise(2, 10).text.endswith("nnU-Net itself")
-    assert "50 unlabeled, 300 steps: +3.0" in advise(2, 10).remedy
+    assert "50 unlabeled, 300 steps, 3 trainings: +3.0" in advise(2, 10).remedy
     assert advise(2, 10).remedy
 
 
@@ -112,16 +144,17 @@ def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.Mon
 def test_advice_is_that_of_the_first_table_of_the_page(labeled: int) -> None:
     page = (RESULTS.parent / "how_to" / "choose_a_trainer.md").read_text(encoding="utf-8")
     [few] = [line for line in page.splitlines() if line.startswith("| 1 to 20 |")]
-    with_unlabeled, without = re.findall(r"`(nnUNetTrainer\w+)`", few)
-    [start] = map(int, re.findall(r"from (\d+) on", few))
+    with_unlabeled, control, without = re.findall(r"`(nnUNetTrainer\w+)`", few)
+    as_good, start = map(int, re.findall(r"from (\d+) on", few))
     most = 20
-    assert advise(labeled, 100).text.endswith(f"-tr {with_unlabeled}" if labeled <= most else EITHER)
+    advised = f"-tr {with_unlabeled}" + (f", or its control {control}" if labeled >= as_good else "")
+    assert advise(labeled, 100).text.endswith(advised if labeled <= most else EITHER)
     assert advise(labeled, 0).text.endswith(f"-tr {without}" if start <= labeled <= most else EITHER)
 
 
 def test_other_short_trainings_of_the_same_images_are_shown_beside_long_ones() -> None:
     lines = [line for line in advise(1, 159).remedy.splitlines() if line.startswith("SelfTraining, 1 hippocampus")]
-    assert [line.split(" steps: ")[1].split(" ")[0] for line in lines] == ["+4.2", "+1.9", "-5.2"]
+    assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["+4.2", "+1.9", "-5.2"]
 
 
 @pytest.mark.parametrize("labeled", range(1, 100))

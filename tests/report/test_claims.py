@@ -23,7 +23,8 @@ Tests = dict[str, tuple[float, float]]
 
 def make_test(difference: float, p: float) -> dict[str, Any]:
     interval = {"low": difference - 0.01, "high": difference + 0.01}
-    return {"difference": difference, **interval, "pseudomedian": difference, "p_holm": p}
+    seeds = {"seeds": 3, "seed_low": difference - 0.02, "seed_high": difference + 0.02}
+    return {"difference": difference, **interval, **seeds, "pseudomedian": difference, "p_holm": p}
 
 
 def claim(
@@ -70,7 +71,8 @@ def claim(
 
 def test_a_method_that_wins_everywhere() -> None:
     text = claim({MICD: BETTER}, control=BETTER, equal_time={STOCK: BETTER}, others={CPS: BETTER, UAMT: BETTER})
-    test = "+3.1 points (95 % interval +2.1 to +4.1, p = 0.001 with Holm's correction)"
+    p = "p = 0.001 with Holm's correction; +1.1 to +5.1 with each of 3 seeds"
+    test = f"+3.1 points (95 % interval +2.1 to +4.1, {p})"
     assert text == (
         "6 labeled cases: Of the methods, the highest Dice has MICD: 78.3 %. "
         f"It is significantly better than nnU-Net with the same labels: {test}. "
@@ -139,6 +141,9 @@ def test_few_seeds() -> None:
     text = claim({MICD: BETTER}, budget="f0")
     assert text.startswith("Labels of fold 0: ")
     assert text.endswith("The labeled cases are those of one fold: nothing is known about others.")
+    text = claim({MICD: BETTER}, budget="f0", seeds=1)
+    assert "p = 0.001 with Holm's correction; 1 seed)" in text
+    assert text.endswith("nothing is known about others, nor, with 1 seed, about other trainings with them.")
 
 
 def test_without_nnunet_there_is_no_comparison() -> None:
@@ -172,6 +177,11 @@ def test_methods_without_a_common_seed_are_named() -> None:
     }
     (text,) = list_claims(frames, {"6": MICD})
     assert text.endswith("It could not be compared with CPS: they have no seed in common.")
+    frames["comparisons"] = pd.DataFrame(
+        [{"metric": "dice", "budget": "6", "trainer": MICD} | make_test(*BETTER) | {"n": 40}]
+    )
+    (text,) = list_claims(frames, {"6": MICD})
+    assert "No control has a seed in common with it, so it is not known whether" in text
 
 
 def test_a_mean_that_a_few_cases_make_is_not_significant() -> None:

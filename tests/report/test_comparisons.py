@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunetv2_micd.report.comparisons import compare_best, compare_with_control, find_best
+from nnunetv2_micd.report.comparisons import compare_all, compare_best, compare_with_control, find_best
 from nnunetv2_micd.report.runs import is_control, is_method
 from nnunetv2_micd.report.statistics import compare_paired, correct_holm
 from nnunetv2_micd.training.registry import STOCK
@@ -61,6 +61,13 @@ def test_methods_are_tested_against_the_best_control_of_their_budget() -> None:
     assert dice["difference"].tolist() == pytest.approx([0.1, 0.0, 0.09])
     np.testing.assert_allclose(dice["p_holm"], correct_holm(dice["p"]))
     assert compare_with_control(more).empty
+
+
+def test_what_each_seed_has_by_itself() -> None:
+    """Two seeds of three are common; the mean of a seed is over classes, then cases, then groups."""
+    means = {(STOCK, 0): 0.5, (STOCK, 1): 0.6, (STOCK, 2): 0.9, ("A", 0): 0.8, ("A", 1): 0.65}
+    row = compare_all(make_scores(means)).set_index("metric").loc["dice"]
+    assert row[["seeds", "seed_low", "seed_high", "difference"]].tolist() == pytest.approx([2, 0.05, 0.3, 0.175])
 
 
 def test_the_best_method_is_tested_against_each_other_method_and_control() -> None:
