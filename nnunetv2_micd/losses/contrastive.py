@@ -86,12 +86,12 @@ def self_paced_contrast(
 
     With similarities ``s_ij = z_i . z_j / T`` to all other embeddings A(i), and the positives P(i) among them, which
     have the label of i: ``l_ij = -log(exp s_ij / sum_{a in A(i)} exp s_ia)``, and the loss is the mean over i of
-    ``sum_{j in P(i)} w_ij l_ij / |P(i)|``, divided by the mean of w over all these pairs (``correct_grad`` of the
-    authors), so that it does not shrink where few pairs are easy. w is :func:`pace_weights` of l, without gradient.
+    ``sum_{j in P(i)} w_ij l_ij / |P(i)|``. w is :func:`pace_weights` of l, without gradient; so the loss is small while
+    few pairs are easy.
 
     An embedding without any positive, or without any negative, has nothing to contrast and does not count. In the
     authors' batches there is none; without further embeddings the loss is their ``SelfPacedSupConLoss``
-    (https://github.com/jizongFox/Self-paced-Contrastive-Learning, commit ce7e9803).
+    (https://github.com/jizongFox/Self-paced-Contrastive-Learning, commit ce7e9803, ``contrast_loss2.py``).
 
     Args:
         embeddings: z_i of length one ``(N, D)``; receive gradient.
@@ -109,8 +109,8 @@ def self_paced_contrast(
         >>> z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> none = torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)
         >>> contrast = self_paced_contrast(z, torch.tensor([0, 0, 1, 1]), *none, gamma=10.0, temperature=1.0)
-        >>> print(f"{contrast.loss:.4f}")  # log(1 + 2 / e)
-        0.5514
+        >>> print(f"{contrast.loss:.4f}")  # l = log(1 + 2 / e) = 0.5514, w = 1 - l / 10
+        0.5210
     """
     with full_precision(embeddings.device):
         everything = torch.cat((embeddings.float(), further.detach().float()))
@@ -128,6 +128,5 @@ def self_paced_contrast(
         weights = torch.where(pairs, pace_weights(losses, gamma, pace), 0)
         mean_weight = weights.sum() / pairs.sum().clamp_min(1)
         weights = weights / pairs.sum(1, keepdim=True).clamp_min(1) / usable.sum().clamp_min(1)
-        weights = weights / torch.where(mean_weight > 0, mean_weight, 1)
     loss = torch.where(pairs, weights * losses, 0).sum()
     return Contrast(loss, mean_weight, usable.float().mean())

@@ -51,7 +51,8 @@ def hard_dice(prediction: Tensor, target: Tensor, num_classes: int, ignored: Ten
 def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None, regions: bool = False) -> Tensor:
     """One minus the soft Dice ``2 sum p y / (sum p^2 + sum y^2)``, mean over foreground classes or regions.
 
-    It decides which of two networks is better (MCF, CVPR 2023), so it has no gradient.
+    It decides which of two networks is better (MCF, CVPR 2023), so it has no gradient. Classes that the truth lacks are
+    left out, unless it lacks all: there the value is zero or one, whether the network is a little wrong or entirely.
 
     Args:
         logits: Logits ``(B, K, *spatial)``.
@@ -76,7 +77,9 @@ def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None
     hits, predicted, true = (
         values.transpose(0, 1).flatten(1).sum(1) for values in (prediction * target, prediction**2, target**2)
     )
-    return 1 - ((2 * hits + SOFT_SMOOTHING) / (predicted + true + SOFT_SMOOTHING)).mean()
+    counted = (true > 0) | ~(true > 0).any()
+    errors = 1 - (2 * hits + SOFT_SMOOTHING) / (predicted + true + SOFT_SMOOTHING)
+    return (errors * counted).sum() / counted.sum()
 
 
 def confident_dice_loss(logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:

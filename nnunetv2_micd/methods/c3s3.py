@@ -34,11 +34,12 @@ class C3S3Config(SemiSupervisedConfig):
     has its full weight from the first step on. There is no teacher.
 
     Attributes:
-        competition_weight: Largest weight lambda of the competition and the contrast.
+        competition_weight: Largest weight lambda of the competition and the contrast, for both data sets in the code;
+            the authors' README has 0.5 for the pancreas.
         competition_ramp: Length of the ramp of lambda as a share of the training. The authors ramp over 6000 steps, as
             MCF, but train for 2500, so theirs ends at 0.018.
         alpha: Weight of the cross entropy, against the Dice, in the score of the competition: 0.8 for the left atrium
-            and 0.5 for the pancreas.
+            and, the value here, 0.5 for the pancreas.
         temperature: T, by which the logits of pseudo-labels are divided to sharpen them.
         contrast_weight: Weight of the contrast beside the competition. It is 2, because the authors backpropagate it
             into both networks with the loss of each.

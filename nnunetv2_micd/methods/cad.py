@@ -111,6 +111,7 @@ class nnUNetTrainerCAD(TwoStudents):
 
     config: ClassVar[CADConfig] = CADConfig()
     architecture_of_b = "other"
+    has_weak_views = True
 
     def scheduled(self, bounds: Range) -> float:
         """Return the current value of a number that grows linearly over the training."""

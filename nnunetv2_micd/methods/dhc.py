@@ -82,7 +82,8 @@ class nnUNetTrainerDHC(TwoStudents):
         inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         inner.dc.weights, inner.ce.weight = weights, weights.clamp_min(EPSILON)
         if self.label_manager.has_regions:  # torch has no weights of channels here, but of anything that fits the shape
-            inner.ce.weight = weights.view(-1, *[1] * len(self.configuration_manager.patch_size))
+            relative = weights / weights.mean().clamp_min(EPSILON)  # a weighted mean, as torch has it of classes
+            inner.ce.weight = relative.view(-1, *[1] * len(self.configuration_manager.patch_size))
         return torch.as_tensor(loss(output, target))
 
     def _distribution_from(self, counts: Tensor, num_voxels: Tensor | None) -> DistributionWeights:

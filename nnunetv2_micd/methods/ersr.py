@@ -81,6 +81,7 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
       center of the ellipse lies outside of the patch, neither L_aug nor L_mirror counts; the authors take the middle of
       the image for an axis. An object that the patch cuts off has no outline at the cut.
     - The target of L_aug has no gradient. In the authors' code it has one.
+    - The images are also scaled, as by nnU-Net, before they are perturbed; the authors' are rotated and mirrored only.
     - Where the completed object leaves a gap, the image shows the mirrored surroundings instead of zeros. Halves are
       not stretched to 0 ... 1 after each perturbation; brightness and gamma change together.
     - The teacher is deployed; the authors deploy the student. Stronger.
@@ -91,6 +92,7 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
     """
 
     config: ClassVar[ERSRConfig] = ERSRConfig()
+    has_weak_views = True
     num_epochs: int
     num_iterations_per_epoch: int
 

@@ -87,8 +87,9 @@ def difference_review(
 ) -> Tensor:
     """Contrastive difference review: squared error of both networks where their hard labels differ.
 
-    Mean over these voxels and over classes, then the sum of both networks. With two classes that is the authors' error
-    of the foreground probability; of regions it is taken, in each region, where the networks differ about that region.
+    Mean over these voxels of half of the sum over classes, then the sum of both networks. With two classes that is the
+    authors' error of the foreground probability; of regions it is the mean over them, taken in each region where the
+    networks differ about that region.
 
     Args:
         logits_a: Network A on labeled images, ``(B, K, *spatial)``; receives gradient.
@@ -105,8 +106,9 @@ def difference_review(
     if ignored is not None:
         differ = differ & ~ignored[:, None]
     target = class_masks(truth, logits_a.shape[1])
-    errors = [masked_mean((probabilities(logits, regions) - target) ** 2, differ) for logits in (logits_a, logits_b)]
-    return errors[0] + errors[1]
+    error_a, error_b = ((probabilities(logits, regions) - target) ** 2 for logits in (logits_a, logits_b))
+    errors = error_a + error_b
+    return masked_mean(errors if regions else errors.sum(1, keepdim=True) / 2, differ)
 
 
 def competitive_consistency(
@@ -115,7 +117,7 @@ def competitive_consistency(
     """Dynamic competitive pseudo-labels: squared distance of the worse network to the sharpened answer of the better.
 
     The sharpened answer is ``p^(1/T) / sum_c p_c^(1/T)``, the softmax of the logits divided by T. Mean over batch,
-    classes and voxels.
+    classes and voxels, as in the authors' code, which has two classes; so it is smaller where there are more.
 
     Args:
         logits_a: Network A on unlabeled images, ``(B, K, *spatial)``; receives gradient where it is the worse one.

@@ -46,8 +46,9 @@ class SPCLConfig(SemiSupervisedConfig):
             images only.
         partitions: Number of equal parts of an image along its first axis, whose numbers are the position labels. The
             authors have 3 for ACDC, 4 for MMWHS and 8 for PROMISE12.
-        case_weight: Weight of the case labels, the position labels having 1 (``semi_seg/scripts/run_self_paced_acdc``,
-            the first of five combinations, as are the four numbers of gamma).
+        case_weight: Weight of the case labels, the position labels having 1, before both are divided by their sum
+            (``semi_seg/scripts/run_self_paced_acdc``, the first of five combinations, as are the four numbers of
+            gamma).
         position_gamma, case_gamma: gamma at the first and at the last step, see :func:`losses.contrastive.model_age`.
         pace: How the weight of a pair follows from its loss, see :func:`losses.contrastive.pace_weights`.
         temperature: T of the similarities.
@@ -157,9 +158,9 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
     """SPCL: the bottleneck features of unlabeled patches are alike where the patches come from the same part of their
     images, or from the same image, and pairs count more the easier they are.
 
-    ``L = L_s + lambda (L_position + 0.1 L_case)``, each L_k :func:`self_paced_contrast` of the pooled and projected
-    bottleneck of two views of each unlabeled patch, and of a queue of embeddings of earlier steps. In the pre-training
-    (``nnUNetTrainerSPCL_pretrained``) there is no L_s, and the decoder stays as it was built. Departures:
+    ``L = L_s + lambda (L_position + 0.1 L_case) / 1.1``, each L_k :func:`self_paced_contrast` of the pooled and
+    projected bottleneck of two views of each unlabeled patch, and of a queue of embeddings of earlier steps. In the
+    pre-training (``nnUNetTrainerSPCL_pretrained``) there is no L_s, and the decoder stays as it was built. Departures:
 
     - The authors' batch has each part of 10 images. nnU-Net's has two patches or few more at random places, so they are
       compared with the queue as well, whose embeddings are some steps old and have no gradient. Weaker. With several
@@ -233,7 +234,8 @@ class nnUNetTrainerSPCL(SemiSupervisedTrainer):
                 self.config.pace,
                 self.config.temperature,
             )
-            losses[f"{name}_contrast"] = contrast.loss * (self.config.case_weight if name == "case" else 1)
+            weight = self.config.case_weight if name == "case" else 1
+            losses[f"{name}_contrast"] = contrast.loss * weight / (1 + self.config.case_weight)
             self.metrics[f"{name}_weight"], self.metrics[f"{name}_usable"] = contrast.weight, contrast.usable
         self._enqueue(embeddings.detach(), labels)
         del embeddings, contrast

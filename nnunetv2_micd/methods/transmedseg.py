@@ -34,9 +34,16 @@ class nnUNetTrainerTransMedSeg(nnUNetTrainerBCP):
     ``L = L_BCP + beta CE(augment(z), y)`` on the labeled voxels of the mixed images, :func:`augment_logits` being the
     closed form of infinitely many features, drawn with the covariance of their class in the unlabeled images and moved
     by the difference of the class means. Features are those before the output layer: of the student on labeled voxels
-    (source), of the teacher on unlabeled images under its pseudo-labels (target). There is no code, so this is what the
-    abstract and a summary say, in the form of the parent method TSA. Departures, whose direction is not known:
+    (source), of the teacher on unlabeled images under its pseudo-labels (target). There is no code, and the paper's
+    equations were not at hand, so this is what the abstract and a summary say, in the form of the parent method TSA.
+    Departures, whose direction is not known:
 
+    - The abstract has features of the teacher augmented towards the student. Here it is the reverse, as in the summary
+      and in TSA, whose source is what has labels.
+    - The source is measured on mixed images, the target on unmixed ones. So their difference is also that of mixed and
+      unmixed images, and of student and teacher.
+    - At a strength of zero the augmented cross entropy is one half of BCP's on labeled voxels once more. So a gain over
+      BCP does not show by itself that the augmentation helps.
     - The paper stands on GraphCL, which is BCP with a loss on a graph of features; here it stands on BCP alone.
     - Statistics are moving averages over the steps, instead of a memory of features.
     - Weight, strength and decay are not published.

@@ -131,8 +131,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
     labels ``y^w`` of the weak view where their confidence c reaches the threshold, and D of
     :func:`confident_dice_loss`. Where this departs from the authors' medical code:
 
-    - The weak view is what nnU-Net's loader gives, with its intensity augmentation; the strong ones are made from it.
-      The authors' weak view is rotated and mirrored only, so their pseudo-labels are less noisy. Weaker.
+    - The weak view is also scaled, as by nnU-Net; the authors' is rotated and mirrored only.
     - Brightness and noise of the strong views are in units of normalized intensities, made for z-scores. Images scaled
       to 0 ... 1 (nnU-Net's ``RescaleTo01`` and ``RGBTo01``) are changed by half of their whole range.
     - CutMix pastes from the next image of the batch instead of a second unlabeled batch, whose loading and forward pass
@@ -144,6 +143,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):
     """
 
     config: ClassVar[UniMatchConfig] = UniMatchConfig()
+    has_weak_views = True
 
     def initialize(self) -> None:
         """Compile the pass with dropped features too, where nnU-Net compiles."""

@@ -68,6 +68,15 @@ def test_soft_dice_error_of_the_foreground() -> None:
     assert soft_dice_error(-sure, TRUTH).item() == pytest.approx(1, abs=1e-4)
 
 
+def test_soft_dice_error_leaves_out_classes_that_the_truth_lacks() -> None:
+    # a hundredth of class 2 in each voxel, which is not there, would be an error of one
+    logits = torch.tensor([[0.495, 0.495, 0.01], [0.495, 0.495, 0.01]]).log().T[None]
+    truth = torch.tensor([[0, 1]])
+    expected = 1 - 2 * 0.495 / (2 * 0.495**2 + 1)
+    assert soft_dice_error(logits, truth).item() == pytest.approx(expected, abs=1e-4)
+    assert soft_dice_error(logits, torch.tensor([[0, 0]])).item() == pytest.approx(1, abs=0.03)  # it lacks both
+
+
 def test_soft_dice_error_of_regions_is_the_mean_of_all() -> None:
     logits = torch.tensor([[[50.0, -50.0], [50.0, -50.0]]])
     truth = torch.tensor([[[True, False], [False, True]]])

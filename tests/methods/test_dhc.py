@@ -124,7 +124,9 @@ def test_supervised_loss_of_regions_is_weighed(dataset: TinyDataset) -> None:
     weight, p, axes = trainer.distribution.weights, output.sigmoid(), (2, 3, 4)
     dice = (2 * (p * truth).sum(axes) + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
     bce = F.binary_cross_entropy_with_logits(output, truth, reduction="none").mean((0, *axes))
-    torch.testing.assert_close(losses["supervised_b"], (weight * bce).mean() + (weight * (1 - dice)).mean() - 1)
+    torch.testing.assert_close(
+        losses["supervised_b"], (weight * bce).sum() / weight.sum() + (weight * (1 - dice)).mean() - 1
+    )
 
 
 def test_patches_of_background_alone_are_finite(dataset: TinyDataset) -> None:

@@ -42,6 +42,13 @@ def test_review_is_the_error_where_the_networks_differ() -> None:
     assert difference_review(A, A, TRUTH).item() == 0
 
 
+def test_review_does_not_shrink_with_further_classes() -> None:
+    # A is sure of class 1 and B of class 2; each errs by half of the squared distance of two corners, 1, or not at all
+    a, b = 100 * torch.eye(4)[1].view(1, 4, 1), 100 * torch.eye(4)[2].view(1, 4, 1)
+    assert difference_review(a, b, torch.tensor([[1]])).item() == pytest.approx(1)
+    assert difference_review(a, b, torch.tensor([[3]])).item() == pytest.approx(2)
+
+
 def test_review_of_regions_is_where_they_differ_about_the_region() -> None:
     a = torch.tensor([[[LOG3, LOG3], [-LOG3, LOG3]]])
     b = torch.tensor([[[-LOG3, LOG3], [-LOG3, -LOG3]]])

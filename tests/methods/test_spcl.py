@@ -95,7 +95,7 @@ def test_step_is_put_together_from_the_losses(dataset: TinyDataset) -> None:
     views = torch.cat(trainer._views(unlabeled, trainer.generator))
     embeddings = trainer.students["projectors"](forward_with_pooled_bottleneck(trainer.network, views))
     labels = meta_labels(*trainer.unlabeled_origin, 3).repeat(1, 2)
-    for index, (name, begin, end, weight) in enumerate((("position", 5, 60, 1), ("case", 3.5, 50, 0.1))):
+    for index, (name, begin, end, weight) in enumerate((("position", 5, 60, 1 / 1.1), ("case", 3.5, 50, 0.1 / 1.1))):
         gamma = begin + (end - begin) * (2 / 4) ** 0.5
         expected = self_paced_contrast(embeddings[index], labels[index], queue[index], queue_labels[index], gamma)
         torch.testing.assert_close(on_unlabeled.unsupervised[f"{name}_contrast"], weight * expected.loss)

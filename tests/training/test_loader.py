@@ -15,11 +15,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
+from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,
     UnlabeledDataLoader,
     UnlabeledImages,
+    build_unlabeled_loader,
     start_unlabeled_loader,
 )
 from nnunetv2_micd.training.workers import processes_of
@@ -96,6 +98,20 @@ def test_only_the_image_file_is_opened(dataset: TinyDataset) -> None:
         if path.suffix != ".b2nd":
             path.unlink()
     assert build(dataset).generate_train_batch()["data"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["SelfTraining", "UniMatch", "CAD"])
+def test_weak_views_are_deformed_and_mirrored_only(name: str, dataset: TinyDataset) -> None:
+    def names(trainer: Any) -> set[str]:
+        trainer.initialize()
+        transforms = build_unlabeled_loader(trainer, find_images(dataset, ["image_0"])).transforms.transforms
+        return {type(getattr(one, "transform", one)).__name__ for one in transforms}
+
+    intensities = {"GaussianNoiseTransform", "GaussianBlurTransform", "GammaTransform", "ContrastTransform"}
+    weak = names(make_trainer(getattr(exported, f"nnUNetTrainer{name}"), dataset))
+    assert "SpatialTransform" in weak
+    assert not weak & intensities
+    assert intensities < names(make_trainer(nnUNetTrainerMICD, dataset))
 
 
 def test_outside_the_nonzero_mask_stays_zero_after_augmentation(dataset: TinyDataset) -> None:
