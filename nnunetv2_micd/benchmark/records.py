@@ -104,12 +104,14 @@ class Run:
         """Return the run that :meth:`to_json` described.
 
         Raises:
-            ValueError: A field is missing or has the wrong type.
+            ValueError: A field is missing, has the wrong type, or leads out of its folder.
         """
         fields = {**content, "trainer_class": content.get("class")}
         if isinstance(content.get("labeled"), list):
             fields["labeled"] = tuple(content["labeled"])
         run = cls(**_checked(cls, fields))
+        if not is_file_name(run.dataset):
+            raise ValueError(f"dataset is {run.dataset!r}, which is no name of a dataset")
         if not all(isinstance(case, str) for case in run.labeled):
             raise ValueError(f"labeled is {list(run.labeled)}")
         try:
@@ -127,7 +129,7 @@ class Result:
         status: ``"running"``, ``"done"`` or ``"failed"``. A run that was interrupted stays ``"running"``.
         error: Message of the error if the run failed.
         predictions: Folder of the predicted test cases, relative to the folder of the run.
-        truth: Folder of their labels.
+        truth: Folder of their labels. That of validation cases may have been moved since, see `evaluated_folders`.
         checkpoint: File name of the checkpoint that predicted.
         device: Device of the training, such as ``cuda``.
         machine: Description of the machine.
@@ -244,7 +246,10 @@ def was_trained_again(folder: Path, result: Result) -> bool:
 
 
 def evaluated_folders(run: Run) -> tuple[str, str]:
-    """Return the folder of the predictions, relative to the folder of the run, and the folder of the labels."""
+    """Return the folder of the predictions, relative to the folder of the run, and the folder of the labels.
+
+    The labels of validation cases are those in ``nnUNet_preprocessed`` as it is set now.
+    """
     if run.test_labels is not None:
         return "benchmark_predictions", run.test_labels
     return "validation", os.path.abspath(os.path.join(str(nnUNet_preprocessed), run.dataset, "gt_segmentations"))

@@ -157,7 +157,12 @@ def _check(run: FinishedRun) -> None:
         raise ValueError(f"there are no predictions in {run.folder / run.result.predictions}; {again}")
     without_truth = [case for case in run.cases if not run.truth_file(case).is_file()]
     if without_truth:
-        raise ValueError(f"{run.truth_folder} has no labels of {shorten(without_truth)}")
+        remedy = (
+            "copy them there from labelsTr of the raw dataset, or set nnUNet_preprocessed to the folder that has them"
+            if run.settings.test_labels is None
+            else f'put them back there, or let "truth" in {run.folder / RECORD} name their folder'
+        )
+        raise ValueError(f"{run.truth_folder} has no labels of {shorten(without_truth)}; {remedy}")
     if run.settings.test_labels is not None:  # the validation cases are only some of those in their folder
         without_prediction = sorted(set(list_cases(run.truth_folder, run.ending)) - set(run.cases))
         if without_prediction:

@@ -11,7 +11,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run
+from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run, evaluated_folders
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import read_json_object
 
@@ -83,6 +83,8 @@ class FinishedRun:
     @property
     def truth_folder(self) -> Path:
         """Folder of the labels of the test cases."""
+        if self.settings.test_labels is None:  # they may have been moved since the run
+            return Path(evaluated_folders(self.settings)[1])
         return self.folder / self.result.truth
 
     @cached_property

@@ -349,13 +349,38 @@ def test_names_of_strangers_do_nothing(tree: Tree) -> None:
     assert "'=1+1" in set(table["case"])
 
 
-@pytest.mark.parametrize("field", ["checkpoint", "predictions", "mean_predictions"])
+@pytest.mark.parametrize("field", ["checkpoint", "predictions", "mean_predictions", "dataset"])
 def test_a_record_leads_to_no_other_folder(field: str, tree: Tree) -> None:
     folder = tree.folder("nnUNetTrainerMICD", 5)
+    of_what = "dataset" if field == "dataset" else "file in the folder of the run"
     for name in ("../other", "/etc/other", "", ".."):
         tree.change(folder, **{field: name})
-        with pytest.raises(ValueError, match=f"{field} is .*, which is no name of a file in the folder of the run"):
+        with pytest.raises(ValueError, match=f"{field} is .*, which is no name of a {of_what}"):
             read_record(folder)
+
+
+def test_labels_of_validation_cases_lie_where_nnunet_has_them_now(tree: Tree) -> None:
+    """nnUNet_preprocessed was moved, or the results were copied to another machine."""
+    for file in tree.root.glob("results/*/*/*/benchmark.json"):
+        tree.change(file.parent, test_images=None, test_labels=None, truth="/old/gt_segmentations")
+    with pytest.raises(
+        FileNotFoundError, match=r"gt_segmentations has no labels of .*; copy them .* labelsTr of the raw"
+    ):
+        collect_runs(902)
+    shutil.copytree(tree.truth, tree.root / "preprocessed" / NAME / "gt_segmentations")
+    runs, _, notes = collect_runs(902)
+    assert notes == []
+    assert len(runs) == 13
+
+
+def test_labels_of_test_images_may_be_moved(tree: Tree) -> None:
+    folder = tree.folder("nnUNetTrainerMICD", 5)
+    tree.change(folder, truth="/old/labels", test_labels="/old/labels")
+    _, _, [note] = collect_runs(902)
+    words = f'/old/labels has no labels of case_0, .*; put them back there, or let "truth" in {folder}.*json name'
+    assert re.search(words, note), note
+    tree.change(folder, truth=str(tree.truth))
+    assert collect_runs(902)[2] == []
 
 
 def test_empty_masks_are_counted(tree: Tree) -> None:
@@ -434,6 +459,7 @@ def spoil_iterations(tree: Tree, folder: Path) -> None:
 def spoil_cases(tree: Tree, folder: Path) -> None:
     (folder / "predictions" / "case_1.nii.gz").unlink()
     tree.change(folder, test_labels=None)
+    shutil.copytree(tree.truth, tree.root / "preprocessed" / NAME / "gt_segmentations")
 
 
 def spoil_labeled(tree: Tree, folder: Path) -> None:
