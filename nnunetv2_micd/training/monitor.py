@@ -168,7 +168,7 @@ class Monitor:
     ) -> str | None:
         """Write the history as a table and a plot, and a picture of unlabeled patches.
 
-        A file that cannot be written does not end the training.
+        No error in this ends the training: it is logged.
 
         Args:
             folder: Results folder of the training.
@@ -187,8 +187,9 @@ class Monitor:
                 path = os.path.join(folder, PATCHES_FOLDER, f"epoch_{epoch:04d}.png")
                 save_patches(draw_patches(), path, f"Unlabeled images after epoch {epoch}", cases, names)
                 return path
-        except OSError as error:  # a full disk, or a table that a spreadsheet program keeps open
-            self._log(f"The figures of epoch {epoch} could not be written: {error}")
+        except Exception as error:  # a full disk, a table that is open elsewhere, or whatever a drawing raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._log(f"The figures of epoch {epoch} could not be written, the training goes on ({reason})")
         return None
 
 

@@ -18,7 +18,7 @@ LEGEND_COLUMNS = 6
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Use Matplotlib's own style in a block.
+    """Use Matplotlib's own style in a block, and draw all text as it is: names of users may hold dollar signs.
 
     nnU-Net's plot of a training leaves huge fonts behind. Matplotlib looks up some settings only when a legend is made
     or a figure is saved, so the block has to contain these as well.
@@ -28,7 +28,7 @@ def default_style() -> Iterator[None]:
         ...     figure.legend()
         ...     figure.savefig("figure.png")
     """
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context(["default", {"text.parse_math": False}]):
         yield
 
 

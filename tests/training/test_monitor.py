@@ -96,6 +96,26 @@ def test_photographs_are_drawn_in_their_colors(tmp_path: Path, monkeypatch: pyte
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cell"]
 
 
+def test_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    panels = {"cost_$5_$6": torch.randn(1, 12, 10), "x$^$y": torch.ones(1, 12, 10, dtype=torch.int64)}
+    save_patches(panels, str(tmp_path / "patches.png"), "a_$5_$6", ["cost_$5_$6"], {1: "x$^$y"})
+    assert list(tmp_path.iterdir()) == [tmp_path / "patches.png"]
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_a_training(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def fail() -> dict[str, torch.Tensor]:
+        raise ValueError("no\nsuch font")
+
+    monitor = Monitor(lines.append)
+    monitor.history = [dict(ROWS[0])]
+    assert monitor.write(str(tmp_path), fail) is None
+    [line] = lines
+    assert line == "The figures of epoch 0 could not be written, the training goes on (ValueError: no such font)"
+    assert {path.name for path in tmp_path.iterdir()} == {"semi_supervised.csv", "semi_supervised.png"}
+
+
 def test_summary_of_a_training() -> None:
     monitor = Monitor(log=print)
     assert monitor.summary(0) == "Trained 0 epochs in 0 minutes."
