@@ -15,7 +15,7 @@ from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.benchmark.records import PUBLISHED, Run
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.results import results_root
-from nnunetv2_micd.training.registry import find_trainer, training_length
+from nnunetv2_micd.training.registry import GENERATED_FOLDER, find_trainer, training_length
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.files import atomic
 
@@ -29,9 +29,6 @@ CONTROLS = (
 
 VALIDATION_SHARE = 5
 """nnU-Net takes one step of online validation for five steps of training."""
-
-GENERATED_FOLDER = "benchmark_trainers"
-"""Folder in ``nnUNet_results`` with a folder for each generated class."""
 
 _TEMPLATE = '''"""Made by nnUNetv2_micd benchmark: {base} with another training length or unsupervised weight."""
 

@@ -1,6 +1,7 @@
 """The networks that a training has left: the one that predicts and, for methods with two, the other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from nnunetv2_micd.training.checkpoints import KEY
 from nnunetv2_micd.training.networks import build_peer
+from nnunetv2_micd.training.registry import find_trainer
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 
 
@@ -45,7 +47,7 @@ class Committee:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The checkpoint cannot be read, or holds a network that cannot be built.
+        ValueError: The checkpoint cannot be read, its trainer is not found, or it holds a network that cannot be built.
     """
 
     def __init__(self, model: Path, fold: int | str, checkpoint_name: str, device: torch.device):
@@ -54,7 +56,9 @@ class Committee:
         self.predictor = nnUNetPredictor(
             device=device, use_mirroring=False, perform_everything_on_device=device.type == "cuda", allow_tqdm=False
         )
-        self.predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint_name)
+        find_trainer(checkpoint["trainer_name"])  # whose errors say what to do, unlike nnU-Net's in the next line
+        with _fitting():
+            self.predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint_name)
         self._first = self._build(checkpoint["network_weights"])
         second = checkpoint.get(KEY, {}).get("teachers", {}).get("b", {})
         # Some methods train a projector beside the network instead, which does not predict.
@@ -74,10 +78,8 @@ class Committee:
             plans, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
             channels = determine_num_input_channels(plans, configuration, self.predictor.dataset_json)
             network = build_peer(configuration, channels, self.predictor.label_manager.num_segmentation_heads, False)
-        try:
+        with _fitting():
             network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"A network in the checkpoint does not fit the plans ({error}); train it again") from None
         return network
 
     def ask(self, image: Tensor) -> Opinion:
@@ -89,6 +91,15 @@ class Committee:
     def _predict(self, network: nn.Module, image: Tensor) -> Tensor:
         self.predictor.network = network
         return self.predictor.predict_sliding_window_return_logits(image).float().cpu()
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # as PyTorch reports weights of other names or shapes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"A network in the checkpoint does not fit the plans ({reason}); train it again") from None
 
 
 class _Features:

@@ -19,6 +19,7 @@ from typing import Any
 
 import nnunetv2
 import torch
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -30,6 +31,9 @@ STOCK = "nnUNetTrainer"
 
 EXT_TRAINER = "nnUNet_extTrainer"
 """Environment variable with the folders of further trainers, separated as in ``PATH``."""
+
+GENERATED_FOLDER = "benchmark_trainers"
+"""Folder in ``nnUNet_results`` with a folder for each class that a benchmark has generated."""
 
 _STOCK_FOLDER = Path(nnunetv2.__path__[0], "training", "nnUNetTrainer")
 
@@ -72,6 +76,9 @@ def find_trainer(name: str) -> FoundTrainer:
         if folder is None:
             return FoundTrainer(candidate, None, ())
         return FoundTrainer(candidate, folder, (folder,) if _is_found_in(folder, name) else folders)
+    generated = Path(nnUNet_results.get() or "", GENERATED_FOLDER, name)
+    if (generated / f"{name}.py").is_file():
+        raise ValueError(f"{name} was made by a benchmark; to find it, add its folder {generated} to {EXT_TRAINER}")
     exports = "".join(file.read_text(encoding="utf-8") for file in Path(TRAINER_FOLDER).glob("*.py"))
     meant = get_close_matches(name, set(re.findall(r"\bnnUNetTrainer\w+", exports)), n=1)
     question = f" (did you mean {meant[0]}?)" if meant else ""

@@ -18,7 +18,7 @@ from helpers import TinyDataset
 from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
 from nnunetv2_micd.benchmark.records import Result, write_record
 from nnunetv2_micd.benchmark.run import lock_folder
-from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER
+from nnunetv2_micd.training.registry import GENERATED_FOLDER
 
 
 @pytest.mark.parametrize(

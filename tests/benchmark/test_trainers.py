@@ -14,9 +14,9 @@ from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.benchmark import Grid, Length, run
 from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.records import read_record
-from nnunetv2_micd.benchmark.trainers import GENERATED_FOLDER, write_trainers
+from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
-from nnunetv2_micd.training.registry import add_trainer_folders, find_trainer, join_folders
+from nnunetv2_micd.training.registry import GENERATED_FOLDER, add_trainer_folders, find_trainer, join_folders
 
 SHORT_TRAINERS = str(Path(__file__).parents[1] / "trainers")
 IMPORT = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
@@ -72,6 +72,9 @@ def test_the_order_of_the_folders_does_not_matter(
     for order in (folders, folders[::-1]):
         search_in(monkeypatch, *order)
         assert issubclass(recursive_find_trainer_class_by_name(f"{MICD}_e2_i2"), nnUNetTrainerMICD)
+    search_in(monkeypatch, TRAINER_FOLDER)
+    with pytest.raises(ValueError, match=f"was made by a benchmark; to find it, add its folder {folders[0]} to nnUNet"):
+        find_trainer(f"{MICD}_e2_i2")
 
 
 def test_a_missing_base_disturbs_no_other_trainer_and_is_named(
