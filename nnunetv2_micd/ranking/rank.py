@@ -9,11 +9,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_pickle
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import load_groups
@@ -22,8 +19,8 @@ from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
 from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_split_unlabeled
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases, raw_cases
-from nnunetv2_micd.ranking.assess import Assessor
-from nnunetv2_micd.ranking.committee import Committee, Opinion
+from nnunetv2_micd.ranking.committee import Committee
+from nnunetv2_micd.ranking.judge import Judge, load_properties
 from nnunetv2_micd.ranking.page import write_page
 from nnunetv2_micd.ranking.script import write_script
 from nnunetv2_micd.ranking.selection import choose, groups_of
@@ -68,6 +65,9 @@ def rank_unlabeled(
     Writes a table, a page with a picture of each proposal, a segmentation of each image to be corrected, and a script
     that adds the corrected proposals to the labeled cases.
 
+    If this fails or is interrupted, what is predicted is kept in a hidden folder beside ``output``, and the same call
+    goes on there.
+
     Args:
         model: The trained model.
         fold: The fold, or ``"all"``.
@@ -79,7 +79,8 @@ def rank_unlabeled(
     Raises:
         FileExistsError: ``output`` exists and is not an empty folder.
         FileNotFoundError: There is no such training.
-        ValueError: There are no unlabeled images, or the model is the second stage of a cascade.
+        ValueError: There are no unlabeled images, one cannot be predicted, or the model is the second stage of a
+            cascade.
 
     Examples:
         >>> rank_unlabeled(ModelFolder(4, "3d_fullres"), 0, "next").proposals  # doctest: +SKIP
@@ -101,13 +102,16 @@ def rank_unlabeled(
     entry, groups = _entry(dataset, model.configuration, fold), load_groups(dataset.name)
     cases = find_unlabeled_cases(dataset, model.configuration, entry)
     _check_properties(cases, dataset, model)
-    judge = _Judge(Committee(model.path(), fold, checkpoint_name, device), UnlabeledImages(cases))
+    kept = target.with_name(f".{target.name}.unfinished")
+    committee = Committee(model.path(), fold, checkpoint_name, device)
+    judge = Judge(committee, checkpoint, UnlabeledImages(cases), kept)
     with new_folder(target, f"ranking into {target}") as incomplete:
         segmentations = incomplete / SEGMENTATIONS
         segmentations.mkdir()
         for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
             shutil.copyfile(model.path() / name, segmentations / name)
-        rows, features = judge.judge_all(segmentations)
+        rows, features = judge.judge_all()
+        judge.copy_segmentations(segmentations)
         table = _order(rows, features, number, groups, [*entry["train"], *entry["val"]])
         ranking = Ranking(target, table)
         table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
@@ -118,6 +122,7 @@ def rank_unlabeled(
         elsewhere = [case for case in ranking.proposals if case not in {*raw, *hidden}]
         steps = next_steps(addable, [case for case in ranking.proposals if case in hidden], elsewhere)
         _write_page(incomplete / PAGE, ranking, judge, model, fold, steps)
+    shutil.rmtree(kept, ignore_errors=True)  # the ranking is complete all the same
     return ranking
 
 
@@ -134,15 +139,24 @@ def _check_plans(model: ModelFolder, dataset: Dataset, fold: int | str) -> None:
 
 
 def _check_properties(cases: Sequence[UnlabeledCase], dataset: Dataset, model: ModelFolder) -> None:
-    """Check that the file with the geometry of each image is there, without which no segmentation can be written."""
+    """Check the geometry of each image, without which no segmentation can be written, before hours of prediction."""
     of_folder: dict[str, list[str]] = {}
     for case in cases:
         of_folder.setdefault(case.folder, []).append(case.identifier)
     missing = [case for folder, names in of_folder.items() for case in find_unfinished(folder, names)]
+    command = f"nnUNetv2_micd preprocess -d {dataset.number} -c {model.configuration} -p {model.plans}"
     if missing:
+        raise ValueError(f"Some images are not preprocessed to the end ({shorten(missing)}); run: {command}")
+    # SimpleITK's image of all channels in one file: nnU-Net reads it, but has no file for its segmentation.
+    four_axes = [
+        case.identifier
+        for case in cases
+        if len(load_properties(case.folder, case.identifier).get("sitk_stuff", {}).get("spacing", ())) > 3
+    ]
+    if four_axes:
         raise ValueError(
-            f"Some images are not preprocessed to the end ({shorten(missing)}); run: nnUNetv2_micd preprocess "
-            f"-d {dataset.number} -c {model.configuration} -p {model.plans}"
+            f"nnU-Net cannot write segmentations of 4D images ({shorten(four_axes)}); export each channel to a 3D file "
+            f"of its own, named CASE_0000, CASE_0001 and so on, and run: {command}"
         )
 
 
@@ -160,44 +174,6 @@ def _entry(dataset: Dataset, configuration: str, fold: int | str) -> Entry:
     return {**splits[fold], "unlabeled": hidden}
 
 
-class _Judge:
-    """Asks the committee about images and keeps the figures."""
-
-    def __init__(self, committee: Committee, images: UnlabeledImages):
-        self.committee, self.images = committee, images
-        self.assessor = Assessor(committee)
-
-    def judge_all(self, segmentations: Path) -> tuple[list[dict[str, Any]], Tensor]:
-        """Write the prediction of each image; return the figures and the features of all."""
-        rows, features = [], []
-        for case in tqdm(self.images.identifiers, desc="Predicting", unit="image", disable=None):
-            opinion = self._ask(case)
-            rows.append(self.assessor.row(case, opinion))
-            features.append(opinion.features)
-            self._write(case, opinion, segmentations)
-        return rows, torch.stack(features)
-
-    def disputed_slice(self, case: str) -> Any:
-        return self.assessor.most_disputed_slice(case, self._load(case), self._ask(case))
-
-    def _load(self, case: str) -> Tensor:
-        return torch.from_numpy(self.images.load_image(case)[:])
-
-    def _ask(self, case: str) -> Opinion:
-        return self.committee.ask(self._load(case))
-
-    def _write(self, case: str, opinion: Opinion, folder: Path) -> None:
-        predictor = self.committee.predictor
-        export_prediction_from_logits(
-            opinion.logits,
-            load_pickle(os.path.join(self.images.folders[case], f"{case}.pkl")),
-            predictor.configuration_manager,
-            predictor.plans_manager,
-            predictor.dataset_json,
-            str(folder / case),
-        )
-
-
 def _order(
     rows: Sequence[dict[str, Any]], features: Tensor, number: int, groups: dict[str, str], labeled: Sequence[str]
 ) -> pd.DataFrame:
@@ -212,7 +188,7 @@ def _order(
 
 
 def _write_page(
-    file: Path, ranking: Ranking, judge: _Judge, model: ModelFolder, fold: int | str, steps: Sequence[str]
+    file: Path, ranking: Ranking, judge: Judge, model: ModelFolder, fold: int | str, steps: Sequence[str]
 ) -> None:
     table = ranking.table[ranking.table["proposed"]]
     rows = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from nnunetv2_micd.data.results import ModelFolder
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.ranking import rank_unlabeled
+from nnunetv2_micd.ranking.committee import Committee
 from nnunetv2_micd.ranking.rank import next_steps
 from nnunetv2_micd.ranking.selection import choose
 from nnunetv2_micd.ranking.uncertainty import disagreement, entropy, entropy_by_class, mean_entropy
@@ -194,6 +196,88 @@ def test_refuses_what_it_cannot_rank(train: Callable, dataset: TinyDataset, tmp_
     with pytest.raises(ValueError, match="was trained with other plans than those of Dataset901_Tiny now"):
         rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
     assert not (tmp_path / "next").exists()
+
+
+def test_what_cannot_be_written_is_said_before_the_first_prediction(
+    train: Callable, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(nnUNetTrainerSelfTraining)
+    monkeypatch.setattr(Committee, "ask", lambda *_: pytest.fail("an image was predicted"))
+    model = ModelFolder(dataset.id, "3d_fullres", SELF_TRAINING)
+    file = dataset.unlabeled_folder() / f"{dataset.unlabeled[0]}.pkl"
+    properties = pickle.loads(file.read_bytes())
+    properties["sitk_stuff"]["spacing"] = (1, 1, 1, 1)  # as of an image with all channels in one file
+    file.write_bytes(pickle.dumps(properties))
+    with pytest.raises(
+        ValueError, match=r"4D images \(\w+\); export each channel to a 3D file .*run: nnUNetv2_micd pre"
+    ):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+    file.write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match=r".pkl is damaged \(.*\); delete it and its .b2nd file, and preprocess"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+
+
+def test_a_ranking_goes_on_after_an_image_that_cannot_be_read(
+    train: Callable, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(nnUNetTrainerMICD)
+    model = ModelFolder(dataset.id, "3d_fullres", MICD)
+    expected = rank_unlabeled(model, 0, tmp_path / "expected", 2, CPU)
+    asked: list[int] = []
+    ask = Committee.ask
+    monkeypatch.setattr(Committee, "ask", lambda *args: asked.append(1) or ask(*args))
+    first, second, *_ = dataset.unlabeled
+    file = dataset.unlabeled_folder() / f"{second}.b2nd"
+    sound, state = file.read_bytes(), file.stat()
+    file.write_bytes(damage_chunks(sound))
+    with pytest.raises(
+        ValueError, match=f"^{second} cannot be predicted .*; mend or remove it and run the same command"
+    ):
+        rank_unlabeled(model, 0, tmp_path / "next", 2, CPU)
+    assert not (tmp_path / "next").exists()
+    assert len(asked) == 1
+    file.write_bytes(sound)
+    os.utime(file, ns=(state.st_mtime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(
+        Committee, "ask", lambda *args: interrupt() if len(asked) == 2 else asked.append(1) or ask(*args)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        rank_unlabeled(model, 0, tmp_path / "next", 2, CPU)
+    monkeypatch.setattr(Committee, "ask", lambda *args: asked.append(1) or ask(*args))
+    (dataset.unlabeled_folder() / f"{first}.b2nd").touch()  # an image that was preprocessed again
+    ranking = rank_unlabeled(model, 0, tmp_path / "next", 2, CPU)
+    assert len(asked) == 2 + 3 + 2  # of which two for the pictures
+    pd.testing.assert_frame_equal(ranking.table, expected.table)
+    assert contents(ranking.folder / "segmentations") == contents(expected.folder / "segmentations")
+    assert not list(tmp_path.glob(".next*"))
+
+
+def damage_chunks(content: bytes) -> bytes:
+    """Return a preprocessed image whose header is intact, but not what follows it."""
+    quarter = len(content) // 4
+    return content[:quarter] + bytes(2 * quarter) + content[3 * quarter :]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_trainer_that_is_not_found_is_named(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    """As in a shell without the variable that names the folder of somebody's own trainer."""
+    trainer = train(type("nnUNetTrainerMine", (nnUNetTrainerSelfTraining,), {}))
+    model = ModelFolder(dataset.id, "3d_fullres", "nnUNetTrainerMine")
+    with pytest.raises(ValueError, match=r"no trainer nnUNetTrainerMine.*add its folder to nnUNet_extTrainer"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False) | {"trainer_name": SELF_TRAINING}
+    checkpoint["network_weights"].popitem()
+    torch.save(checkpoint, file)
+    with pytest.raises(ValueError, match=r"A network in the checkpoint does not fit the plans .*; train it again"):
+        rank_unlabeled(model, 0, tmp_path / "next", 1, CPU)
 
 
 def test_what_to_do_with_proposals() -> None:
