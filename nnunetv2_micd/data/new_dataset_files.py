@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,10 +79,14 @@ def find_files(sources: Sources) -> Files:
     """
     labels_of_names = _files(sources.labels, _ending(sources.labels))
     # Photographs may have names that end in four digits; then their labels have the same names, or begin with them.
-    names = _files(sources.images[0], _ending(sources.images[0])).keys()
+    image_ending = _ending(sources.images[0])
+    names = _files(sources.images[0], image_ending).keys()
     begins = {name[: match.start()] for name in labels_of_names for match in re.finditer(ADDITION, name)}
     has_channels = labels_of_names.keys().isdisjoint(names) and not names <= begins
-    labeled, ending = _find_cases(sources.images, has_channels)
+    cases_have_labels = not labels_of_names.keys().isdisjoint(group_images(sources.images[0], image_ending))
+    labeled, ending = _find_cases(sources.images, has_channels, is_certain=cases_have_labels)
+    counts = Counter(map(len, labeled.values()))
+    num_channels = max(counts, key=lambda number: (counts[number], number))
     others: dict[str, Cases] = {"unlabeled": {}, "test": {}}
     for part, folders in (("unlabeled", sources.unlabeled), ("test", sources.test)):
         if not folders:
@@ -91,26 +96,23 @@ def find_files(sources: Sources) -> Files:
                 f"There are {len(sources.images)} folders of labeled images, one for each channel, but "
                 f"{len(folders)} of {part} ones; name as many, in the same order"
             )
-        others[part], its_ending = _find_cases(folders, has_channels)
+        others[part], its_ending = _find_cases(folders, has_channels, is_certain=num_channels > 1)
         if its_ending != ending:
             raise ValueError(f"The labeled images are {ending} files, the {part} ones {its_ending} files; convert one")
         if both := sorted(labeled.keys() & others[part].keys()):
             raise ValueError(f"Images of the same name are labeled and {part} ({shorten(both)}); rename or remove some")
-    counts = {len(files) for cases in (labeled, *others.values()) for files in cases.values()}
-    if len(counts) > 1:
-        raise ValueError(
-            f"Some images have {min(counts)} and others {max(counts)} files, one for each channel; name all as in "
-            f"nnU-Net, CASE_0000{ending}, CASE_0001{ending} and so on, or put each channel into a folder of its own"
-        )
+    if len(sources.images) == 1:
+        _check_channels((labeled, *others.values()), num_channels, ending)
     return Files(ending, labeled, _find_labels(sources.labels, ending, labeled), others["unlabeled"], others["test"])
 
 
-def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]:
+def _find_cases(folders: Sequence[str], has_channels: bool, is_certain: bool) -> tuple[Cases, str]:
     """Return the files of each case and their ending.
 
     Args:
         folders: One folder, or one for each channel.
-        has_channels: Whether ``_0000`` at the end of all names in a single folder is the number of the channel.
+        has_channels: Whether ``_0000`` at the end of names in a single folder may be the number of the channel.
+        is_certain: Whether it is then, even if most cases lack channels.
     """
     endings = {folder: _ending(folder) for folder in folders}
     if len(set(endings.values())) > 1:
@@ -119,8 +121,12 @@ def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]
     if len(folders) == 1:
         files = _files(folders[0], ending)
         named = group_images(folders[0], ending)
-        numbered = {f"{case}_{channel:04d}" for case in named for channel in range(len(named[case]))}
-        if has_channels and files.keys() == numbered:
+        numbered = set().union(*named.values())
+        others = {name: file for name, file in files.items() if file not in numbered}
+        complete = [case for case in named if _names(named[case]) == _channels(case, len(named[case]), ending)]
+        if has_channels and (is_certain or 2 * len(complete) >= len(named) + len(others)):
+            for name, file in others.items():
+                named.setdefault(name, []).append(file)
             return named, ending
         return {case: [file] for case, file in files.items()}, ending
     channels = [_files(folder, ending) for folder in folders]
@@ -131,6 +137,30 @@ def _find_cases(folders: Sequence[str], has_channels: bool) -> tuple[Cases, str]
                 "them only); each image needs a file of the same name in each folder"
             )
     return {case: [files[case] for files in channels] for case in channels[0]}, ending
+
+
+def _check_channels(parts: Sequence[Cases], num_channels: int, ending: str) -> None:
+    """Check that the files of each case are its channels 0, 1 and so on. A single one need not be numbered."""
+    wrong = [
+        f"{case} ({shorten(_names(files))})"
+        for cases in parts
+        for case, files in cases.items()
+        if _names(files) != _channels(case, num_channels, ending)
+        and (num_channels > 1 or _names(files) != [case + ending])
+    ]
+    if wrong:
+        raise ValueError(
+            f"The files of an image are {shorten(_channels('CASE', num_channels, ending))}, but these images have "
+            f"others: {shorten(wrong)}; add or rename their files, or remove these images"
+        )
+
+
+def _channels(case: str, number: int, ending: str) -> list[str]:
+    return [f"{case}_{channel:04d}{ending}" for channel in range(number)]
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    return [os.path.basename(file) for file in files]
 
 
 def _files(folder: str, ending: str) -> dict[str, str]:

@@ -120,6 +120,61 @@ def test_names_as_in_nnunet_and_labels_with_an_addition(home: Path) -> None:
     assert names(made(home) / "labelsTr") == ["a.nii.gz", "b.nii.gz"]
 
 
+@pytest.mark.parametrize("part", ["images", "more"])
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ({"a": "012", "b": "01"}, r"others: b \(b_0000.png, b_0001.png\); add or rename their files"),
+        (
+            {"a": "012", "b": "02"},
+            r"are CASE_0000.png, CASE_0001.png, CASE_0002.png, .*: b \(b_0000.png, b_0002",
+        ),
+        ({"a": "012", "b": "12", "c": "2"}, r"others: b \(b_0001.png, b_0002.png\), c \(c_0002.png\)"),
+    ],
+)
+def test_cases_that_lack_channels_are_named(part: str, cases: dict[str, str], message: str, tmp_path: Path) -> None:
+    whole = {"x": "012", "y": "012"}
+    folders = {"images": {**whole, **cases} if part == "images" else whole, "more": cases if part == "more" else {}}
+    for folder, content in folders.items():
+        (tmp_path / folder).mkdir()
+        for case, channels in content.items():
+            for channel in channels:
+                (tmp_path / folder / f"{case}_000{channel}.png").touch()
+    (tmp_path / "labels").mkdir()
+    for case in folders["images"]:
+        (tmp_path / "labels" / f"{case}.png").touch()
+    images, labels, unlabeled = (str(tmp_path / name) for name in ("images", "labels", "more"))
+    sources = Sources([images], labels, [unlabeled] if part == "more" else ())
+    with pytest.raises(ValueError, match=message):
+        find_files(sources)
+    if part == "more":
+        (tmp_path / "more" / "a.png").touch()
+        with pytest.raises(ValueError, match=r"others: a \(a_0000.png, a_0001.png, a_0002.png, a.png\), b"):
+            find_files(sources)
+
+
+def test_a_channel_that_all_cases_lack(tmp_path: Path) -> None:
+    for name in ("images/a_0000", "images/a_0002", "images/b_0000", "images/b_0002", "labels/a", "labels/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").touch()
+    with pytest.raises(ValueError, match=r"are CASE_0000.png, CASE_0001.png, but .* others: a \(a_0000.png, a_0002"):
+        find_files(Sources([str(tmp_path / "images")], str(tmp_path / "labels")))
+
+
+def test_unlabeled_images_of_one_channel_may_have_numbers_of_their_own(tmp_path: Path) -> None:
+    for name in ("images/a_0000", "labels/a", "more/slice_0005", "more/slice_0007"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").touch()
+    images, labels, more = (str(tmp_path / name) for name in ("images", "labels", "more"))
+    assert find_files(Sources([images], labels, [more])).unlabeled.keys() == {"slice_0005", "slice_0007"}
+    for name in ("c_0000", "d_0000", "d_0001"):
+        (tmp_path / "more" / f"{name}.png").touch()
+    for name in ("slice_0005", "slice_0007"):
+        (tmp_path / "more" / f"{name}.png").unlink()
+    with pytest.raises(ValueError, match=r"are CASE_0000.png, but these images have others: d \(d_0000.png, d_0001"):
+        find_files(Sources([images], labels, [more]))
+
+
 def test_masks_with_soft_edges_are_refused(home: Path, capsys: pytest.CaptureFixture) -> None:
     for folder in ("png", "masks"):
         (home / folder).mkdir()
