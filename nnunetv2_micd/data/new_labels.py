@@ -4,6 +4,7 @@ import errno
 import filecmp
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -99,6 +100,7 @@ def _check_files(
             if moved.is_file() and not filecmp.cmp(file, moved, shallow=False):
                 raise ValueError(f"{file} has the name of another image, {moved}; rename or remove one of them")
         if case in images:
+            _check_movable(raw / IMAGES_FOLDER, raw)
             continue
         if not target.is_file() or case not in group_images(raw / "imagesTr", ending):
             raise ValueError(
@@ -106,6 +108,17 @@ def _check_files(
             )
         done.add(case)
     return done
+
+
+def _check_movable(folder: Path, raw: Path) -> None:
+    """Refuse to take images out of a folder of others, to which ``imagesUn`` is only a link."""
+    real = folder.resolve()
+    if not real.is_relative_to(raw.resolve()):
+        link, images = shlex.quote(str(folder)), shlex.quote(str(real))
+        raise ValueError(
+            f"{folder} is a link to {real}, and images must not be moved out of that folder; make it a folder of links "
+            f"to them, and repeat the command: rm {link} && mkdir {link} && ln -s {images}/* {link}"
+        )
 
 
 def _check_content(
@@ -132,6 +145,11 @@ def _check_content(
 def _move(file: str, folder: Path) -> None:
     """Move a file, also to another file system, so that the folder never has a part of it."""
     target = folder / Path(file).name
+    if os.path.islink(file) and not os.path.isabs(os.readlink(file)):  # which need not lead there from another folder
+        with atomic(target) as temporary:
+            temporary.symlink_to(os.path.relpath(os.path.realpath(file), os.path.realpath(folder)))
+        os.unlink(file)
+        return
     try:
         os.replace(file, target)
     except OSError as error:

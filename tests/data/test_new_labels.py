@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,36 @@ def test_images_on_another_file_system(dataset: TinyDataset, labels: Path, monke
     shutil.copy(dataset.images / f"{case}_0000.nii.gz", dataset.raw / "imagesTr")  # killed before it was removed
     add_labels(dataset.name, labels, [case])
     assert is_labeled(dataset, case)
+
+
+def test_the_originals_stay_where_images_are_a_link_to_another_folder(dataset: TinyDataset, labels: Path) -> None:
+    cohort = dataset.root / "cohort of all"
+    dataset.images.rename(cohort)
+    dataset.images.symlink_to(cohort)
+    case = dataset.unlabeled[0]
+    with pytest.raises(ValueError, match=r"is a link to .*; make it a folder of links") as error:
+        add_labels(dataset.name, labels, [case])
+    assert not (dataset.raw / "labelsTr" / f"{case}.nii.gz").exists()
+    before = sorted(cohort.iterdir())
+    subprocess.run(str(error.value).partition("repeat the command: ")[2], shell=True, check=True)
+    add_labels(dataset.name, labels, [case])
+    assert is_labeled(dataset, case)
+    assert sorted(cohort.iterdir()) == before
+
+
+def test_images_may_be_a_link_within_the_dataset(dataset: TinyDataset, labels: Path) -> None:
+    (dataset.raw / "all").mkdir()
+    dataset.images.rename(dataset.raw / "all" / "unlabeled")
+    dataset.images.symlink_to("all/unlabeled")
+    case = dataset.unlabeled[0]
+    file = dataset.images / f"{case}_0000.nii.gz"
+    shutil.move(file, dataset.root)
+    file.symlink_to(f"../../../../{file.name}")  # from the folder in which it really lies
+    add_labels(dataset.name, labels, [case])
+    assert is_labeled(dataset, case)
+    moved = dataset.raw / "imagesTr" / file.name
+    assert (moved.is_symlink(), os.path.isabs(os.readlink(moved))) == (True, False)
+    assert moved.resolve() == (dataset.root / file.name).resolve()
 
 
 def test_folds_of_a_benchmark_with_their_seed(dataset: TinyDataset, labels: Path) -> None:
