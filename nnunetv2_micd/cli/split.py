@@ -59,15 +59,13 @@ def _add_folds(name: str, arguments: argparse.Namespace) -> None:
 
 def _configuration(name: str) -> str:
     """Return the configuration for the commands that are printed."""
-    from nnunetv2_micd.data.folders import labeled_folders, raw_folder
-    from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS
-    from nnunetv2_micd.utils.files import read_json_object
+    from nnunetv2_micd.data.derive import is_2d
+    from nnunetv2_micd.data.folders import labeled_folders
 
     try:
         folders = list(labeled_folders(name))
     except FileNotFoundError:  # a dataset with raw images only, from which others may be derived
-        ending = read_json_object(raw_folder(name) / "dataset.json").get("file_ending")
-        return "2d" if ending in PHOTOGRAPHS else "3d_fullres"
+        return "2d" if is_2d(name) else "3d_fullres"
     return "3d_fullres" if any(folder.endswith("3d_fullres") for folder in folders) else "2d"
 
 

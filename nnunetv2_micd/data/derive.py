@@ -3,9 +3,12 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -79,6 +82,24 @@ def derive_dataset(
     description |= {"numTraining": len(entry["train"]), "name": name, "derived_from": source_name, "seed": seed}
     _write(raw_folder(name), description, links, groups)
     return name, entry
+
+
+def is_2d(dataset_name: str) -> bool:
+    """Return True if the first labeled image of a raw dataset has one slice; False also if it cannot be read.
+
+    Args:
+        dataset_name: Full name of a dataset, from which others can be derived.
+    """
+    source = raw_folder(dataset_name)
+    description = read_json_object(source / "dataset.json")
+    cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
+    file = next(iter(cases.values()))["images"][0]
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from a file
+            reader = determine_reader_writer_from_dataset_json(description, file, verbose=False)()
+            return bool(reader.read_images([file])[0].shape[1] == 1)
+    except Exception:  # readers raise various types for damaged files, which planning reports
+        return False
 
 
 def check_number(number: int, name: str) -> None:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from helpers import TinyDataset
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
@@ -128,6 +130,24 @@ def test_command_names_a_configuration_that_the_dataset_has(
     shutil.rmtree(dataset.labeled_folder("3d_fullres"))
     main(["split", "-d", "901", "-n", "2", "--as-dataset", "903"])
     assert "nnUNetv2_train 903 2d all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "configuration"), [((24, 28), "2d"), ((6, 24, 28), "3d_fullres")])
+def test_command_sees_that_raw_images_are_2d(
+    shape: tuple[int, ...], configuration: str, dataset: TinyDataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = dataset.raw.with_name("Dataset905_Tiff")
+    for folder, addition in (("imagesTr", "_0000"), ("labelsTr", "")):
+        (raw / folder).mkdir(parents=True)
+        for case in "abcde":
+            image = np.ones(shape, np.uint8)
+            tifffile.imwrite(raw / folder / f"{case}{addition}.tif", image, photometric="minisblack")
+    description = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "cell": 1}, "file_ending": ".tif"}
+    (raw / "dataset.json").write_text(json.dumps(description | {"numTraining": 5}))
+    main(["split", "-d", "905", "-n", "2", "--as-dataset", "906"])
+    printed = capfd.readouterr()
+    assert f"nnUNetv2_train 906 {configuration} all" in printed.out
+    assert printed.err == ""
 
 
 def test_its_unlabeled_images_can_be_preprocessed(dataset: TinyDataset) -> None:
