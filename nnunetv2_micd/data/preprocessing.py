@@ -184,6 +184,9 @@ def _preprocess_configuration(
         find_unfinished(folder, present), find_damaged(folder, present, dataset.dataset_json)
     )
     todo = [job for job in jobs if job.case not in done]
+    if interrupted := _interrupted(todo):
+        print(f"Tried last, as an earlier run was killed while it worked on them: {shorten(interrupted)}")
+        todo.sort(key=lambda job: job.case in interrupted)
     failures = []
     with tqdm(total=len(todo), desc=configuration) as progress:
         for case, reason in _run(todo, num_processes):
@@ -200,6 +203,11 @@ def _preprocess_configuration(
     return sorted(failures, key=lambda failure: failure.case)
 
 
+def _interrupted(jobs: Sequence[PreprocessingJob]) -> list[str]:
+    """Return the images that were worked on when this or an earlier run was killed."""
+    return [job.case for job in jobs if job.temporary.is_dir()]
+
+
 def _run(jobs: Sequence[PreprocessingJob], num_processes: int) -> Iterator[tuple[str, str | None]]:
     """Run the jobs; yield case and defect in the order in which they end."""
     if num_processes == 1 or len(jobs) < 2:
@@ -212,9 +220,12 @@ def _run(jobs: Sequence[PreprocessingJob], num_processes: int) -> Iterator[tuple
             for future in as_completed([executor.submit(preprocess_case, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool:
+            interrupted = _interrupted(jobs)  # none if it was killed as it started
+            cause = "; those that may be the cause come last then, crop or remove one that is killed with -np 1, too: "
             raise ChildProcessError(
                 "A worker process was killed, most often because the memory was full; run the same command again with "
                 "fewer processes (-np), the images that are done are kept"
+                + (cause + shorten(interrupted) if interrupted else "")
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)

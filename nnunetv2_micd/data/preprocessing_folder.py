@@ -16,7 +16,7 @@ from nnunetv2_micd.utils.files import atomic, shorten
 from nnunetv2_micd.utils.locks import hold_lock
 
 INCOMPLETE_FOLDER = ".incomplete"
-"""Folder for files that are being written, inside the folder of the preprocessed images."""
+"""Folder for files that are being written, inside the folder of the preprocessed images; a folder for each image."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,12 @@ def prepare_folder(
         folder.mkdir(exist_ok=True)
         _remove_stale(folder, dataset.fingerprint(configuration), cases, overwrite)
         _remove_changed(folder, images, cases)
-    shutil.rmtree(folder / part.file(INCOMPLETE_FOLDER), ignore_errors=True)
-    (folder / part.file(INCOMPLETE_FOLDER)).mkdir()
+    incomplete = folder / part.file(INCOMPLETE_FOLDER)
+    # What a killed run has left goes, but empty folders still name the images that it worked on.
+    interrupted = os.listdir(incomplete) if incomplete.is_dir() else []
+    shutil.rmtree(incomplete, ignore_errors=True)
+    for path in (incomplete, *(incomplete / case for case in interrupted)):
+        path.mkdir()
 
 
 def _beside(folder: Path, purpose: str) -> Path:

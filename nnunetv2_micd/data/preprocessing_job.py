@@ -1,7 +1,7 @@
 """Preprocesses one unlabeled image: reads it, checks it, and writes it as nnU-Net writes a labeled case."""
 
 import os
-import tempfile
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class PreprocessingJob:
         """Folder of the preprocessed images."""
         return self.dataset.unlabeled_folder(self.configuration)
 
+    @property
+    def temporary(self) -> Path:
+        """Folder of this image's files while they are being written. When a process is killed, it stays."""
+        return self.folder / self.incomplete / self.case
+
 
 def preprocess_case(job: PreprocessingJob) -> tuple[str, str | None]:
     """Preprocess one image.
@@ -48,15 +53,17 @@ def preprocess_case(job: PreprocessingJob) -> tuple[str, str | None]:
     Raises:
         OSError: The data cannot be written, so no other image can be written either.
     """
-    incomplete = job.folder / job.incomplete
-    with tempfile.TemporaryDirectory(dir=incomplete, ignore_cleanup_errors=True) as temporary:
-        target = os.path.join(temporary, job.case)
+    job.temporary.mkdir(exist_ok=True)
+    try:
+        target = str(job.temporary / job.case)
         defect = _write_case(job, target)
         if defect is None:
             # The .b2nd comes last: if it is there, the case is complete.
             for ending in (".pkl", ".b2nd"):
                 os.replace(target + ending, job.folder / (job.case + ending))
         return job.case, defect
+    finally:
+        shutil.rmtree(job.temporary, ignore_errors=True)
 
 
 def _write_case(job: PreprocessingJob, target: str) -> str | None:
@@ -95,6 +102,8 @@ def _write_case(job: PreprocessingJob, target: str) -> str | None:
     try:
         _save(data, properties, blocks, chunks, target)
         return None if _is_finite(target) else f"contains NaN or Inf values; {AGAIN}"
+    except MemoryError as error:
+        return _describe(error, "preprocessed")
     except Exception as error:
         raise OSError(
             f"Cannot write to {job.folder} ({_name(error)}), most often because the disk is full; make room and "

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import make_volume, write_image
 
-from nnunetv2_micd.data import preprocessing
+from nnunetv2_micd.data import preprocessing, preprocessing_job
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.preprocessing import Failure, Part, preprocess_unlabeled
@@ -258,18 +258,69 @@ def test_killed_and_started_again(dataset):
     assert not (folder / ".incomplete").exists()
 
 
-def kill_worker(_):
+def be_killed_by_image_1(job):
+    if job.case == "image_1":
+        preprocessing_job._write_case = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    return preprocessing_job.preprocess_case(job)
+
+
+def test_the_image_that_kills_a_worker_is_named_and_tried_last(dataset, monkeypatch, capsys):
+    shutil.rmtree(dataset.unlabeled_folder())
+    monkeypatch.setattr(preprocessing, "preprocess_case", be_killed_by_image_1)
+    with pytest.raises(ChildProcessError, match=r"most often because the memory was full.*\(-np\).* too: .*image_1"):
+        preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=2)
+    folder = dataset.unlabeled_folder()
+    for file in folder.glob("*.b2nd"):  # the other worker may have done them
+        file.unlink()
+    for case in ("image_2", "image_3"):
+        shutil.rmtree(folder / ".incomplete" / case, ignore_errors=True)
+    (folder / ".incomplete" / "image_0").mkdir(exist_ok=True)  # as if it had killed a run before
+    tried = []
+
+    def end(job):
+        tried.append(job.case)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocessing, "preprocess_case", end)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset)
+    assert tried == ["image_2"]
+
+    def remember(job):
+        tried.append(job.case)
+        return preprocessing_job.preprocess_case(job)
+
+    monkeypatch.setattr(preprocessing, "preprocess_case", remember)
+    capsys.readouterr()
+    assert run(dataset) == []
+    assert tried[1:] == ["image_2", "image_3", "image_0", "image_1"]  # the run in between has forgotten none
+    assert "an earlier run was killed while it worked on them: image_0, image_1" in capsys.readouterr().out
+    assert not (folder / ".incomplete").exists()
+
+
+def be_killed(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_explained(dataset, monkeypatch):
-    shutil.rmtree(dataset.unlabeled_folder())
-    monkeypatch.setattr(preprocessing, "preprocess_case", kill_worker)
-    with pytest.raises(ChildProcessError, match=r"most often because the memory was full.*\(-np\)"):
-        preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=2)
-    monkeypatch.undo()
-    dataset.set_environment(monkeypatch)
-    assert run(dataset) == []
+def test_a_worker_that_is_killed_as_it_starts(dataset, monkeypatch):
+    monkeypatch.setattr(preprocessing, "preprocess_case", be_killed)
+    with pytest.raises(ChildProcessError, match=r"\(-np\), the images that are done are kept$"):
+        preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=2, overwrite=True)
+
+
+def test_memory_that_is_full_while_an_image_is_written_stops_no_other(dataset, monkeypatch):
+    save = preprocessing_job._save
+
+    def fail(data, properties, blocks, chunks, target):
+        if target.endswith("image_1"):
+            raise MemoryError("Unable to allocate 8 GiB")
+        save(data, properties, blocks, chunks, target)
+
+    monkeypatch.setattr(preprocessing_job, "_save", fail)
+    [failure] = run(dataset, overwrite=True)
+    assert failure.case == "image_1"
+    assert failure.reason.startswith("cannot be preprocessed (MemoryError: Unable to allocate 8 GiB); run the same")
+    assert list_preprocessed(dataset.unlabeled_folder()) == ["image_0", "image_2", "image_3"]
 
 
 @pytest.mark.parametrize("limit", [2_000, 40_000])
