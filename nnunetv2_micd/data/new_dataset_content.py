@@ -1,5 +1,6 @@
 """Reads the labels and images of ordinary folders: which classes they have, and whether they fit each other."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from tqdm import tqdm
 
 from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS, SUPPORTED, TIFF, Files
+from nnunetv2_micd.data.orientations import are_alike, orientation
 from nnunetv2_micd.data.raw_images import AGAIN, find_file_defect
 
 MOST_CLASSES = 255
@@ -80,7 +82,7 @@ def read_content(files: Files) -> Content:
 def read_case(
     case: str, images: Sequence[str], label_file: str, reader: Any = None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Read a labeled image.
+    """Read a labeled image. Warn of a label in another orientation, which need not lie on its image.
 
     Args:
         case: Its name, for messages.
@@ -112,6 +114,13 @@ def read_case(
     # nnU-Net looks for the spacing of a TIFF beside a file that is named as in a dataset.
     if not label_file.endswith(TIFF) and not np.allclose(spacing, its_spacing, rtol=1e-3):
         raise ValueError(f"{case} has the spacing {spacing}, but its label {its_spacing}; export it again")
+    axes, its_axes = orientation(image_properties), orientation(label_properties)
+    if axes is not None and its_axes is not None and not are_alike(axes, its_axes):
+        print(
+            f"Warning: by its header, the label {label_file} lies in another orientation than its image, which nnU-Net "
+            "does not correct; look whether it is flipped or turned, and export it again then",
+            file=sys.stderr,
+        )
     if len(label) > 1 and (label != label[:1]).any():
         raise ValueError(f"{label_file} is a colored image; export it with the number of the class as gray value")
     found = np.unique(label)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.folders import labeled_folders
 from nnunetv2_micd.data.groups import copy_groups, describe_units, group_cases, load_groups
+from nnunetv2_micd.data.orientations import describe_turned
 from nnunetv2_micd.data.preprocessed import find_damaged, find_unfinished, list_preprocessed
 from nnunetv2_micd.data.preprocessing_folder import (
     ALL_IMAGES,
@@ -118,6 +120,8 @@ def preprocess_unlabeled(
             incomplete = part.file(INCOMPLETE_FOLDER)
             jobs = [PreprocessingJob(dataset, configuration, case, images[case], incomplete) for case in cases]
             failures += _preprocess_configuration(dataset, configuration, jobs, num_processes)
+    if found := describe_turned(dataset, chosen[0]):  # the other configurations are made of the same images
+        print("Warning: " + "; ".join(found), file=sys.stderr)
     _make_folds(dataset, folds_of, groups)
     return failures
 

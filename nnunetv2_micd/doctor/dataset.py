@@ -11,6 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import group_cases, load_groups
 from nnunetv2_micd.data.labeled import find_damaged_labeled
+from nnunetv2_micd.data.orientations import describe_turned
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
 from nnunetv2_micd.data.splits import DEFAULT_FOLDS, SPLITS_FILE, Entry, can_nnunet_split
@@ -54,9 +55,16 @@ def check_dataset(dataset_name: str, configuration: str | None, plans_name: str)
     checks = _excuse([_check_readable(dataset, name, splits) for name in configurations])
     findings += [finding for check in checks for finding in check]
     try:
+        findings += _check_orientations(dataset, configurations)
         return findings + _advise(dataset, configurations, splits)
     except OSError:  # a folder that cannot be read is among the findings
         return findings
+
+
+def _check_orientations(dataset: Dataset, configurations: Sequence[str]) -> list[Finding]:
+    name = max(configurations, key=lambda name: len(list_preprocessed(dataset.unlabeled_folder(name))))
+    found = describe_turned(dataset, name)
+    return [Finding("warning", dataset.name, *found)] if found else []
 
 
 def _advise(dataset: Dataset, configurations: Sequence[str], splits: list[Entry] | None) -> list[Finding]:

@@ -175,6 +175,15 @@ def test_unlabeled_images_of_one_channel_may_have_numbers_of_their_own(tmp_path:
         find_files(Sources([images], labels, [more]))
 
 
+def test_a_label_in_another_orientation_is_named(home: Path, capsys: pytest.CaptureFixture) -> None:
+    label = sitk.GetImageFromArray(LABEL)
+    label.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(label, str(home / "labels" / "b.nii.gz"))
+    call(home, "--channels", "MR")
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "orientation" in line]
+    assert f"the label {home / 'labels' / 'b.nii.gz'} lies in another orientation than its image" in warning
+
+
 def test_masks_with_soft_edges_are_refused(home: Path, capsys: pytest.CaptureFixture) -> None:
     for folder in ("png", "masks"):
         (home / folder).mkdir()

@@ -10,6 +10,7 @@ import time
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from helpers import make_volume, write_image
 
 from nnunetv2_micd.data import preprocessing, preprocessing_job
@@ -321,6 +322,21 @@ def test_memory_that_is_full_while_an_image_is_written_stops_no_other(dataset, m
     assert failure.case == "image_1"
     assert failure.reason.startswith("cannot be preprocessed (MemoryError: Unable to allocate 8 GiB); run the same")
     assert list_preprocessed(dataset.unlabeled_folder()) == ["image_0", "image_2", "image_3"]
+
+
+def test_images_in_another_orientation_are_named(dataset, capsys):
+    image = sitk.GetImageFromArray(make_volume(0, (20, 22, 26))[0])
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(dataset.images / "flipped_0000.nii.gz"))
+    for _ in range(2):  # also when it is done
+        assert run(dataset) == []
+        warning = "Warning: unlabeled images in another orientation than every labeled one (flipped), which SimpleITKIO"
+        assert warning in capsys.readouterr().err
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["image_reader_writer"] = "SimpleITKIOWithReorient"
+    dataset.plans_file.write_text(json.dumps(plans))
+    assert run(dataset, overwrite=True) == []
+    assert "orientation" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [2_000, 40_000])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -323,6 +324,16 @@ def test_defects_of_a_dataset(
     assert [finding.level for finding in findings if finding.text.startswith(text)] == [level]
     assert next(finding.remedy for finding in findings if finding.text.startswith(text)).startswith(remedy)
     assert any(finding.level == "problem" for finding in findings) == (level == "problem")
+
+
+def test_images_in_another_orientation(dataset: TinyDataset) -> None:
+    for file in dataset.labeled_folder().glob("*.pkl"):
+        properties = pickle.loads(file.read_bytes())
+        properties["sitk_stuff"]["direction"] = (0, 1, 0, 1, 0, 0, 0, 0, 1)
+        file.write_bytes(pickle.dumps(properties))
+    [finding] = [one for one in find(dataset.name, "901", "3d_fullres") if one.level == "warning"]
+    assert finding.text.startswith("unlabeled images in another orientation than every labeled one (image_0, image_1")
+    assert finding.remedy.startswith("convert them, or set")
 
 
 def test_a_mask_that_the_ignore_label_enlarges(dataset: TinyDataset) -> None:
