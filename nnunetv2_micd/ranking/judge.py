@@ -82,7 +82,7 @@ class Judge:
         return finding
 
     def _load(self, case: str) -> Tensor:
-        return torch.from_numpy(self._images.load_image(case)[:])
+        return torch.from_numpy(self._images.read_image(case))
 
     def _ask(self, case: str) -> Opinion:
         return self.committee.ask(self._load(case))
@@ -126,6 +126,8 @@ def _errors_of(case: str) -> Iterator[None]:
         yield
     except (OSError, MemoryError):  # of the machine
         raise
+    except torch.OutOfMemoryError as error:  # of the GPU
+        raise MemoryError(" ".join(str(error).split())) from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

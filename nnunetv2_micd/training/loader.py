@@ -2,7 +2,8 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import blosc2
@@ -24,6 +25,10 @@ from nnunetv2_micd.utils.files import shorten
 
 OUTSIDE = 1e-3
 """Normalized intensity below which, in all channels, a voxel lies outside the nonzero mask; hardly any lies inside."""
+
+PREPROCESS_AGAIN = "delete it and its .pkl file, and preprocess its image again"
+VALIDATE_AGAIN = "delete it, and run the final validation of the previous stage again (--val)"
+"""What to do when a file is damaged: that of an image, and a segmentation of a cascade's first stage."""
 
 
 class UnlabeledImages:
@@ -61,12 +66,43 @@ class UnlabeledImages:
         """Open the segmentation ``(*spatial)`` of the first stage, or return None without a cascade."""
         return None if self.previous_stage is None else _open(self.previous_stage, identifier)
 
+    def read_image(self, identifier: str) -> np.ndarray:
+        """Return a whole image ``(channels, *spatial)``.
+
+        Raises:
+            ValueError: Its file is damaged.
+        """
+        image = self.load_image(identifier)
+        with _damage_named(image, PREPROCESS_AGAIN):
+            return image[:]
+
+    def read_previous_stage(self, identifier: str) -> np.ndarray | None:
+        """Return the whole segmentation ``(*spatial)`` of the first stage, or None without a cascade.
+
+        Raises:
+            ValueError: Its file is damaged.
+        """
+        segmentation = self.load_previous_stage(identifier)
+        if segmentation is None:
+            return None
+        with _damage_named(segmentation, VALIDATE_AGAIN):
+            return segmentation[:]
+
 
 def _open(folder: str, identifier: str) -> blosc2.NDArray:
     # As in nnU-Net's dataset: memory mapping does not work on Windows, and a worker has one core.
     mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
     path = os.path.join(folder, identifier + ".b2nd")
     return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mmap)
+
+
+@contextmanager
+def _damage_named(file: blosc2.NDArray, remedy: str) -> Iterator[None]:
+    """Name the file of which a part that is read is damaged; a header that can be read does not show it."""
+    try:
+        yield
+    except RuntimeError as error:  # as blosc2 says that it cannot decompress
+        raise ValueError(f"{file.urlpath} is damaged ({error}); {remedy}") from error
 
 
 class Origin(NamedTuple):
@@ -111,12 +147,8 @@ class UnlabeledDataLoader(nnUNetDataLoader):
         image = self._data.load_image(key)
         lower, upper = self.get_bbox(image.shape[1:], force_fg=False, class_locations=None)
         box = [list(bounds) for bounds in zip(lower, upper, strict=True)]
-        try:
+        with _damage_named(image, PREPROCESS_AGAIN):
             patch = torch.from_numpy(crop_and_pad_nd(image, box, 0)).float()
-        except RuntimeError as error:  # as blosc2 says that it cannot decompress
-            raise ValueError(
-                f"{image.urlpath} is damaged ({error}); delete it and its .pkl file, and preprocess its image again"
-            ) from error
         if self.patch_size_was_2d:
             patch = patch[:, 0]
         sample = {"image": patch}
@@ -127,7 +159,8 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             outside = (patch[self.masked_channels].abs() < OUTSIDE).all(0, keepdim=True)
             sample["segmentation"] = torch.where(outside, -1, 0).to(torch.int16)
         if previous is not None:
-            labels = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
+            with _damage_named(previous, VALIDATE_AGAIN):
+                labels = torch.from_numpy(crop_and_pad_nd(previous, box, -1, cast_cropped_to=np.int16)).to(torch.int16)
             # A patch in 2D is a single slice, whose axis takes the place of the channels.
             labels = labels if self.patch_size_was_2d else labels[None]
             sample["segmentation"] = torch.cat((sample["segmentation"], labels))

@@ -108,9 +108,8 @@ class _Canvas:
 
 def load_with_previous_stage(trainer: TrainerLike, images: UnlabeledImages, case: str) -> Tensor:
     """Return an image with the one-hot labels of a cascade's previous stage, ``(channels, *spatial)``."""
-    image = images.load_image(case)[:]
-    seen = images.load_previous_stage(case)
+    image, seen = images.read_image(case), images.read_previous_stage(case)
     if seen is None:
         return torch.from_numpy(image)
-    one_hot = convert_labelmap_to_one_hot(seen[:], trainer.label_manager.foreground_labels, image.dtype)
+    one_hot = convert_labelmap_to_one_hot(seen, trainer.label_manager.foreground_labels, image.dtype)
     return torch.from_numpy(np.concatenate((image, one_hot)))

@@ -24,6 +24,7 @@ from nnunetv2_micd.training.loader import (
     build_unlabeled_loader,
     start_unlabeled_loader,
 )
+from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.workers import processes_of
 
 
@@ -85,6 +86,42 @@ def test_2d_patches_have_the_labels_of_the_previous_stage(dataset: TinyDataset, 
     batch = UnlabeledDataLoader(images, 3, size, size, manager, transforms=Together()).generate_train_batch()
     intensities, _, labels = batch["data"].unbind(1)
     assert torch.equal(labels == 1, intensities > 0)
+
+
+def spoil(path: Path) -> None:
+    """Change bytes behind the header, which nobody sees before they are decompressed."""
+    content = path.read_bytes()
+    begin, end = len(content) // 3, 2 * len(content) // 3
+    path.write_bytes(content[:begin] + bytes(byte ^ 255 for byte in content[begin:end]) + content[end:])
+
+
+def test_a_damaged_image_is_named_by_all_that_read_it(dataset: TinyDataset) -> None:
+    spoil(dataset.unlabeled_folder() / "image_2.b2nd")
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.initialize()
+    network, images = trainer.teachers["a"], find_images(dataset, ["image_2"])
+    network.decoder.deep_supervision = False
+    for read in (
+        build(dataset, ["image_2"]).generate_train_batch,
+        lambda: list(predict_in_batches(trainer, network, images, ["image_2"], 2)),
+        lambda: images.read_image("image_2"),
+    ):
+        with pytest.raises(ValueError, match=r"image_2.b2nd is damaged .*; delete it and its .pkl file, and preproc"):
+            read()
+
+
+def test_a_damaged_segmentation_of_the_previous_stage_is_named(dataset: TinyDataset, tmp_path: Path) -> None:
+    case = UnlabeledCase("image_0", str(dataset.unlabeled_folder()))
+    shape = UnlabeledImages([case]).load_image("image_0").shape[1:]
+    labels = np.random.default_rng(0).integers(0, 3, shape, np.uint8)
+    nnUNetDatasetBlosc2.save_seg(labels, str(tmp_path / "image_0"), shape, shape)
+    spoil(tmp_path / "image_0.b2nd")
+    images = UnlabeledImages([case], str(tmp_path))
+    manager = make_trainer(nnUNetTrainerMICD, dataset).label_manager
+    loader = UnlabeledDataLoader(images, 3, PATCH_SIZE, PATCH_SIZE, manager, transforms=Nothing())
+    for read in (loader.generate_train_batch, lambda: images.read_previous_stage("image_0")):
+        with pytest.raises(ValueError, match=r"image_0.b2nd is damaged .*; .* validation of the previous stage again"):
+            read()
 
 
 def test_images_smaller_than_the_patch_are_padded(dataset: TinyDataset) -> None:

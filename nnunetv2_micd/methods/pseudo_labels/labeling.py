@@ -105,7 +105,7 @@ def _label_group(
         agreement = [mean_iou(each[case], label) for each in earlier] or [1.0]
         stability = fmean(agreement) if (label > 0).any() else 0.0
         if trainer.masked_channels:  # marked as in nnU-Net's own labels, for its augmentation
-            image = images.load_image(case)[:]
+            image = images.read_image(case)
             label[(np.abs(image[trainer.masked_channels]) < OUTSIDE).all(0) & (label == 0)] = -1
         labeled[case] = label, stability
     return labeled
