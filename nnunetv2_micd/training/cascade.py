@@ -1,12 +1,15 @@
 """The cascade: the first stage segments the unlabeled images, and the second stage sees these segmentations.
 
 nnU-Net segments its validation cases during the final validation. The unlabeled images are segmented right after that,
-into the same folder and in the same form.
+into the same folder and in the same form. Each segmentation also tells of which raw files its image was made, as an
+image may be replaced before the second stage is trained.
 """
 
+import json
 import os
 from collections.abc import Sequence
 
+import blosc2
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.inference.export_prediction import resample_and_save
@@ -14,11 +17,15 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunetv2_micd.data.preprocessed import unlabeled_folder
+from nnunetv2_micd.data.sources import read_sources
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.predictors import load_with_previous_stage, predictor_of
 from nnunetv2_micd.training.protocols import TrainerLike
 from nnunetv2_micd.utils.files import shorten
+
+SOURCE = "nnunetv2_micd_source"
+"""Name under which a segmentation holds the raw files of its image."""
 
 
 def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
@@ -31,6 +38,7 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
     """
     predictor = predictor_of(trainer, network)
     images = UnlabeledImages(cases, trainer.folder_with_segs_from_previous_stage)
+    sources = _sources(images)
     for stage in trainer.configuration_manager.next_stage_names:
         labeled_folder = join(
             trainer.preprocessed_dataset_folder_base,
@@ -48,7 +56,9 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
             shape = UnlabeledImages([UnlabeledCase(case.identifier, folder)]).load_image(case.identifier).shape[1:]
             image = load_with_previous_stage(trainer, images, case.identifier)
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
-            _save_segmentation(trainer, logits, shape, join(output_folder, case.identifier))
+            _save_segmentation(
+                trainer, logits, shape, sources.get(case.identifier), join(output_folder, case.identifier)
+            )
         if missing:
             trainer.print_to_log_file(
                 f"{len(missing)} unlabeled images are not preprocessed for {stage} and were not segmented for it "
@@ -56,7 +66,19 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
             )
 
 
-def _save_segmentation(trainer: TrainerLike, logits: torch.Tensor, shape: Sequence[int], path: str) -> None:
+def _sources(images: UnlabeledImages) -> dict[str, str]:
+    """Return as text of which raw files each image was made, of the images of which that is known."""
+    recorded = {folder: read_sources(folder) for folder in set(images.folders.values())}
+    return {
+        case: json.dumps(recorded[folder][case].files, sort_keys=True)
+        for case, folder in images.folders.items()
+        if case in recorded[folder]
+    }
+
+
+def _save_segmentation(
+    trainer: TrainerLike, logits: torch.Tensor, shape: Sequence[int], source: str | None, path: str
+) -> None:
     configuration = trainer.configuration_manager
     # nnU-Net looks up these two only. The properties file of a labeled case is not read: it tells where its labels are.
     properties = {"spacing": configuration.spacing, "shape_after_cropping_and_before_resampling": logits.shape[1:]}
@@ -71,24 +93,46 @@ def _save_segmentation(trainer: TrainerLike, logits: torch.Tensor, shape: Sequen
         trainer.dataset_json,
         torch.get_num_threads(),
     )
+    if source is not None:
+        segmentation = blosc2.open(incomplete + ".b2nd", mode="a")
+        segmentation.vlmeta[SOURCE] = source
     os.replace(incomplete + ".b2nd", path + ".b2nd")
 
 
-def check_previous_stage(folder: str, cases: Sequence[str], meaning: str, command: str) -> None:
-    """Check that the first stage has segmented the cases.
+def check_previous_stage(images: UnlabeledImages, meaning: str, command: str) -> None:
+    """Check that the first stage has segmented the images, and since then none was replaced.
+
+    Times of files would not tell: copies of preprocessed images on a faster disk are younger than the segmentations.
 
     Args:
-        folder: Folder of its segmentations.
-        cases: Identifiers of the cases.
-        meaning: What the cases are, for the message.
+        images: Preprocessed images, labeled or not, with the folder of the segmentations.
+        meaning: What the images are, for the message.
         command: Command that trains or validates the first stage.
 
     Raises:
-        ValueError: Some are missing; the message holds the command that makes them.
+        ValueError: Some are missing, or are of earlier images; the message holds the command that makes them.
     """
-    missing = [case for case in cases if not os.path.isfile(join(folder, case + ".b2nd"))]
+    sources = _sources(images)
+    missing, outdated = [], []
+    for case in images.identifiers:
+        try:
+            segmentation = images.load_previous_stage(case)
+        except (FileNotFoundError, RuntimeError):  # as blosc2 says that a header is damaged
+            missing.append(case)
+            continue
+        assert segmentation is not None  # there is a folder of them
+        recorded, current = segmentation.vlmeta.get(SOURCE), sources.get(case)  # nnU-Net itself records none
+        is_of_other = None not in (recorded, current) and recorded != current
+        if is_of_other or segmentation.shape != images.load_image(case).shape[1:]:
+            outdated.append(case)
     if missing:
         raise ValueError(
-            f"{len(missing)} {meaning} have no segmentation of the previous stage in {folder} "
+            f"{len(missing)} {meaning} have no segmentation of the previous stage in {images.previous_stage} "
             f"({shorten(missing)}); the final validation of that stage makes them: {command}"
+        )
+    if outdated:
+        raise ValueError(
+            f"{len(outdated)} {meaning} have changed since the previous stage segmented them in "
+            f"{images.previous_stage} ({shorten(outdated)}); preprocess them for that stage as well, and repeat its "
+            f"final validation: {command}"
         )

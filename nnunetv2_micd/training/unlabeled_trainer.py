@@ -72,19 +72,22 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         check = partial(check_labeled_cases, self.dataset, self.configuration_name, self.fold, is_blosc2=is_blosc2)
         check("train", training.identifiers)
         check("val", validation.identifiers)
-        self._check_previous_stage([*training.identifiers, *validation.identifiers], "labeled cases")
+        labeled = [*training.identifiers, *validation.identifiers]
+        self._check_previous_stage(
+            [UnlabeledCase(case, self.preprocessed_dataset_folder) for case in labeled], "labeled cases"
+        )
         self.labeled_cases = training
         if self.config.ramp_peak > 0:
             cases = self._find_unlabeled(training.identifiers, validation.identifiers, without_labels)
-            self._check_previous_stage([case.identifier for case in cases], "unlabeled images")
+            self._check_previous_stage(cases, "unlabeled images")
             self.unlabeled_images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
             self.print_to_log_file(f"Training on {len(training.identifiers)} labeled and {len(cases)} unlabeled cases.")
         return training, validation
 
-    def _check_previous_stage(self, cases: Sequence[str], meaning: str) -> None:
+    def _check_previous_stage(self, cases: Sequence[UnlabeledCase], meaning: str) -> None:
         if self.is_cascaded:
-            command = previous_stage_command(self)
-            check_previous_stage(self.folder_with_segs_from_previous_stage, cases, meaning, command)
+            images = UnlabeledImages(cases, self.folder_with_segs_from_previous_stage)
+            check_previous_stage(images, meaning, previous_stage_command(self))
 
     def _find_unlabeled(
         self, training: Sequence[str], validation: Sequence[str], without_labels: Sequence[str]

@@ -39,7 +39,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
-from nnunetv2_micd.training.cascade import segment_for_next_stages
+from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 
@@ -215,6 +215,40 @@ def test_a_middle_stage_of_a_cascade_sees_the_previous_one_as_well(dataset: Tiny
     network.decoder.deep_supervision = False
     segment_for_next_stages(trainer, network, [case])
     assert (Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_last" / "image_3.b2nd").is_file()
+
+
+def test_a_replaced_image_needs_a_new_segmentation(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset.plans_file.write_text(json.dumps(plans))
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres")
+    trainer.initialize()
+    network, case = trainer.teachers["a"], UnlabeledCase("image_3", str(dataset.unlabeled_folder()))  # the smallest
+    network.decoder.deep_supervision = False
+    folder = Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
+    preprocess = partial(preprocess_unlabeled, Dataset.find(dataset.id), ["3d_fullres"], num_processes=1)
+    check = partial(check_previous_stage, UnlabeledImages([case], str(folder)), "unlabeled images", "COMMAND")
+    changed = r"1 unlabeled images have changed since .*segmented them in .*\(image_3\); .*: COMMAND"
+
+    segment_for_next_stages(trainer, network, [case])
+    preprocess(overwrite=True)
+    check()  # the same image once more is no other one
+    raw = dataset.images / "image_3_0000.nii.gz"
+    image = sitk.ReadImage(str(raw))
+    write_image(raw, sitk.GetArrayFromImage(image) + 1, image.GetSpacing())
+    preprocess()
+    with pytest.raises(ValueError, match=changed):
+        check()
+    segment_for_next_stages(trainer, network, [case])
+    check()
+    (folder / "image_3.b2nd").unlink()
+    nnUNetDatasetBlosc2.save_seg(np.zeros((5, 5, 5), np.uint8), str(folder / "image_3"), (5, 5, 5), (5, 5, 5))
+    with pytest.raises(ValueError, match=changed):
+        check()
+    (folder / "image_3.b2nd").write_bytes(b"")
+    with pytest.raises(ValueError, match="1 unlabeled images have no segmentation of the previous stage"):
+        check()
 
 
 def test_folds_of_cases_in_the_older_format(dataset: TinyDataset) -> None:
