@@ -113,7 +113,7 @@ def _find_checkpoint(model: ModelFolder, fold: int | str, checkpoint_name: str) 
     missing = [path for path in (checkpoint, *(folder / name for name in JSON_FILES)) if not path.is_file()]
     if missing:
         others = sorted(path.name for path in checkpoint.parent.glob("checkpoint_*.pth") if path != checkpoint)
-        alternative = f", or export another checkpoint with -chk {others[0]}" if others else ""
+        alternative = f", or export another checkpoint with -chk {' or '.join(others)}" if others else ""
         raise FileNotFoundError(
             f"There is no such training in {checkpoint.parent} (no {missing[0].name}); train it first: "
             f"{model.train_command(fold)}{alternative}"

@@ -11,6 +11,9 @@ from nnunetv2_micd.data.folders import dataset_id, find_dataset
 FINAL = "checkpoint_final.pth"
 """File name of the checkpoint that nnU-Net writes at the end of a training."""
 
+CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
+"""File names of all checkpoints, in the order in which ``--c`` looks for them."""
+
 
 def results_root() -> Path:
     """Return nnU-Net's folder of all trained models.

@@ -19,7 +19,15 @@ nnUNetv2_micd label -d {number} -l {segmentations} -- \\
 # The plans stay as they are. To plan again with the new labels: nnUNetv2_plan_and_preprocess --clean
 nnUNetv2_preprocess {options} -plans_name {plans}
 nnUNetv2_micd preprocess {options} -p {plans} || echo "The training leaves these images out."
-# This training replaces the earlier one of the fold; to keep that, copy its folder first.
+# This training replaces the earlier one of the fold; to keep that, copy its folder first. Its checkpoints alone are
+# kept, under other names: otherwise --c might continue the earlier training instead of this one.
+fold={folder}
+number=1
+while ls "$fold"/checkpoint_*_earlier_$number.pth >/dev/null 2>&1; do number=$((number + 1)); done
+for name in final latest best; do
+    old=$fold/checkpoint_$name.pth new=$fold/checkpoint_${{name}}_earlier_$number.pth
+    if [ -f "$old" ]; then mv "$old" "$new"; echo "Kept the earlier checkpoint as $new"; fi
+done
 {training}
 """
 
@@ -52,6 +60,7 @@ def write_script(
         cases="\n".join(f"    {shlex.quote(case)} \\" for case in cases),
         options=f"-d {dataset.number} -c {model.configuration}",
         plans=model.plans,
+        folder=shlex.quote(str(model.path().resolve() / f"fold_{fold}")),
         training=model.train_command(fold) + ("" if device == "cuda" else f" -device {device}"),
     )
     file.write_text(text, encoding="utf-8")

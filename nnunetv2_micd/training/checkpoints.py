@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import nnunetv2_micd
-from nnunetv2_micd.data.results import FINAL
+from nnunetv2_micd.data.results import CHECKPOINTS, FINAL
 from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.files import atomic
 
@@ -43,6 +45,25 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
             f"Cannot write {filename} ({' '.join(str(error).split())}), most often because the disk is full; make room "
             f"and continue with --c, the checkpoints written before are whole."
         ) from error
+
+
+def set_aside(folder: str) -> list[str]:
+    """Rename the checkpoints of an earlier training, which ``--c`` would continue instead of the one that starts now.
+
+    The first such training is kept as ``checkpoint_final_earlier_1.pth`` and so on, the next as number 2.
+
+    Args:
+        folder: Results folder of the training.
+
+    Returns:
+        The new names.
+
+    Raises:
+        OSError: A file cannot be renamed.
+    """
+    found = [path for path in (Path(folder, name) for name in CHECKPOINTS) if path.is_file()]
+    number = next(number for number in count(1) if not any(Path(folder).glob(f"checkpoint_*_earlier_{number}.pth")))
+    return [path.rename(path.with_stem(f"{path.stem}_earlier_{number}")).name for path in found]
 
 
 def read_state(filename: str, trainer_name: str) -> dict[str, Any]:

@@ -267,8 +267,18 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         if self.iteration == 0:
             self.networks.reset_teachers()  # -pretrained_weights may have changed a student
             self.prepare_method()
+            if self.local_rank == 0 and not self.disable_checkpointing:
+                self._set_earlier_checkpoints_aside()
         if self._saved_random is not None:
             self._continue_random(self._saved_random)
+
+    def _set_earlier_checkpoints_aside(self) -> None:
+        """Let ``--c`` find the checkpoints of this training only, even before the first is written."""
+        if names := checkpoints.set_aside(self.output_folder):
+            self.print_to_log_file(
+                f"The checkpoints of an earlier training of this fold are now called {', '.join(names)}; predict with "
+                "them by -chk, or delete them."
+            )
 
     def _continue_random(self, saved: dict[str, Any]) -> None:
         """Continue the random states of a saved training, after the loaders have drawn their first batches.

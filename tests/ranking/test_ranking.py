@@ -134,6 +134,25 @@ def test_the_script_makes_labeled_cases_of_the_proposals(
     assert len(splits) == 2
 
 
+def test_the_script_keeps_the_earlier_checkpoints(
+    train: Callable, dataset: TinyDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(train(nnUNetTrainer).output_folder)  # which leaves them in place when it trains again
+    model = ModelFolder(dataset.id, "3d_fullres", "nnUNetTrainer")
+    script = rank_unlabeled(model, 0, tmp_path / "next", 1, CPU).folder / "add_labels.sh"
+    head, _, rest = script.read_text().partition("nnUNetv2_micd label")
+    script.write_text(head + rest[rest.index("\nfold=") :].replace("nnUNetv2_train", "echo"))
+    for number in (1, 2):
+        (folder / "checkpoint_final.pth").write_text(str(number))
+        run_script(script)
+        assert not (folder / "checkpoint_final.pth").exists()
+        kept = f"{folder}/checkpoint_final_earlier_{number}.pth"
+        assert f"Kept the earlier checkpoint as {kept}" in capfd.readouterr().out
+    run_script(script)  # there is nothing to keep
+    texts = {path.name: path.read_text() for path in folder.glob("checkpoint_*")}
+    assert texts == {"checkpoint_final_earlier_1.pth": "1", "checkpoint_final_earlier_2.pth": "2"}
+
+
 def test_any_line_of_the_script_may_be_deleted(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     train(nnUNetTrainerSelfTraining)
     ranking = rank_unlabeled(ModelFolder(dataset.id, "3d_fullres", SELF_TRAINING), 0, tmp_path / "next", 3, CPU)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TinyDataset, make_trainer
+from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunetv2_micd.methods.c3s3 import nnUNetTrainerC3S3
 from nnunetv2_micd.methods.cad import nnUNetTrainerCAD
@@ -68,6 +69,53 @@ def test_continued_equals_uninterrupted(method: type, dataset: TinyDataset, tmp_
         for name, network in getattr(trainer, kind).items():
             other = getattr(continued, kind)[name].state_dict()
             assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
+
+
+def test_a_repeated_training_is_continued_and_not_the_earlier_one(
+    dataset: TinyDataset, capsys: pytest.CaptureFixture
+) -> None:
+    class Killed(nnUNetTrainerMeanTeacher):
+        killed_in = 2
+
+        def on_epoch_start(self) -> None:
+            if self.current_epoch == self.killed_in:
+                raise KeyboardInterrupt
+            super().on_epoch_start()
+
+    def start(epoch: int = 2, continues: bool = False) -> Any:
+        trainer = make_trainer(Killed, dataset)
+        trainer.save_every, trainer.killed_in = 1, epoch
+        maybe_load_checkpoint(trainer, continues, validation_only=False)
+        return trainer
+
+    trainer = start()
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    earlier = {kind: (folder / f"checkpoint_{kind}.pth").read_bytes() for kind in ("final", "best")}
+    assert "checkpoint_final_earlier" not in capsys.readouterr().out
+
+    with pytest.raises(KeyboardInterrupt):
+        start(epoch=0).run_training()  # before its first checkpoint there is none to continue
+    assert "checkpoint_final_earlier_1.pth, checkpoint_best_earlier_1.pth" in capsys.readouterr().out
+    assert start(continues=True).current_epoch == 0
+    for kind, content in earlier.items():
+        assert (folder / f"checkpoint_{kind}_earlier_1.pth").read_bytes() == content
+    with pytest.raises(KeyboardInterrupt):
+        start(epoch=1).run_training()
+    continued = start(continues=True)
+    assert continued.current_epoch == 1
+    continued.run_training()
+    trainer = start()
+    trainer.disable_checkpointing = True  # it writes none that could take their place
+    trainer.on_train_start()
+    assert "checkpoint_final_earlier_2" not in capsys.readouterr().out
+    final = (folder / "checkpoint_final.pth").read_bytes()
+    start().on_train_start()  # that training is kept as well
+    assert (folder / "checkpoint_final_earlier_2.pth").read_bytes() == final
+    assert {path.name for path in folder.glob("checkpoint_final*")} == {
+        "checkpoint_final_earlier_1.pth",
+        "checkpoint_final_earlier_2.pth",
+    }
 
 
 def test_other_settings_than_those_of_the_checkpoint_are_said(
