@@ -157,6 +157,29 @@ def test_another_checkpoint_and_trainer(
     assert checkpoint["trainer_name"] == "nnUNetTrainer_5epochs"
 
 
+def test_the_second_stage_of_a_cascade_names_the_first(
+    dataset: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset.plans_file.write_text(json.dumps(plans))
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, "3d_cascade_fullres")
+    trainer.initialize()
+    folder = Path(trainer.output_folder)
+    trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+    for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        source = dataset.plans_file if name == "plans.json" else dataset.preprocessed / name
+        (folder.parent / name).write_bytes(source.read_bytes())
+    capsys.readouterr()
+    options = f"export -d {dataset.id} -c 3d_cascade_fullres -f 0 -tr {MICD} -o"
+    main([*options.split(), str(tmp_path / "model")])
+    *_, predict, _, export = capsys.readouterr().out.splitlines()
+    assert predict.endswith("-f 0 -prev_stage_predictions OUTPUT_FOLDER_3d_lowres")
+    options = f"-d {dataset.id} -c 3d_lowres -p nnUNetPlans -tr {MICD} -f FOLDS -o MODEL_FOLDER_3d_lowres"
+    assert export == f"nnUNetv2_micd export {options}"
+
+
 def test_refused_without_a_trace(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     for trainer_class in (nnUNetTrainer, nnUNetTrainerMeanTeacher, nnUNetTrainerMICD):
         train(trainer_class, 0)

@@ -39,7 +39,9 @@ def add_command(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export, and print the command that predicts with the folder."""
+    """Export, and print the command that predicts with the folder; of a cascade also that for the stage before."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nnunetv2_micd.data.results import ModelFolder
     from nnunetv2_micd.export import export_model
 
@@ -51,8 +53,16 @@ def run(arguments: argparse.Namespace) -> None:
         stock_trainer=arguments.stock_trainer,
         checkpoint_name=arguments.chk,
     )
+    previous = PlansManager(str(folder / "plans.json")).get_configuration(arguments.c).previous_stage_name
     model = f"-m {shlex.quote(str(folder))} -f {' '.join(arguments.f)}"
     print(
         "Predict with nnU-Net, here or elsewhere:\n"
         f"nnUNetv2_predict_from_modelfolder -i INPUT_FOLDER -o OUTPUT_FOLDER {model}"
+        + (f" -prev_stage_predictions OUTPUT_FOLDER_{previous}" if previous else "")
     )
+    if previous:
+        print(
+            f"OUTPUT_FOLDER_{previous} holds what the stage before predicts of the same images; to export that one:\n"
+            f"nnUNetv2_micd export -d {arguments.d} -c {previous} -p {arguments.p} -tr {arguments.tr} -f FOLDS "
+            f"-o MODEL_FOLDER_{previous}"
+        )

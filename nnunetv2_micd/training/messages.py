@@ -9,10 +9,7 @@ def next_commands(trainer: TrainerLike) -> str:
     """Return the commands that predict with a trained model and compare it with nnU-Net's own."""
     dataset, plans, name = trainer.plans_manager.dataset_name, trainer.plans_manager.plans_name, type(trainer).__name__
     options = f"-c {trainer.configuration_name} -p {plans}"
-    text = (
-        "\nPredict with this model:\n"
-        f"    nnUNetv2_predict -d {dataset} {options} -tr {name} -f {trainer.fold} -i INPUT_FOLDER -o OUTPUT_FOLDER\n"
-    )
+    text = "\nPredict with this model:\n" + "".join(f"    {command}\n" for command in _predict_commands(trainer))
     if trainer.fold != "all":
         text += (
             "Compare it with nnU-Net's own, once the same folds of both have been trained with --npz:\n"
@@ -20,6 +17,22 @@ def next_commands(trainer: TrainerLike) -> str:
         )
     variable = os.environ.get("nnUNet_extTrainer", "")
     return text + f'nnU-Net finds the trainer by this variable:\n    export nnUNet_extTrainer="{variable}"\n'
+
+
+def _predict_commands(trainer: TrainerLike) -> list[str]:
+    """Return the command that predicts; in a cascade after those of the stages before, as it needs their output."""
+    plans, name = trainer.plans_manager, type(trainer).__name__
+    commands: list[str] = []
+    stage, fold, output = trainer.configuration_name, str(trainer.fold), "OUTPUT_FOLDER"
+    while stage is not None:
+        command = (
+            f"nnUNetv2_predict -d {plans.dataset_name} -c {stage} -p {plans.plans_name} -tr {name} -f {fold} "
+            f"-i INPUT_FOLDER -o {output}"
+        )
+        stage = plans.get_configuration(stage).previous_stage_name
+        fold, output = "FOLDS", f"OUTPUT_FOLDER_{stage}"
+        commands.insert(0, command if stage is None else f"{command} -prev_stage_predictions {output}")
+    return commands
 
 
 def previous_stage_command(trainer: TrainerLike) -> str:

@@ -41,6 +41,7 @@ from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
 from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.training.loader import UnlabeledImages
+from nnunetv2_micd.training.messages import next_commands
 from nnunetv2_micd.training.monitor import PATCHES_FOLDER
 
 
@@ -215,6 +216,34 @@ def test_a_middle_stage_of_a_cascade_sees_the_previous_one_as_well(dataset: Tiny
     network.decoder.deep_supervision = False
     segment_for_next_stages(trainer, network, [case])
     assert (Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_last" / "image_3.b2nd").is_file()
+
+
+def test_the_printed_commands_of_a_cascade_begin_with_the_stages_before(dataset: TinyDataset) -> None:
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"] |= {
+        "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_middle"},
+        "3d_middle": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres", "next_stage": "3d_last"},
+        "3d_last": {"inherits_from": "3d_fullres", "previous_stage": "3d_middle"},
+    }
+    dataset.plans_file.write_text(json.dumps(plans))
+    lines = next_commands(make_trainer(nnUNetTrainerMICD, dataset, "3d_last")).splitlines()
+    commands = [line.split() for line in lines if "nnUNetv2_predict" in line]
+    assert [[command[command.index(option) + 1] for option in ("-c", "-f", "-o")] for command in commands] == [
+        ["3d_lowres", "FOLDS", "OUTPUT_FOLDER_3d_lowres"],
+        ["3d_middle", "FOLDS", "OUTPUT_FOLDER_3d_middle"],
+        ["3d_last", "0", "OUTPUT_FOLDER"],
+    ]
+    assert [command[command.index("-o") + 2 :] for command in commands] == [
+        [],
+        ["-prev_stage_predictions", "OUTPUT_FOLDER_3d_lowres"],
+        ["-prev_stage_predictions", "OUTPUT_FOLDER_3d_middle"],
+    ]
+    (single,) = [
+        line
+        for line in next_commands(make_trainer(nnUNetTrainerMICD, dataset)).splitlines()
+        if "nnUNetv2_predict" in line
+    ]
+    assert single.endswith("-c 3d_fullres -p nnUNetPlans -tr nnUNetTrainerMICD -f 0 -i INPUT_FOLDER -o OUTPUT_FOLDER")
 
 
 def test_a_replaced_image_needs_a_new_segmentation(dataset: TinyDataset) -> None:
