@@ -81,8 +81,8 @@ MEASUREMENTS = (
     Measurement("hearts", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", "f0", 3200),
     Measurement("hearts", 14, 126, "SelfTraining", (5.9, 3.9, 8.2), (0.2, -0.4, 0.8), "acdc", "f1", 3200),
     Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", "f1", 3200),
-    Measurement("hearts", 20, 120, "SelfTraining", (2.3, 0.8, 3.9), (0.7, -0.3, 1.7), "acdc/ten_patients", "10", 3200),
-    Measurement("hearts", 20, 0, "SelfTraining_LabeledOnly", (1.6, 0.9, 2.3), None, "acdc/ten_patients", "10", 3200),
+    Measurement("hearts", 20, 120, "SelfTraining", (2.3, 0.7, 4.0), (0.7, -0.4, 1.8), "acdc/ten_patients", "10", 3200),
+    Measurement("hearts", 20, 0, "SelfTraining_LabeledOnly", (1.6, 0.9, 2.4), None, "acdc/ten_patients", "10", 3200),
     Measurement(
         *("hearts", 40, 100, "SelfTraining", (0.3, -1.6, 2.2), (-0.5, -1.5, 0.4)),
         *("acdc/twenty_patients", "20", 3200, 1),
