@@ -8,7 +8,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -90,6 +89,9 @@ def is_2d(dataset_name: str) -> bool:
     Args:
         dataset_name: Full name of a dataset, from which others can be derived.
     """
+    # Here because the readers take seconds to import, and nothing else needs them.
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
     source = raw_folder(dataset_name)
     description = read_json_object(source / "dataset.json")
     cases = get_filenames_of_train_images_and_targets(str(source), json.loads(json.dumps(description)))
