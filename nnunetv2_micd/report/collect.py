@@ -207,12 +207,11 @@ def check_same_conditions(runs: Sequence[FinishedRun]) -> None:
                 f"{runs[0]} and {run} have different test cases ({differing}), so they cannot be in one table; run all "
                 "on the same test images, or move the other runs away"
             )
-        for name, kind in (("test_images", "images"), ("test_labels", "labels")):
-            folders = [str(getattr(each.settings, name)) for each in (runs[0], run)]
-            if folders[0] != folders[1]:
+        for kind, key in (("images", attrgetter("settings.test_images")), ("labels", attrgetter("truth_folder"))):
+            if key(run) != key(runs[0]):
                 raise ValueError(
-                    f"{runs[0]} and {run} have test {kind} of the same names in different folders "
-                    f"({' and '.join(folders)}), so they cannot be in one table; move the runs with one of them away"
+                    f"{runs[0]} and {run} have test {kind} of the same names in different folders ({key(runs[0])} and "
+                    f"{key(run)}), so they cannot be in one table; move the runs with one of them away"
                 )
     for run in runs:
         for other in runs:

@@ -475,7 +475,8 @@ def spoil_folder(tree: Tree, folder: Path) -> None:
 
 
 def spoil_labels(tree: Tree, folder: Path) -> None:
-    tree.change(folder, test_labels="/elsewhere/labels")
+    others = shutil.copytree(tree.truth, tree.root / "others" / "labels")
+    tree.change(folder, test_labels=str(others), truth=str(others))
 
 
 def spoil_settings(tree: Tree, folder: Path) -> None:
@@ -487,7 +488,7 @@ def spoil_settings(tree: Tree, folder: Path) -> None:
     ("spoil", "message"),
     [
         (spoil_folder, r"test images of the same names in different folders \(/elsewhere/images and .*/images\)"),
-        (spoil_labels, r"test labels of the same names in different folders \(/elsewhere/labels and .*/labels\)"),
+        (spoil_labels, r"test labels of the same names in different folders \(.*/others/labels and .*\)"),
         (spoil_settings, r"different settings \(ramp_peak [13] and [13]\)"),
         (spoil_plans, r"different plans \(.*another.*-p"),
         (spoil_length, r"different lengths of training \(3 epochs of 25 .* and 10 epochs of 25 .*--epochs"),
