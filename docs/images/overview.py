@@ -41,8 +41,8 @@ def main() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(
-        "Hearts (ACDC), 40 test volumes; small networks, 3200 steps; lines: standard deviation of three trainings\n"
-        "3 and 7: the published patients; 10: three draws of others; 20: one draw, one training",
+        "Hearts (ACDC), 40 test volumes; small networks, 3200 steps; lines: standard deviation of the trainings\n"
+        "3 and 7: the published patients, three trainings; 10: three draws of others; 20: two draws",
         fontsize=9,
     )
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)
