@@ -42,10 +42,12 @@ def list_claims(frames: Mapping[str, pd.DataFrame], best: Mapping[str, str]) -> 
     Returns:
         A paragraph for each budget.
     """
-    return [
-        f"{describe_budget(budget).capitalize()}: " + " ".join(_claims_about(frames, budget, trainer))
-        for budget, trainer in best.items()
-    ]
+    claims = []
+    for budget, trainer in best.items():
+        labeled = int(_rows(frames["summary"], budget=budget, trainer=trainer)[0]["num_labeled"])
+        sentences = " ".join(_claims_about(frames, budget, trainer))
+        claims.append(f"{describe_budget(budget, labeled).capitalize()}: {sentences}")
+    return claims
 
 
 def _claims_about(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_micd.benchmark.records import ALL_LABELS, Result, Run, evaluated_folders
 from nnunetv2_micd.training.registry import STOCK
 from nnunetv2_micd.utils.files import read_json_object
+from nnunetv2_micd.utils.wording import counted
 
 CONTROL = " (control)"
 """End of the name of a control: a trainer other than the baseline that used no unlabeled images."""
@@ -189,18 +190,28 @@ def display_name(trainer: str) -> str:
     return trainer.replace(STOCK, "nnU-Net", 1) if is_baseline(trainer) else trainer.removeprefix(STOCK)
 
 
-def describe_budget(budget: str) -> str:
+def describe_budget(budget: str, num_labeled: int | None = None) -> str:
     """Return the labels of a budget in words.
 
+    Args:
+        budget: The budget, which counts groups where ``groups.json`` names some.
+        num_labeled: Number of labeled cases, if it is to be told.
+
     Examples:
-        >>> describe_budget("6"), describe_budget("10%"), describe_budget("f0")
-        ('6 labeled cases', '10% of the cases labeled', 'labels of fold 0')
+        >>> describe_budget("6"), describe_budget("6", 6), describe_budget("6", 12)
+        ('6 labeled', '6 labeled cases', '6 labeled groups, 12 cases')
+        >>> describe_budget("10%"), describe_budget("f0")
+        ('10% labeled', 'labels of fold 0')
     """
-    if budget.endswith("%"):
-        return f"{budget} of the cases labeled"
     if budget.startswith("f"):
         return f"labels of fold {budget[1:]}"
-    return "all labels" if budget == ALL_LABELS else "1 labeled case" if budget == "1" else f"{budget} labeled cases"
+    if budget == ALL_LABELS:
+        return "all labels"
+    if num_labeled is None or not budget.isdecimal():
+        return f"{budget} labeled"
+    if num_labeled == int(budget):
+        return counted(num_labeled, "labeled case")
+    return f"{counted(int(budget), 'labeled group')}, {counted(num_labeled, 'case')}"
 
 
 def find_classes(run: FinishedRun) -> dict[str, tuple[int, ...]]:

@@ -37,11 +37,12 @@ def claim(
     budget: str = "6",
     seconds: tuple[float, float] = (320.0, 300.0),
     cases: int = 40,
+    labeled: int = 6,
 ) -> str:
     """Return the claim about tests against nnU-Net, the control, others trained for the seconds, and other methods."""
     run = {"budget": budget, "trainer": best}
     frames = {
-        "summary": [run | {"class": MEAN, "dice_mean": 0.7834, "seeds": seeds}],
+        "summary": [run | {"class": MEAN, "dice_mean": 0.7834, "seeds": seeds, "num_labeled": labeled}],
         "comparisons": [
             {"metric": "dice", "budget": budget, "trainer": name} | make_test(*test) | {"n": cases, "seeds": seeds}
             for name, test in baseline.items()
@@ -135,6 +136,10 @@ def test_equal_time() -> None:
     )
 
 
+def test_groups_are_not_called_cases() -> None:
+    assert claim({MICD: BETTER}, labeled=12).startswith("6 labeled groups, 12 cases: Of the methods")
+
+
 def test_few_seeds() -> None:
     assert claim({MICD: BETTER}, seeds=2).endswith("With 2 seeds, nothing is known about other labeled cases.")
     assert claim({MICD: BETTER}, seeds=1).endswith("With 1 seed, nothing is known about other labeled cases.")
@@ -168,7 +173,10 @@ def test_without_a_gain_there_is_no_cause() -> None:
 def test_methods_without_a_common_seed_are_named() -> None:
     frames = {
         "summary": pd.DataFrame(
-            [{"budget": "6", "trainer": name, "class": MEAN, "dice_mean": 0.7} for name in (MICD, CPS, CONTROL)]
+            [
+                {"budget": "6", "trainer": name, "class": MEAN, "dice_mean": 0.7, "num_labeled": 6}
+                for name in (MICD, CPS, CONTROL)
+            ]
         ),
         **{
             name: pd.DataFrame(columns=["metric", "budget", "trainer"])

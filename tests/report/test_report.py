@@ -1021,7 +1021,7 @@ def test_differences_to_nnunet_are_drawn_with_their_intervals() -> None:
     comparisons = compare_all(scores)
     figure = draw_differences(comparisons, trainers)
     assert figure is not None
-    assert [panel.get_title() for panel in figure.axes] == [f"{number} labeled cases" for number in (2, 5, 9)]
+    assert [panel.get_title() for panel in figure.axes] == [f"{number} labeled" for number in (2, 5, 9)]
     panel = figure.axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()][-1] == "B, mean of both networks"
     row = comparisons[comparisons["trainer"] == trainers[-1]].iloc[0]
