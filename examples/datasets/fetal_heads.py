@@ -63,7 +63,7 @@ def read(path: Path) -> np.ndarray:
         image = io.imread(path)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); unpack the download again") from None
-    return image if image.ndim == 2 else image[..., :3].max(-1)
+    return image if image.ndim == 2 else image[..., 0]
 
 
 def shrink(image: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def check_download(download: Path, parts: Sequence[str], what: str) -> None:
 
 
 def lay_out(benchmark: Benchmark, number: int) -> Path:
-    """Make the raw dataset of links to the download, and of published lists ``splits_final.json``.
+    """Make the raw dataset from the download, and ``splits_final.json`` from the published lists, if there are any.
 
     Args:
         benchmark: The benchmark.
@@ -163,7 +163,7 @@ def lay_out(benchmark: Benchmark, number: int) -> Path:
                 preprocessed = folders.enter_context(atomic_folder(Path(nnUNet_preprocessed, name)))
                 write_splits(benchmark.folds(), preprocessed / SPLITS_FILE)
     except OSError as error:
-        raise OSError(f"Cannot make {raw} of the download ({error})") from error
+        raise OSError(f"Cannot make {raw} from the download ({error})") from error
     return raw
 
 

@@ -52,7 +52,7 @@ def soft_dice_error(logits: Tensor, truth: Tensor, ignored: Tensor | None = None
     """One minus the soft Dice ``2 sum p y / (sum p^2 + sum y^2)``, mean over foreground classes or regions.
 
     It decides which of two networks is better (MCF, CVPR 2023), so it has no gradient. Classes that the truth lacks are
-    left out, unless it lacks all: there the value is zero or one, whether the network is a little wrong or entirely.
+    left out: their error is zero or one, whether the network is a little wrong or entirely. If it lacks all, all count.
 
     Args:
         logits: Logits ``(B, K, *spatial)``.

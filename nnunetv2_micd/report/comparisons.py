@@ -142,9 +142,9 @@ def _test(scores: pd.DataFrame, metric: str, budget: str, trainer: str, opponent
     return {"seeds": len(seeds), "seed_low": low, "seed_high": high, **asdict(result)}
 
 
-def _common_seeds(scores: pd.DataFrame, budget: str, *trainers: str) -> set[int]:
+def _common_seeds(scores: pd.DataFrame, budget: str, trainer: str, opponent: str) -> set[int]:
     in_budget = scores[scores["budget"] == budget]
-    first, second = (set(in_budget.loc[in_budget["trainer"] == name, "seed"]) for name in trainers)
+    first, second = (set(in_budget.loc[in_budget["trainer"] == name, "seed"]) for name in (trainer, opponent))
     return first & second
 
 

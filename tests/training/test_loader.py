@@ -10,7 +10,7 @@ import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
-from helpers import PATCH_SIZE, TinyDataset, make_trainer
+from helpers import PATCH_SIZE, TinyDataset, make_trainer, relabel
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_micd.data.preprocessed import list_preprocessed
@@ -137,7 +137,7 @@ def test_only_the_image_file_is_opened(dataset: TinyDataset) -> None:
     assert build(dataset).generate_train_batch()["data"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["SelfTraining", "UniMatch", "CAD"])
+@pytest.mark.parametrize("name", ["SelfTraining", "UniMatch", "CAD", "ERSR"])
 def test_weak_views_are_deformed_and_mirrored_only(name: str, dataset: TinyDataset) -> None:
     def names(trainer: Any) -> set[str]:
         trainer.initialize()
@@ -145,7 +145,10 @@ def test_weak_views_are_deformed_and_mirrored_only(name: str, dataset: TinyDatas
         return {type(getattr(one, "transform", one)).__name__ for one in transforms}
 
     intensities = {"GaussianNoiseTransform", "GaussianBlurTransform", "GammaTransform", "ContrastTransform"}
-    weak = names(make_trainer(getattr(exported, f"nnUNetTrainer{name}"), dataset))
+    if name == "ERSR":  # which is for a single class in 2D
+        relabel(dataset, {"labels": {"background": 0, "foreground": 1}})
+    configuration = "2d" if name == "ERSR" else "3d_fullres"
+    weak = names(make_trainer(getattr(exported, f"nnUNetTrainer{name}"), dataset, configuration))
     assert "SpatialTransform" in weak
     assert not weak & intensities
     assert intensities < names(make_trainer(nnUNetTrainerMICD, dataset))
