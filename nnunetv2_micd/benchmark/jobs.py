@@ -20,6 +20,9 @@ from nnunetv2_micd.data.results import results_root
 JOB_MINUTES = 3 * 24 * 60
 """Time limit of a job unless ``timeout_min`` is given; submitit's own default of five minutes is too short."""
 
+GPU_OPTION = re.compile(r"(slurm_)?(gpus|num_gpus|gres)(_per_\w+)?=|(slurm_)?additional_parameters=.*(gpu|gres)")
+"""An option by which a job asks for GPUs; not ``cpus_per_gpu``, nor a partition that is called ``gpu``."""
+
 JOB_NUMBER = "benchmark_job"
 """File in the folder of a run with the number of the job that Slurm has for it."""
 
@@ -205,7 +208,7 @@ def make_executor(cluster: str, options: Sequence[str], device: str) -> Any:
             '--executor needs submitit, which is not installed; in the clone, run: pip install ".[cluster]"'
         ) from None
     parameters: dict[str, Any] = {"timeout_min": JOB_MINUTES}
-    if device == "cuda" and not any("gpu" in option or "gres" in option for option in options):
+    if device == "cuda" and not any(GPU_OPTION.match(option) for option in options):
         parameters["gpus_per_node"] = 1
     for option in options:
         key, equals, value = option.partition("=")

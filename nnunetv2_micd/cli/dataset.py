@@ -70,13 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"The classes are called {names}; give them other names in dataset.json, or with --classes.")
     if not files.unlabeled:
         print("There are no unlabeled images; give their folder with -u, or put them into imagesUn later.")
+    configuration = "2d" if content.is_2d else "3d_fullres"
     print("Next:")
-    print(f"nnUNetv2_plan_and_preprocess -d {arguments.d} --verify_dataset_integrity")
+    print(f"nnUNetv2_plan_and_preprocess -d {arguments.d} -c {configuration} --verify_dataset_integrity")
     if files.unlabeled:
-        print(f"nnUNetv2_micd preprocess -d {arguments.d}")
+        print(f"nnUNetv2_micd preprocess -d {arguments.d} -c {configuration}")
     print(f"nnUNetv2_micd doctor -d {arguments.d}")
     fold = 0 if len(files.labeled) > 1 else "all"
-    configuration = "2d" if content.is_2d else "3d_fullres"
     trainer = DEFAULT_TRAINER if files.unlabeled else f"{DEFAULT_TRAINER}_LabeledOnly"
     print(f"nnUNetv2_train {arguments.d} {configuration} {fold} -tr {trainer}")
     if files.test:

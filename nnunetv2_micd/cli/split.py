@@ -79,6 +79,10 @@ def _derive_datasets(name: str, arguments: argparse.Namespace) -> None:
         counts = f"{len(entry['train'])} labeled, {len(entry['unlabeled'])} unlabeled, {len(entry['val'])} for testing"
         print(f"{derived}: {counts}")
     number = arguments.as_dataset
+    configuration = _configuration(name)
     print("Plan, preprocess and train each like any other dataset, here with all its labeled cases:")
-    print(f"nnUNetv2_plan_and_preprocess -d {number} && nnUNetv2_micd preprocess -d {number}")
-    print(f"nnUNetv2_train {number} {_configuration(name)} all -tr {options.DEFAULT_TRAINER}")
+    print(
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration} && "
+        f"nnUNetv2_micd preprocess -d {number} -c {configuration}"
+    )
+    print(f"nnUNetv2_train {number} {configuration} all -tr {options.DEFAULT_TRAINER}")

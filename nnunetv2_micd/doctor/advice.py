@@ -170,9 +170,14 @@ def advise(labeled: int, unlabeled: int) -> Finding:
     nearest: dict[tuple[str, str, int], int] = {}
     for one in near:
         nearest.setdefault((one.data, one.trainer, one.steps), one.labeled)
+
+    def is_nearest(one: Measurement) -> bool:
+        return one.labeled == nearest[one.data, one.trainer, one.steps]
+
     lines = [
         "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control",
-        *(one.line for one in near if one.labeled == nearest[one.data, one.trainer, one.steps]),
+        f"only trainings of {LONG} steps and more count for the advice; shorter ones are listed below them",
+        *(one.line for one in sorted(near, key=lambda one: not one.decides) if is_nearest(one)),
         "the intervals are about other test images, not about other labeled ones",
         "the gain depends on the images as well as on their number: compare on yours with nnUNetv2_micd benchmark; "
         "docs/how_to/choose_a_trainer.md goes by the kind of images as well",

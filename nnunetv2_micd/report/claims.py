@@ -63,7 +63,7 @@ def _claims_about(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str)
 
 def _against_baseline(frames: Mapping[str, pd.DataFrame], budget: str, trainer: str) -> list[str]:
     summary = _rows(frames["summary"], budget=budget, trainer=trainer, **{"class": MEAN})
-    highest = f"Of the methods, the highest Dice has {display_name(trainer)}: {100 * summary[0]['dice_mean']:.1f} %."
+    highest = f"{display_name(trainer)} has the highest Dice of the methods: {100 * summary[0]['dice_mean']:.1f} %."
     tests = _rows(frames["comparisons"], metric="dice", budget=budget)
     test = next((row for row in tests if row["trainer"] == trainer), None)
     if test is None:
@@ -163,7 +163,7 @@ def _judge(test: Row) -> str:
     if is_significant(test):
         return "significantly worse than"
     if test["p_holm"] < LEVEL:
-        return "neither better nor worse, as its mean and most of the cases disagree, than"
+        return f"{'better' if test['difference'] > 0 else 'worse'} on average, but not in most of the cases, than"
     return "not significantly different from"
 
 

@@ -114,8 +114,8 @@ def _missing_seeds(runs: Sequence[FinishedRun]) -> list[str]:
         missing = sorted(all_seeds - seeds_of_method)
         if missing:
             sentences.append(
-                f"There is no run of {display_name(trainer)} with {budget} labeled and "
-                f"seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}, but of other methods."
+                f"{display_name(trainer)} has no run with {budget} labeled and "
+                f"seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}; other methods have."
             )
     return sentences
 

@@ -212,3 +212,35 @@ def test_the_last_line_of_a_failed_job_is_its_error() -> None:
     trace = f"Job (task=0) failed with trace:\n{rule}\nTraceback\n  File\nOSError: full\n\n{rule}\nYou can check"
     assert jobs._last_line(trace) == "OSError: full"
     assert jobs._last_line("Job 7 has not produced any output") == "Job 7 has not produced any output"
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [
+        ((), True),
+        (("slurm_partition=gpu", "timeout_min=1440", "cpus_per_task=12", "mem_gb=32"), True),  # the documented command
+        (("slurm_cpus_per_gpu=8", 'slurm_setup=["module load gpu"]'), True),
+        (("gpus_per_node=2",), False),
+        (("slurm_gres=gpu:a100:1",), False),
+        (("slurm_gpus_per_task=1",), False),
+        (("slurm_num_gpus=1",), False),
+        (('slurm_additional_parameters={"gpus": 1}',), False),
+    ],
+)
+def test_a_job_on_cuda_asks_for_a_gpu_unless_an_option_does(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], asks: bool
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    given: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, **_: Any):
+            pass
+
+        def update_parameters(self, **parameters: Any) -> None:
+            given.update(parameters)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    monkeypatch.setattr(jobs, "results_root", Path)
+    jobs.make_executor("slurm", options, "cuda")
+    assert (given.get("gpus_per_node") == 1) == asks

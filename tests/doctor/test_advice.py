@@ -103,7 +103,7 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
-    _, livers, lungs, *_ = advise(2, 10).remedy.splitlines()
+    _, _, livers, lungs, *_ = advise(2, 10).remedy.splitlines()
     gains = "+3.0 (2.0 to 4.0) | +1.0 (0.5 to 1.5)"
     assert livers == f"A, 2 livers, 50 unlabeled, 3200 steps, 3 trainings: {gains} [docs/results/few]"
     assert lungs == "C, 3 lungs, 50 unlabeled, 3200 steps, 3 trainings: +0.1 (-1.0 to 2.0) [docs/results/some]"

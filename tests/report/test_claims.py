@@ -75,7 +75,7 @@ def test_a_method_that_wins_everywhere() -> None:
     p = "p = 0.001 with Holm's correction; +1.1 to +5.1 with each of 3 seeds"
     test = f"+3.1 points (95 % interval +2.1 to +4.1, {p})"
     assert text == (
-        "6 labeled cases: Of the methods, the highest Dice has MICD: 78.3 %. "
+        "6 labeled cases: MICD has the highest Dice of the methods: 78.3 %. "
         f"It is significantly better than nnU-Net with the same labels: {test}. "
         "Its training takes 3.0 times as long as nnU-Net's. "
         f"At equal time it is significantly better than nnU-Net: {test}. "
@@ -86,7 +86,7 @@ def test_a_method_that_wins_everywhere() -> None:
 
 def test_no_method_is_better_than_nnunet() -> None:
     text = claim({MICD: UNCLEAR, CPS: WORSE, CONTROL: BETTER})
-    assert "No method is significantly better than nnU-Net with the same labels. Of the methods, the high" in text
+    assert "No method is significantly better than nnU-Net with the same labels. MICD has the highest Dice" in text
     assert "It is not significantly different from nnU-Net with the same labels: +0.4 points" in text
 
 
@@ -137,7 +137,7 @@ def test_equal_time() -> None:
 
 
 def test_groups_are_not_called_cases() -> None:
-    assert claim({MICD: BETTER}, labeled=12).startswith("6 labeled groups, 12 cases: Of the methods")
+    assert claim({MICD: BETTER}, labeled=12).startswith("6 labeled groups, 12 cases: MICD has")
 
 
 def test_few_seeds() -> None:

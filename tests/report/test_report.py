@@ -314,7 +314,7 @@ def test_the_page_needs_no_other_file(reported: Tree) -> None:
     assert not re.search(r"https?://|<link|<script|url\(", page)
     for text in (
         "claimed",
-        "Of the methods, the highest Dice",
+        "has the highest Dice of the methods",
         "Holm",
         "missed",
         "MeanTeacher",
@@ -781,7 +781,7 @@ def test_a_run_that_is_of_no_use_is_left_out_and_named(
     page, notes = tree.report()
 
     assert re.search(f"nnUNetTrainerMICD__nnUNetPlans__3d_fullres/fold_5 is left out: .*{message}", notes[0])
-    assert notes[1:] == ["There is no run of MICD with 2 labeled and seed 0, but of other methods."]
+    assert notes[1:] == ["MICD has no run with 2 labeled and seed 0; other methods have."]
     assert "fold_5 is left out" in page.read_text()
     table = pd.read_csv(tree.root / "report" / "comparisons.csv").set_index(["budget", "trainer"])
     assert table.loc[("2", "nnUNetTrainerMICD"), "seeds"].tolist() == [1] * 4
