@@ -93,11 +93,12 @@ def plan_tuning(grid: Grid, weights: Sequence[str]) -> list[Run]:
     cases = _list_labeled_cases(grid, dataset)
     entries = {key: tuning_entry(dataset, cases, *key, grid.val_fraction) for key in _list_keys(grid)}
     check_different(entries)
+    listed = _list_unlabeled(competitors, dataset, grid.configuration, entries)
     cells = [
         _Cell(budget, seed, entry, competitor.with_weight(weight), unlabeled, entry["val"])
         for (budget, seed), entry in entries.items()
         for competitor in competitors
-        for unlabeled in [_list_unlabeled(competitor, dataset, grid.configuration, entry)]
+        for unlabeled in [listed.get((budget, seed), []) if competitor.needs_unlabeled else []]
         for weight in factors
     ]
     return _make_runs(replace(grid, test=None), dataset, cells, [], is_tuning=True)
@@ -171,12 +172,13 @@ def _plan_cells(grid: Grid, dataset: Dataset, test_cases: Sequence[str], groups:
     if grid.test is None:
         check_validation(entries, groups)
     tuned = find_tuned(grid, dataset, cases, competitors, _hash_plans(grid, dataset)) if grid.tuned else {}
+    listed = _list_unlabeled(competitors, dataset, grid.configuration, entries)
     return [
         _Cell(budget, seed, entry, setting, unlabeled, test_cases if grid.test else entry["val"])
         for (budget, seed), entry in entries.items()
         for competitor in competitors
         if budget != ALL_LABELS or competitor == baseline  # with all labels there is nothing left to learn from
-        for unlabeled in [_list_unlabeled(competitor, dataset, grid.configuration, entry)]
+        for unlabeled in [listed.get((budget, seed), []) if competitor.needs_unlabeled else []]
         for setting in (competitor, *tuned.get((competitor.trainer, budget), ()))
     ]
 
@@ -223,10 +225,18 @@ def _list_labeled_cases(grid: Grid, dataset: Dataset) -> list[str]:
     return cases
 
 
-def _list_unlabeled(competitor: Competitor, dataset: Dataset, configuration: str, entry: Entry) -> list[str]:
-    """Return the images that a trainer uses without labels in a fold."""
-    if not competitor.needs_unlabeled:
-        return []
+def _list_unlabeled(
+    competitors: Sequence[Competitor], dataset: Dataset, configuration: str, entries: Mapping[tuple[str, int], Entry]
+) -> dict[tuple[str, int], list[str]]:
+    """Return the images that trainers use without labels, by budget and seed; nothing if none of them uses any."""
+    if not any(competitor.needs_unlabeled for competitor in competitors):
+        return {}
+    return {
+        key: _list_unlabeled_of(dataset, configuration, entry) for key, entry in entries.items() if key[0] != ALL_LABELS
+    }
+
+
+def _list_unlabeled_of(dataset: Dataset, configuration: str, entry: Entry) -> list[str]:
     with warnings.catch_warnings():
         # A training only warns if some images are not preprocessed, but a benchmark would report other numbers.
         warnings.simplefilter("error", UserWarning)

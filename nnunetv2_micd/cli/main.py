@@ -62,7 +62,7 @@ def errors_in_one_sentence() -> Iterator[None]:
     """End the process with a sentence instead of a traceback, whatever the user or the machine did wrong."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:  # a trainer does not take all data
         sys.exit(f"error: {describe_error(error)}")
     except MemoryError as error:
         reason = f" ({error})" if str(error) else ""

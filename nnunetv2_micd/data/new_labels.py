@@ -100,7 +100,7 @@ def _check_files(
             if moved.is_file() and not filecmp.cmp(file, moved, shallow=False):
                 raise ValueError(f"{file} has the name of another image, {moved}; rename or remove one of them")
         if case in images:
-            _check_movable(raw / IMAGES_FOLDER, raw)
+            _check_movable(raw)
             continue
         if not target.is_file() or case not in group_images(raw / "imagesTr", ending):
             raise ValueError(
@@ -110,15 +110,17 @@ def _check_files(
     return done
 
 
-def _check_movable(folder: Path, raw: Path) -> None:
-    """Refuse to take images out of a folder of others, to which ``imagesUn`` is only a link."""
-    real = folder.resolve()
-    if not real.is_relative_to(raw.resolve()):
-        link, images = shlex.quote(str(folder)), shlex.quote(str(real))
-        raise ValueError(
-            f"{folder} is a link to {real}, and images must not be moved out of that folder; make it a folder of links "
-            f"to them, and repeat the command: rm {link} && mkdir {link} && ln -s {images}/* {link}"
-        )
+def _check_movable(raw: Path) -> None:
+    """Refuse to move files out of or into a folder of others, to which one of the dataset is only a link."""
+    for name in (IMAGES_FOLDER, "imagesTr", "labelsTr"):
+        folder = raw / name
+        real = folder.resolve()
+        if not real.is_relative_to(raw.resolve()):
+            link, files = shlex.quote(str(folder)), shlex.quote(str(real))
+            raise ValueError(
+                f"{folder} is a link to {real}, and files must not be moved out of or into that folder; make it a "
+                f"folder of links to them, and repeat the command: rm {link} && mkdir {link} && ln -s {files}/* {link}"
+            )
 
 
 def _check_content(

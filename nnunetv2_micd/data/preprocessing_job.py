@@ -58,8 +58,8 @@ def preprocess_case(job: PreprocessingJob) -> tuple[str, str | None]:
         target = str(job.temporary / job.case)
         defect = _write_case(job, target)
         if defect is None:
-            # The .b2nd comes last: if it is there, the case is complete.
-            for ending in (".pkl", ".b2nd"):
+            # The .pkl comes last: if it is there, the image is complete. That of a replaced image was removed before.
+            for ending in (".b2nd", ".pkl"):
                 os.replace(target + ending, job.folder / (job.case + ending))
         return job.case, defect
     finally:

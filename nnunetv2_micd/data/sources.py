@@ -69,6 +69,20 @@ def read_sources(folder: str | os.PathLike[str]) -> dict[str, Source]:
         return {}
 
 
+def source_texts(folders: Mapping[str, str]) -> dict[str, str]:
+    """Return as text of which raw files each preprocessed image was made, of the images of which that is known.
+
+    Args:
+        folders: Folder of each image.
+    """
+    recorded = {folder: read_sources(folder) for folder in set(folders.values())}
+    return {
+        case: json.dumps(recorded[folder][case].files, sort_keys=True)
+        for case, folder in folders.items()
+        if case in recorded[folder]
+    }
+
+
 def write_sources(folder: str | os.PathLike[str], sources: Mapping[str, Source]) -> None:
     """Write the record."""
     with atomic(Path(folder, SOURCES_FILE)) as temporary:

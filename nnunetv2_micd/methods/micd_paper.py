@@ -61,8 +61,9 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
         classes = self.label_manager.num_segmentation_heads
         self.difficulty = DifficultyWeights(classes, self.config.difficulty_tau).to(self.device)
         self.distribution = DistributionWeights(torch.ones(classes), self.config.dist_floor).to(self.device)
-        self.labels_of_labeled: dict[str, Tensor] = {}  # of both students on the clean labeled images of this step
-        self.labeled_dice: Tensor | None = None  # of A on the labeled images of this step
+        # Of this step: hard labels of the students on the clean labeled images, as far as eq. 3 needs them, and truth.
+        self.labels_of_labeled: dict[str, Tensor] = {}
+        self.labeled_target: Any = None
 
     def prepare_method(self) -> None:
         """Start W_dist from the label counts of the labeled training cases."""
@@ -73,15 +74,15 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
 
     def learn_labels(self, labeled: dict[str, Any]) -> Iterator[Losses]:
         """Eq. 6; the hard labels of the students are kept for eq. 3."""
+        needed = "ab" if self.config.mcpc_reading == "peer_clean" else "a" if self.config.difficulty_weights else ""
+        self.labeled_target = labeled["target"]
         for name, network, loss_name in (("a", self.network, "supervised"), ("b", self.students["b"], "supervised_b")):
             output = network(labeled["data"])
-            self.labels_of_labeled[name] = self.pseudo_label(full_resolution(output))
+            if name in needed:
+                self.labels_of_labeled[name] = self.pseudo_label(full_resolution(output))
             loss = self.loss(output, labeled["target"])
             del output  # the graph of the loss keeps what the backward pass needs of it
             yield Losses({loss_name: loss})
-        truth, ignored = self.hard_target(full_resolution(labeled["target"]))
-        classes = self.label_manager.num_segmentation_heads
-        self.labeled_dice = hard_dice(self.labels_of_labeled["a"], truth, classes, ignored)
 
     def run_student(self, name: str, images: Tensor, masked: Tensor) -> StudentOutput:
         """Run a student on the masked images and, in the printed reading of eq. 3, on the clean ones."""
@@ -103,8 +104,10 @@ class nnUNetTrainerMICD_paper(nnUNetTrainerMICD):
     def cross_consistency(self, a: StudentOutput, b: StudentOutput, pseudo_a: Tensor, pseudo_b: Tensor) -> Tensor:
         """Eq. 3 with its class weights, both updated before they are used, as in DHC."""
         weight_a = weight_b = None
-        if self.config.difficulty_weights and self.labeled_dice is not None:
-            weight_a = self.difficulty.update(self.labeled_dice)
+        if self.config.difficulty_weights:
+            truth, ignored = self.hard_target(full_resolution(self.labeled_target))
+            classes = self.label_manager.num_segmentation_heads
+            weight_a = self.difficulty.update(hard_dice(self.labels_of_labeled["a"], truth, classes, ignored))
         if self.config.distribution_weights:
             weight_b = self.distribution.update(pseudo_b[-self.unlabeled_batch_size :])
         logits_a, logits_b = (output.masked if output.clean is None else output.clean for output in (a, b))

@@ -103,7 +103,11 @@ def profile_dataset(
     if not isinstance(fold, int) and fold != "all":
         raise ValueError(f"A fold is a number or all, not {fold}")
     setup = ProfileSetup(Dataset.find(dataset, plans), configuration, device, fold)
-    setup.dataset.configuration(configuration)  # stops here if there is no such configuration
+    if setup.dataset.configuration(configuration).previous_stage_name is not None:
+        raise ValueError(
+            f"{configuration} is the second stage of a cascade, which cannot be profiled; profile 3d_fullres instead, "
+            "whose patches and network are about the same"
+        )
     return profile(setup, trainers, rounds)
 
 

@@ -11,6 +11,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2_micd.profiling.measure import Cost
 from nnunetv2_micd.profiling.steps import PARTS, StepProfile
 from nnunetv2_micd.training.registry import STOCK
+from nnunetv2_micd.training.workers import workers_for_unlabeled
 from nnunetv2_micd.utils.figures import default_style
 from nnunetv2_micd.utils.markdown import markdown_table
 
@@ -21,14 +22,15 @@ SMALLEST_COMPARED = 2**26
 def waiting_seconds(profile: StepProfile, workers: int) -> float:
     """Return how long a step waits for its batches if worker processes make them all the time.
 
-    Labeled and unlabeled images share the workers as in a training. Without workers the step makes its batches itself.
+    Labeled and unlabeled images share the workers about as in a training, which estimates their times. Without workers
+    the step makes its batches itself.
 
     Args:
         profile: Times of a step and of its batches.
         workers: Number of worker processes.
     """
     labeled, unlabeled = profile.data
-    for_unlabeled = workers // 2 if unlabeled else 0
+    for_unlabeled = workers_for_unlabeled(workers, labeled, unlabeled) if unlabeled else 0
     if workers == 0 or (unlabeled and not for_unlabeled):
         return labeled + unlabeled
     slowest = max(labeled / (workers - for_unlabeled), unlabeled / for_unlabeled if for_unlabeled else 0)

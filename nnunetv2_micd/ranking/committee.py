@@ -65,11 +65,6 @@ class Committee:
         predicts = any(name.startswith("encoder.") for name in second)
         self._second = self._build(second) if predicts else None
 
-    @property
-    def has_second(self) -> bool:
-        """Whether there is a second network."""
-        return self._second is not None
-
     def _build(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the network of some weights: that of the plans, or the other architecture of MICD's second one."""
         # nnU-Net may have compiled the network, whose copy would share the compiled code with the original.

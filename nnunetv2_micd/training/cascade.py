@@ -5,7 +5,6 @@ into the same folder and in the same form. Each segmentation also tells of which
 image may be replaced before the second stage is trained.
 """
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunetv2_micd.data.preprocessed import unlabeled_folder
-from nnunetv2_micd.data.sources import read_sources
+from nnunetv2_micd.data.sources import source_texts
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.predictors import load_with_previous_stage, predictor_of
@@ -38,7 +37,7 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
     """
     predictor = predictor_of(trainer, network)
     images = UnlabeledImages(cases, trainer.folder_with_segs_from_previous_stage)
-    sources = _sources(images)
+    sources = source_texts(images.folders)
     for stage in trainer.configuration_manager.next_stage_names:
         labeled_folder = join(
             trainer.preprocessed_dataset_folder_base,
@@ -64,16 +63,6 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
                 f"{len(missing)} unlabeled images are not preprocessed for {stage} and were not segmented for it "
                 f"({shorten(missing)}); run nnUNetv2_micd preprocess for it, and then this command again with --val"
             )
-
-
-def _sources(images: UnlabeledImages) -> dict[str, str]:
-    """Return as text of which raw files each image was made, of the images of which that is known."""
-    recorded = {folder: read_sources(folder) for folder in set(images.folders.values())}
-    return {
-        case: json.dumps(recorded[folder][case].files, sort_keys=True)
-        for case, folder in images.folders.items()
-        if case in recorded[folder]
-    }
 
 
 def _save_segmentation(
@@ -112,7 +101,7 @@ def check_previous_stage(images: UnlabeledImages, meaning: str, command: str) ->
     Raises:
         ValueError: Some are missing, or are of earlier images; the message holds the command that makes them.
     """
-    sources = _sources(images)
+    sources = source_texts(images.folders)
     missing, outdated = [], []
     for case in images.identifiers:
         try:

@@ -13,7 +13,7 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -244,6 +244,8 @@ def without_intensity_changes(transforms: Any) -> ComposeTransforms:
     def changes_intensities(transform: Any) -> bool:
         while isinstance(transform, RandomTransform):
             transform = transform.transform
+        if isinstance(transform, OneOfTransform):  # as in nnUNetTrainerDA5
+            return any(map(changes_intensities, transform.list_of_transforms))
         return type(transform).__module__.removeprefix("batchgeneratorsv2.transforms.").startswith(INTENSITY)
 
     return ComposeTransforms([one for one in transforms.transforms if not changes_intensities(one)])

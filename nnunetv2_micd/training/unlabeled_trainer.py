@@ -22,10 +22,16 @@ from nnunetv2_micd.data.splits import default_splits, load_split_unlabeled, writ
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases
 from nnunetv2_micd.training.cascade import check_previous_stage
 from nnunetv2_micd.training.config import SemiSupervisedConfig
-from nnunetv2_micd.training.loader import Origin, UnlabeledImages, build_unlabeled_loader, start_unlabeled_loader
+from nnunetv2_micd.training.loader import (
+    IsolatedAugmenter,
+    Origin,
+    UnlabeledImages,
+    build_unlabeled_loader,
+    start_unlabeled_loader,
+)
 from nnunetv2_micd.training.messages import previous_stage_command
 from nnunetv2_micd.training.monitor import PATCHES_FOLDER
-from nnunetv2_micd.training.workers import explain_death, processes_of
+from nnunetv2_micd.training.workers import explain_death, processes_of, workers_for_unlabeled
 from nnunetv2_micd.utils.devices import check_device, to_device
 from nnunetv2_micd.utils.files import environment, remove_abandoned
 from nnunetv2_micd.utils.locks import hold_lock
@@ -42,6 +48,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
     """
 
     config: ClassVar[SemiSupervisedConfig]
+    has_weak_views: ClassVar[bool]
 
     def __init__(
         self,
@@ -128,7 +135,17 @@ class UnlabeledDataTrainer(nnUNetTrainer):
 
     @property
     def _unlabeled_workers(self) -> int:
-        return get_allowed_n_proc_DA() // 2 if self.loads_unlabeled else 0
+        if not self.loads_unlabeled:
+            return 0
+        cost = self.unlabeled_patch_cost * self.unlabeled_batch_size
+        return workers_for_unlabeled(get_allowed_n_proc_DA(), self.batch_size, cost)
+
+    @property
+    def unlabeled_patch_cost(self) -> float:
+        """Time that loading an unlabeled patch takes, at most, that of a labeled one being 1: there is no segmentation
+        to load, deform and shrink, and a weak view is not changed in its intensities.
+        """
+        return 0.25 if self.has_weak_views else 0.6
 
     def _start_unlabeled_loader(self) -> None:
         self.dataloader_unlabeled = start_unlabeled_loader(
@@ -137,10 +154,20 @@ class UnlabeledDataTrainer(nnUNetTrainer):
 
     def restart_unlabeled_loader(self) -> None:
         """Build the loader of unlabeled patches anew, after a change of its images."""
-        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
-            self.dataloader_unlabeled._finish()
+        earlier = self.dataloader_unlabeled
+        if isinstance(earlier, NonDetMultiThreadedAugmenter):
+            earlier._finish()
         self._start_unlabeled_loader()
+        self.continue_random_numbers(earlier)
         self._watch_workers()
+
+    def continue_random_numbers(self, earlier: Any) -> None:
+        """Let a new loader of this process go on where an earlier one ended; else it would draw the same numbers again.
+
+        Workers are seeded anew at each start.
+        """
+        if isinstance(earlier, IsolatedAugmenter) and isinstance(self.dataloader_unlabeled, IsolatedAugmenter):
+            self.dataloader_unlabeled.states = earlier.states
 
     @property
     def loads_unlabeled(self) -> bool:

@@ -1,9 +1,21 @@
-"""Explains why a process that loads patches has died."""
+"""The processes that load patches: how many load unlabeled ones, and why one has died."""
 
 import signal
 from collections.abc import Mapping, Sequence
+from math import ceil
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+
+def workers_for_unlabeled(workers: int, labeled: float, unlabeled: float) -> int:
+    """Return how many of the workers load unlabeled patches: in proportion to time, at least one of two, at most half.
+
+    Args:
+        workers: Number of all workers.
+        labeled: Time that the labeled patches of a step take, in any unit.
+        unlabeled: Time of the unlabeled ones, above 0.
+    """
+    return min(workers // 2, ceil(workers * unlabeled / (labeled + unlabeled)))
 
 
 def processes_of(loader: Any) -> list[BaseProcess]:

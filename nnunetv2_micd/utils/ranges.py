@@ -3,7 +3,7 @@
 from dataclasses import dataclass, is_dataclass
 from inspect import get_annotations
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
@@ -26,7 +26,7 @@ class Between:
     exclude: Literal["", "low", "high", "both"] = ""
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, Real):
+        if not isinstance(value, Real) or isinstance(value, bool):
             return False
         number = float(value)
         above = number > self.low if self.exclude in ("low", "both") else number >= self.low
@@ -53,7 +53,7 @@ Range = tuple[float, float]
 
 
 def check_fields(config: Any) -> None:
-    """Check the fields of a dataclass against their annotations: ``Between``, of pairs too, whole numbers, ``Literal``.
+    """Check the fields of a dataclass against their annotations: ``Between`` of a number or pair, bool, ``Literal``.
 
     Those of all its classes hold: a subclass that gives a field another default need not repeat its range.
 
@@ -65,6 +65,8 @@ def check_fields(config: Any) -> None:
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, get_args(hint)))}.")
+        if hint is bool and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, but must be True or False.")
         if get_origin(hint) is not Annotated:
             continue
         kind, allowed = get_args(hint)
@@ -72,6 +74,7 @@ def check_fields(config: Any) -> None:
             is_pair = isinstance(value, tuple | list) and len(value) == 2 and all(each in allowed for each in value)
             if not (is_pair and value[0] <= value[1]):
                 raise ValueError(f"{name} is {value!r}, but must be two numbers, the smaller one first, {allowed}.")
-        elif value not in allowed or (kind is int and value % 1 != 0):
-            is_what = "a whole number, " if kind is int else "" if isinstance(value, Real) else "a number, "
+        elif value not in allowed or (kind is int and not isinstance(value, Integral)):
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            is_what = "a whole number, " if kind is int else "" if is_number else "a number, "
             raise ValueError(f"{name} is {value!r}, but must be {is_what}{allowed}.")

@@ -125,6 +125,22 @@ def test_the_originals_stay_where_images_are_a_link_to_another_folder(dataset: T
     assert sorted(cohort.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["imagesTr", "labelsTr"])
+def test_nothing_is_added_to_the_folder_of_another_dataset(name: str, dataset: TinyDataset, labels: Path) -> None:
+    cohort = dataset.root / "another dataset"
+    (dataset.raw / name).rename(cohort)
+    (dataset.raw / name).symlink_to(cohort)
+    before = sorted(cohort.iterdir())
+    case = dataset.unlabeled[0]
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*; make it a folder of links") as error:
+        add_labels(dataset.name, labels, [case])
+    assert (dataset.images / f"{case}_0000.nii.gz").exists()
+    subprocess.run(str(error.value).partition("repeat the command: ")[2], shell=True, check=True)
+    add_labels(dataset.name, labels, [case])
+    assert is_labeled(dataset, case)
+    assert sorted(cohort.iterdir()) == before
+
+
 def test_images_may_be_a_link_within_the_dataset(dataset: TinyDataset, labels: Path) -> None:
     (dataset.raw / "all").mkdir()
     dataset.images.rename(dataset.raw / "all" / "unlabeled")

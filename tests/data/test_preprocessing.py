@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -17,6 +19,7 @@ from nnunetv2_micd.data import preprocessing, preprocessing_job
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.preprocessing import Failure, Part, preprocess_unlabeled
+from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
 from nnunetv2_micd.utils.locks import hold_lock
 
 
@@ -233,10 +236,37 @@ def test_leftovers_of_a_killed_run_are_removed(dataset):
     incomplete = folder / ".incomplete" / "tmp123"
     incomplete.mkdir(parents=True)
     shutil.copy(folder / "image_0.b2nd", incomplete / "half.b2nd")
-    (folder / "image_2.b2nd").unlink()  # killed after the .pkl was moved and before the .b2nd
+    (folder / "image_2.b2nd").unlink()
+    (folder / "image_1.pkl").unlink()  # killed after the .b2nd was moved and before the .pkl
     assert run(dataset) == []
     assert not incomplete.parent.exists()
     assert load(folder, "image_2").shape == (1, 24, 25, 30)
+    assert (folder / "image_1.pkl").is_file()
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_replaced_image_is_not_done_before_both_of_its_files_are_new(dataset, monkeypatch, moved):
+    add_image(dataset, "image_0", seed=777)
+    replace, done = os.replace, []
+
+    def replace_some(source, target):
+        if Path(target).name in ("image_0.b2nd", "image_0.pkl"):
+            if len(done) == moved:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            done.append(target)
+        replace(source, target)
+
+    folder = dataset.unlabeled_folder()
+    before = load(folder, "image_0")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", replace_some)
+        with pytest.raises(OSError, match="Stale"):
+            run(dataset)
+    with pytest.warns(UserWarning, match="image_0"):
+        find_unlabeled_cases(Dataset.find(dataset.name), "3d_fullres", {"train": [], "val": [], "unlabeled": []})
+    assert run(dataset) == []
+    after = load(folder, "image_0")
+    assert before.shape != after.shape or not np.array_equal(before, after)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypat
     monkeypatch.setattr(
         advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6", 3200))
     )
-    _, livers, lungs, *_ = advise(3, 10).remedy.splitlines()
+    _, _, livers, lungs, *_ = advise(3, 10).remedy.splitlines()
     assert livers.startswith("A, 3 livers")
     assert lungs.startswith("A, 6 lungs")
 

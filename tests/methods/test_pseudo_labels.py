@@ -484,6 +484,41 @@ def test_missing_labels_are_named_when_a_training_is_continued(dataset: TinyData
         continued.on_train_start()
 
 
+def test_an_image_that_was_replaced_does_not_keep_its_label(dataset: TinyDataset) -> None:
+    trainer = in_the_second_phase(prepare(dataset))
+    checkpoint = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(checkpoint)
+    sources = dataset.unlabeled_folder() / "sources.json"
+    recorded = json.loads(sources.read_text())
+    files = recorded["image_2"][1]
+    files["image_2_0000.nii.gz"][0] += 1  # its size, as of other raw files that were preprocessed since
+    sources.write_text(json.dumps(recorded))
+    continued = prepare(dataset)
+    continued.load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"1 unlabeled images that were replaced since they were labeled \(image_2\)"):
+        continued.on_train_start()
+
+    trainer = at_the_end_of_a_phase(prepare(dataset))
+    with trainer.deployed():
+        trainer.set_deep_supervision_enabled(False)
+    weights = trainer.teachers["a"].state_dict()
+    write_pseudo_label = pseudo_labeling.write_pseudo_label
+    labeled = []
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                pseudo_labeling,
+                "write_pseudo_label",
+                lambda *given: (labeled.append(Path(given[-1]).name), write_pseudo_label(*given)),
+            )
+            arguments = trainer.teachers["a"], [weights], trainer.unlabeled_images, trainer.pseudo_label_folder
+            pseudo_labeling.label_images(trainer, *arguments)
+        files["image_2_0000.nii.gz"][0] += 1
+        sources.write_text(json.dumps(recorded))
+    assert labeled.count("image_2") == 2
+    assert "image_1" not in labeled  # the same network has labeled it in the first training
+
+
 # --------------------------------------------------------------------------------------------------------------- modes
 
 

@@ -1,6 +1,7 @@
 """What a step costs: the stopwatch, the passes of each method, the table."""
 
 import csv
+import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -211,6 +212,7 @@ def test_command(
         ("-c 4d -device cpu", "error: nnUNetPlans of Dataset901_Tiny has no configuration 4d, only 2d, 3d_fullres"),
         ("-c 3d_fullres -device cpu -tr Nothing", "error: There is no trainer Nothing"),
         ("-c 3d_fullres -device cpu -f one", "error: A fold is a number or all, not one"),
+        ("-c 3d_fullres -device cpu -tr nnUNetTrainerERSR", "error: ERSR fits ellipses to images of two axes"),
         ("-c 3d_fullres", "error: PyTorch sees no CUDA GPU; add -device cpu"),
     ],
 )
@@ -220,6 +222,15 @@ def test_wrong_arguments(arguments: str, message: str, dataset: TinyDataset, mon
     with pytest.raises(SystemExit) as stop:
         main(["profile", "-d", "901", *arguments.split()])
     assert str(stop.value.code).startswith(message)
+
+
+def test_the_second_stage_of_a_cascade_is_refused(dataset: TinyDataset) -> None:
+    plans_file = dataset.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    plans_file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"second is the second stage of a cascade, .* profile 3d_fullres instead"):
+        measure.profile_dataset(dataset.name, "second", device="cpu")
 
 
 def step_profile(name: str, data: tuple[float, float] = (0.3, 0.2), step: float = 0.1) -> StepProfile:

@@ -10,19 +10,24 @@ import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform
 from helpers import PATCH_SIZE, TinyDataset, make_trainer, relabel
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
+from nnunetv2_micd.methods.pseudo_labels.trainer import nnUNetTrainerPseudoLabels
+from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.training.loader import (
     IsolatedAugmenter,
     UnlabeledDataLoader,
     UnlabeledImages,
     build_unlabeled_loader,
     start_unlabeled_loader,
+    without_intensity_changes,
 )
 from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.workers import processes_of
@@ -154,6 +159,17 @@ def test_weak_views_are_deformed_and_mirrored_only(name: str, dataset: TinyDatas
     assert intensities < names(make_trainer(nnUNetTrainerMICD, dataset))
 
 
+def test_weak_views_leave_out_one_of_several_changes_of_intensities() -> None:
+    transforms = nnUNetTrainerDA5.get_training_transforms(
+        PATCH_SIZE, (-0.5, 0.5), None, (0, 1, 2), False, use_mask_for_norm=[False]
+    )
+    alternatives = [one for one in transforms.transforms if isinstance(getattr(one, "transform", one), OneOfTransform)]
+    assert alternatives
+    weak = without_intensity_changes(transforms).transforms
+    assert not any(one in weak for one in alternatives)
+    assert any("Spatial" in type(getattr(one, "transform", one)).__name__ for one in weak)
+
+
 def test_outside_the_nonzero_mask_stays_zero_after_augmentation(dataset: TinyDataset) -> None:
     class Brighten(BasicTransform):
         def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
@@ -180,6 +196,39 @@ def test_in_the_main_process_no_other_randomness_is_touched(dataset: TinyDataset
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     batches = [next(loader)["data"] for _ in range(2)]
     assert (random.random(), np.random.random(), torch.rand(1)) == expected
+    assert not torch.equal(*batches)
+
+
+@pytest.mark.parametrize(
+    ("method", "allowed", "unlabeled"),
+    [
+        *((nnUNetTrainerMICD, allowed, workers) for allowed, workers in ((1, 0), (2, 1), (4, 2), (12, 5))),
+        *((nnUNetTrainerSelfTraining, allowed, workers) for allowed, workers in ((1, 0), (2, 1), (4, 1), (12, 2))),
+        (nnUNetTrainerPseudoLabels, 12, 6),
+    ],
+)
+def test_workers_are_divided_by_the_time_of_loading(
+    method: type, allowed: int, unlabeled: int, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nnU-Net allows no more than there are cores.
+    monkeypatch.setattr("nnunetv2_micd.training.unlabeled_trainer.get_allowed_n_proc_DA", lambda: allowed)
+    trainer = make_trainer(method, dataset)
+    trainer.initialize()
+    trainer.used = ["image_0"]  # of pseudo-labels
+    assert trainer._unlabeled_workers == unlabeled
+
+
+def test_a_loader_that_is_started_anew_does_not_repeat_its_patches(dataset: TinyDataset) -> None:
+    trainer = make_trainer(nnUNetTrainerMICD, dataset)
+    trainer.on_train_start()
+    key = np.random.get_state(legacy=False)["state"]["key"].copy()
+    batches = []
+    for _ in range(2):
+        state = np.random.get_state(legacy=False)
+        state["state"]["key"] = key  # as where labeled patches come from a worker: nothing is drawn in this process
+        np.random.set_state(state)
+        trainer.restart_unlabeled_loader()
+        batches.append(trainer.next_unlabeled())
     assert not torch.equal(*batches)
 
 

@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from torch import Tensor
 
+from nnunetv2_micd.data.sources import source_texts
 from nnunetv2_micd.data.unlabeled import UnlabeledCase
 from nnunetv2_micd.training.figures import write_csv
 from nnunetv2_micd.training.loader import UnlabeledImages, loader_arguments
@@ -31,17 +32,25 @@ class PseudoLabeledImages(UnlabeledImages):
         folder: Folder of their pseudo-labels.
 
     Raises:
-        ValueError: an image or its pseudo-label is missing, as it may be when a training is continued.
+        ValueError: an image or its pseudo-label is missing, or the image was replaced since it was labeled, as may
+            happen before a training is continued.
     """
 
     def __init__(self, images: UnlabeledImages, identifiers: Sequence[str], folder: str):
-        there = [name for name in identifiers if name in images.folders and read_record(os.path.join(folder, name))]
+        records = {name: read_record(os.path.join(folder, name)) for name in identifiers}
+        there = [name for name in identifiers if name in images.folders and records[name]]
         if missing := sorted({*identifiers}.difference(there)):
             raise ValueError(
                 f"This training has learned from {len(missing)} unlabeled images that are missing now, or whose "
                 f"pseudo-labels in {folder} are ({shorten(missing)}); put them back, or train anew without --c"
             )
         super().__init__([UnlabeledCase(name, images.folders[name]) for name in identifiers], images.previous_stage)
+        sources = source_texts(self.folders)
+        if replaced := sorted(name for name in there if not is_of_image(records[name], self, name, sources)):
+            raise ValueError(
+                f"This training has learned from {len(replaced)} unlabeled images that were replaced since they were "
+                f"labeled ({shorten(replaced)}); put the earlier ones back, or train anew without --c"
+            )
         self.pseudo_labels = UnlabeledImages([UnlabeledCase(name, folder) for name in identifiers])
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -79,6 +88,23 @@ def write_pseudo_label(trainer: TrainerLike, label: np.ndarray, record: Mapping[
 def read_record(path: str) -> dict[str, Any]:
     """Return the record of a pseudo-label; empty if it does not exist."""
     return load_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
+
+
+def describe_image(images: UnlabeledImages, case: str, sources: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the record of a pseudo-label tells of its image.
+
+    Args:
+        images: Preprocessed images.
+        case: One of them.
+        sources: Of which raw files each was made, see :func:`sources.source_texts`.
+    """
+    return {"shape": list(images.load_image(case).shape[1:]), "source": sources.get(case)}
+
+
+def is_of_image(record: Mapping[str, Any], images: UnlabeledImages, case: str, sources: Mapping[str, str]) -> bool:
+    """Whether a pseudo-label was made of the image that lies there now, as far as its record tells."""
+    now = describe_image(images, case, sources)
+    return all(None in (record.get(name), value) or record[name] == value for name, value in now.items())
 
 
 def write_stability(stability: Mapping[str, float], used: Sequence[str], folder: str) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
-from nnunetv2_micd.methods.pseudo_labels.files import fingerprint, read_record, write_pseudo_label
+from nnunetv2_micd.data.sources import source_texts
+from nnunetv2_micd.methods.pseudo_labels.files import (
+    describe_image,
+    fingerprint,
+    is_of_image,
+    read_record,
+    write_pseudo_label,
+)
 from nnunetv2_micd.training.loader import OUTSIDE, UnlabeledImages
 from nnunetv2_micd.training.predictors import predict_in_batches
 from nnunetv2_micd.training.protocols import TrainerLike
@@ -79,12 +86,18 @@ def label_images(
     name = fingerprint(weights[-1])
     own = share_of_process(images.identifiers)
     is_quiet = several_processes() and distributed.get_rank() > 0
-    missing = [case for case in own if read_record(paths[case]).get("network") != name]
+    sources = source_texts(images.folders)
+    missing = []
+    for case in own:
+        record = read_record(paths[case])
+        if record.get("network") != name or not is_of_image(record, images, case, sources):
+            missing.append(case)
     with tqdm(desc="pseudo-labels", total=len(own), initial=len(own) - len(missing), disable=is_quiet) as bar:
         for first in range(0, len(missing), IMAGES_AT_A_TIME):
             group = missing[first : first + IMAGES_AT_A_TIME]
             for case, (label, stability) in _label_group(trainer, network, weights, images, group).items():
-                write_pseudo_label(trainer, label, {"network": name, "stability": stability}, paths[case])
+                record = {"network": name, "stability": stability, **describe_image(images, case, sources)}
+                write_pseudo_label(trainer, label, record, paths[case])
                 bar.update()
     wait_for_all()
     return {case: read_record(path)["stability"] for case, path in paths.items()}

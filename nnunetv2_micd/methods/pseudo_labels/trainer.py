@@ -187,12 +187,14 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
         self._restart_loaders()
 
     def _restart_loaders(self) -> None:
-        for loader in (self.dataloader_train, self.dataloader_val, self.dataloader_unlabeled):
+        earlier = self.dataloader_unlabeled
+        for loader in (self.dataloader_train, self.dataloader_val, earlier):
             if isinstance(loader, NonDetMultiThreadedAugmenter):
                 loader._finish()
         self.dataloader_train = self.dataloader_val = self.dataloader_unlabeled = None
         self._watch_workers()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self.continue_random_numbers(earlier)
         self._watch_workers()
 
     def method_state(self) -> dict[str, Any]:
@@ -230,6 +232,11 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     def loads_unlabeled(self) -> bool:
         """Whether this phase learns from pseudo-labels."""
         return bool(self.used)
+
+    @property
+    def unlabeled_patch_cost(self) -> float:
+        """As much as a labeled patch, whose loader this is."""
+        return 1.0
 
     def build_unlabeled_loader(self) -> nnUNetDataLoader:
         """Build nnU-Net's loader of training patches on the images and pseudo-labels that are used."""
