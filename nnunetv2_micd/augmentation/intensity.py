@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nnunetv2_micd.utils.devices import to_device
-from nnunetv2_micd.utils.precision import full_precision
 from nnunetv2_micd.utils.ranges import Between, Range, Share, check_fields
 
 
@@ -189,7 +188,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         >>> gaussian_blur(torch.tensor([[[[0.0, 1.0, 0.0]]]]), torch.tensor([[1.0]]))
         tensor([[[[0.3482, 0.4519, 0.3482]]]])
     """
-    with full_precision(images.device):  # half precision would lose the contrast of fine structures
+    with torch.autocast(images.device.type, enabled=False):  # half precision would lose the contrast of fine structures
         for axis in range(2, images.ndim):
             moved = images.movedim(axis, -1)
             position = torch.arange(images.shape[axis], device=images.device)

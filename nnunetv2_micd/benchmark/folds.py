@@ -25,10 +25,6 @@ def budget_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
 
     Raises:
         ValueError: The budget is malformed or exceeds the data, or the fold does not exist.
-
-    Examples:
-        >>> budget_entry(dataset, cases, "2", seed=0, val_fraction=0.2)  # doctest: +SKIP
-        {'train': ['case_1', 'case_4'], 'val': ['case_0'], 'unlabeled': ['case_2', 'case_3']}
     """
     if re.fullmatch(r"f[0-9]{1,9}", budget):
         return _published_entry(dataset, cases, int(budget[1:]))
@@ -51,10 +47,6 @@ def tuning_entry(dataset: Dataset, cases: Sequence[str], budget: str, seed: int,
 
     Raises:
         ValueError: The budget is wrong, or too few cases are left.
-
-    Examples:
-        >>> tuning_entry(dataset, cases, "2", seed=0, val_fraction=0.2)  # doctest: +SKIP
-        {'train': ['case_1', 'case_3'], 'val': ['case_2'], 'unlabeled': ['case_4']}
     """
     if budget == ALL_LABELS:
         raise ValueError(f"-n {ALL_LABELS} leaves no unlabeled images, so there is no weight to tune; leave it out")

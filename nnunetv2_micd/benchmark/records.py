@@ -56,11 +56,6 @@ class Run:
         config: The trainer's own settings, empty for a trainer of nnU-Net.
         weight: Factor, such as ``"1/3"``, by which the trainer's unsupervised weight, ``ramp_peak``, is multiplied.
         is_tuning: True if the run serves to choose a setting, on cases that are never reported.
-
-    Examples:
-        >>> run, result = read_record(Path("fold_5"))  # doctest: +SKIP
-        >>> str(run), result.status  # doctest: +SKIP
-        ('nnUNetTrainerMICD, 6 labeled, seed 0, 1000 epochs', 'done')
     """
 
     dataset: str

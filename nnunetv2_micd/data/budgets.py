@@ -39,10 +39,6 @@ def add_budget_splits(
     Raises:
         ValueError: ``count`` is malformed, a seed is given twice, or no labeled, unlabeled or validation case is left.
         OSError: The dataset is not preprocessed, or the file cannot be written.
-
-    Examples:
-        >>> add_budget_splits("Dataset004_Hippocampus", "10%", seeds=[0, 1])  # doctest: +SKIP
-        [(5, 0, {'train': [...], 'val': [...], 'unlabeled': [...]}), (6, 1, {...})]
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(

@@ -22,11 +22,6 @@ class Dataset:
         name: Full name, such as ``Dataset004_Hippocampus``.
         plans: The plans.
         dataset_json: Content of ``dataset.json``.
-
-    Examples:
-        >>> dataset = Dataset.find(4)  # doctest: +SKIP
-        >>> dataset.labeled_folder("3d_fullres")  # doctest: +SKIP
-        PosixPath('.../nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetPlans_3d_fullres')
     """
 
     name: str

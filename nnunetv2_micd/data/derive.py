@@ -41,10 +41,6 @@ def derive_dataset(
     Raises:
         ValueError: The number is taken or not allowed, or the cases cannot be divided like this.
         OSError: There is no such raw dataset, or links cannot be made.
-
-    Examples:
-        >>> derive_dataset("Dataset004_Hippocampus", 904, "6")  # doctest: +SKIP
-        ('Dataset904_Hippocampus_6labels_seed0', {'train': [...], 'val': [...], 'unlabeled': [...]})
     """
     source = raw_folder(source_name)
     if not (source / "dataset.json").is_file():

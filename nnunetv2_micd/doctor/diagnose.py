@@ -21,11 +21,6 @@ def diagnose(
 
     Raises:
         ValueError: A configuration is given without a dataset.
-
-    Examples:
-        >>> findings = diagnose("4", "3d_fullres")  # doctest: +SKIP
-        >>> any(finding.level == "problem" for finding in findings)  # doctest: +SKIP
-        False
     """
     if configuration is not None and dataset is None:
         raise ValueError(f"The configuration {configuration} can only be checked together with a dataset; add -d")

@@ -20,7 +20,8 @@ from nnunetv2_micd.losses.fused import hard_binary_cross_entropy, hard_cross_ent
 from nnunetv2_micd.losses.labels import probabilities
 
 CFC_STAGE_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
-"""l_k of MICD's equation 4: the four decoder stages of highest resolution, deepest first."""
+"""l_k of MICD's equation 4: the four decoder stages of highest resolution, deepest first; a smaller decoder has the
+last ones."""
 
 
 def cross_pseudo_supervision(
@@ -119,7 +120,7 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
         features_a: Decoder features of A, one tensor ``(B, C_k, *spatial_k)`` per stage, deepest first; receive
             gradient.
         features_b: Decoder features of B, the same shapes; receive gradient.
-        stage_weights: One weight per stage, see :func:`cfc_stage_weights`.
+        stage_weights: One weight per stage, such as the last of :data:`CFC_STAGE_WEIGHTS`.
 
     Returns:
         Scalar in nats.
@@ -129,7 +130,7 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
 
     Examples:
         >>> features_a, features_b = [torch.zeros(1, 8, 4, 4)], [torch.ones(1, 8, 4, 4)]
-        >>> cfc(features_a, features_b, cfc_stage_weights(1))  # softmax ignores a constant
+        >>> cfc(features_a, features_b, CFC_STAGE_WEIGHTS[-1:])  # softmax ignores a constant
         tensor(0.)
     """
     if not len(features_a) == len(features_b) == len(stage_weights) or not stage_weights:
@@ -145,30 +146,6 @@ def cfc(features_a: Sequence[Tensor], features_b: Sequence[Tensor], stage_weight
             )
     stages = zip(features_a, features_b, stage_weights, strict=True)
     return torch.stack([weight * symmetric_kl(a, b) for a, b, weight in stages]).sum()
-
-
-def cfc_stage_weights(n: int) -> tuple[float, ...]:
-    """Return the stage weights l_k of MICD's equation 4 for a decoder of ``n`` stages, deepest first.
-
-    Full resolution always has 0.8, the stages below have 0.6, 0.4 and 0.2. At most four stages count: with a deeper
-    decoder pass its last four features to :func:`cfc`.
-
-    Args:
-        n: Number of decoder stages.
-
-    Returns:
-        ``min(n, 4)`` weights.
-
-    Raises:
-        ValueError: ``n`` is less than one.
-
-    Examples:
-        >>> cfc_stage_weights(2)
-        (0.6, 0.8)
-    """
-    if n < 1:
-        raise ValueError(f"A decoder has at least one stage, got {n}.")
-    return CFC_STAGE_WEIGHTS[-n:]
 
 
 def cmd(logits_a: Tensor, logits_b: Tensor, pseudo_teacher_a: Tensor, pseudo_teacher_b: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.utils.precision import full_precision
-
 Pace = Literal["hard", "soft"]
 
 NO_LABEL = -1
@@ -112,7 +110,7 @@ def self_paced_contrast(
         >>> print(f"{contrast.loss:.4f}")  # l = log(1 + 2 / e) = 0.5514, w = 1 - l / 10
         0.5210
     """
-    with full_precision(embeddings.device):
+    with torch.autocast(embeddings.device.type, enabled=False):
         everything = torch.cat((embeddings.float(), further.detach().float()))
         similarities = embeddings.float() @ everything.T / temperature
     all_labels = torch.cat((labels, further_labels))

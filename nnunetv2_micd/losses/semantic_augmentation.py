@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from nnunetv2_micd.losses.consistency import masked_mean
 from nnunetv2_micd.losses.labels import class_masks
 from nnunetv2_micd.utils.distributed import sum_over_processes
-from nnunetv2_micd.utils.precision import full_precision
 
 MOST_VOXELS = 2**16
 """Voxels of a batch that count for its statistics, evenly spaced: enough for the covariance of a few dozen channels."""
@@ -74,7 +73,7 @@ class FeatureStatistics(nn.Module):
             counted: ``(B, *spatial)``, bool: voxels that count; None for all.
         """
         vectors, members = self._sample(features, labels, counted)
-        with full_precision(features.device):
+        with torch.autocast(features.device.type, enabled=False):
             counts = sum_over_processes(members.sum(0))
             sums = sum_over_processes(members.T @ vectors)
             squares = sum_over_processes(
@@ -135,7 +134,7 @@ def augment_logits(
         ``(B, K, *spatial)``, float32.
     """
     num_classes = len(weight)
-    with full_precision(logits.device):
+    with torch.autocast(logits.device.type, enabled=False):
         if labels.dtype == torch.bool:
             outside, inside = (
                 strength * (weight * moved).sum(1) + sign * strength * _quadratic(weight, spread)

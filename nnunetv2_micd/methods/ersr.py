@@ -93,8 +93,6 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
 
     config: ClassVar[ERSRConfig] = ERSRConfig()
     has_weak_views = True
-    num_epochs: int
-    num_iterations_per_epoch: int
 
     def initialize(self) -> None:
         """Refuse what ERSR has no meaning for, before any time is spent.

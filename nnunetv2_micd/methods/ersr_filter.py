@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from nnunetv2_micd.utils.precision import full_precision
-
 
 def irregularity(probability: Tensor) -> Tensor:
     """Score outputs by their shape: ``0.5 mean|Sobel(p)| + 0.5 mean|Laplacian(d)|``; the less, the more regular.
@@ -28,7 +26,8 @@ def irregularity(probability: Tensor) -> Tensor:
     distance = torch.from_numpy(np.stack([distance_transform_edt(~one[0]) for one in foreground]))[:, None].float()
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 8
     laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    with full_precision(probability.device):  # of a large distance, half precision would leave rounding errors only
+    # Of a large distance, half precision would leave rounding errors only.
+    with torch.autocast("cpu", enabled=False):
         edges = F.conv2d(probability, torch.stack((across, across.T))[:, None]).norm(dim=1)
         ridges = F.conv2d(distance, laplacian[None, None]).abs()
     scores = (edges.mean((1, 2)) + ridges.mean((1, 2, 3))) / 2

@@ -69,8 +69,6 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
     """
 
     config: ClassVar[FilterMatchConfig] = FilterMatchConfig()
-    num_epochs: int
-    num_iterations_per_epoch: int
 
     def build_method(self) -> None:
         """Start with all unlabeled images."""
@@ -149,15 +147,9 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
 
     def _targets(self, output: Output) -> Output:
         """Return the hard labels of each output as nnU-Net's target."""
-        return self._target(output) if isinstance(output, Tensor) else [self._target(each) for each in output]
-
-    def _target(self, output: Tensor) -> Tensor:
-        labels = self.pseudo_label(output)
-        if not self.label_manager.has_regions:
-            return labels[:, None]
-        if self.label_manager.has_ignore_label:  # one more channel of ignored voxels, of which there are none
-            labels = torch.cat((labels, torch.zeros_like(labels[:, :1])), dim=1)
-        return labels
+        if isinstance(output, Tensor):
+            return self.as_target(self.pseudo_label(output))
+        return [self.as_target(self.pseudo_label(each)) for each in output]
 
     def _draw_turn(self, generator: torch.Generator) -> "Turn":
         strides = self.configuration_manager.network_arch_init_kwargs["strides"]

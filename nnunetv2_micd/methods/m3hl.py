@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_micd.augmentation.masks import sample_mask
-from nnunetv2_micd.losses.features import absolute_distance, cosine_distance
 from nnunetv2_micd.methods.bcp import BCPConfig, Output, nnUNetTrainerBCP
 from nnunetv2_micd.training.networks import full_resolution
 from nnunetv2_micd.utils.ranges import Between, Share, Weight
@@ -35,8 +36,9 @@ class nnUNetTrainerM3HL(nnUNetTrainerBCP):
     the teacher's of the unlabeled one.
 
     ``L = L_BCP + (L_high + L_low) / 2`` with the loss of BCP on both mixed images, random blocks for each pair in
-    place of the box; :func:`cosine_distance` of the bottleneck and :func:`absolute_distance` of the last decoder
-    stage, between the student on a mixed image and the teacher on the unlabeled one, mean over both mixed images.
+    place of the box; one minus the cosine of the bottleneck and the absolute difference of the last decoder stage,
+    all values of a sample in one vector, between the student on a mixed image and the teacher on the unlabeled one,
+    mean over both mixed images.
     Departures from the authors' code, beside those of BCP's losses:
 
     - Both mixed images of a pair are made of the same two images, as in our BCP, so each of the feature consistencies
@@ -76,8 +78,9 @@ class nnUNetTrainerM3HL(nnUNetTrainerBCP):
         (high, low), (teacher_high, teacher_low) = self.student_features, self.teacher_features
         del self.student_features, self.teacher_features  # the first one holds the graph of the step
         half = self.config.feature_weight / 2
-        twice = teacher_high.repeat(2, *[1] * (high.ndim - 1)), teacher_low.repeat(2, *[1] * (low.ndim - 1))
+        high, low = high.float(), low.float()
+        twice_high, twice_low = torch.cat([teacher_high] * 2).float(), torch.cat([teacher_low] * 2).float()
         return {
-            "high_level": half * cosine_distance(high, twice[0]),
-            "low_level": half * absolute_distance(low, twice[1]),
+            "high_level": half * (1 - F.cosine_similarity(high.flatten(1), twice_high.flatten(1)).mean()),
+            "low_level": half * F.l1_loss(low, twice_low),
         }

@@ -133,8 +133,6 @@ class nnUNetTrainerMandN(TwoStudents):
     config: ClassVar[MandNConfig] = MandNConfig()
     architecture_of_b = "other"
     learning: str
-    num_epochs: int
-    num_iterations_per_epoch: int
     enable_deep_supervision: bool
 
     def build_further_networks(self) -> dict[str, nn.Module]:

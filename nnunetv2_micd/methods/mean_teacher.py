@@ -59,12 +59,19 @@ class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
         images = self.consistency_images(labeled, unlabeled)
         student = self.logits(self.students["a"], images)
         with torch.no_grad():
-            teacher = self.logits(self.teachers["a"], self._add_noise(images, self.generator))
+            teacher = self.noisy_logits(images, self.generator)
         pseudo = self.pseudo_label(teacher)
         self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
         self.metrics["foreground_teacher"] = foreground_share(pseudo)
-        loss = mean_teacher_consistency(student, teacher, self.label_manager.has_regions)
-        yield Losses(unsupervised={"consistency": loss})
+        yield Losses(unsupervised={"consistency": self.consistency(student, teacher, images)})
+
+    def consistency(self, student: Tensor, teacher: Tensor, images: Tensor) -> Tensor:
+        """Return how far the logits of student and teacher are apart."""
+        return mean_teacher_consistency(student, teacher, self.label_manager.has_regions)
+
+    def noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the teacher's logits of images with noise."""
+        return self.logits(self.teachers["a"], self._add_noise(images, generator))
 
     def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
         std, limit, masked = self.config.noise_std, self.config.noise_limit, self.masked_channels

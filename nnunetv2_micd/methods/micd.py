@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_micd.augmentation.masks import apply_mask, sample_mask
-from nnunetv2_micd.losses.consistency import cfc, cfc_stage_weights, cmd, mcpc
+from nnunetv2_micd.losses.consistency import CFC_STAGE_WEIGHTS, cfc, cmd, mcpc
 from nnunetv2_micd.methods.two_students import TwoStudents
 from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.step import Deferred, Losses
@@ -106,8 +106,7 @@ class nnUNetTrainerMICD(TwoStudents):
     def run_student(self, name: str, images: Tensor, masked: Tensor) -> StudentOutput:
         """Run a student on the masked images."""
         logits, features = self.forward_with_features(self.students[name], masked)
-        stages = len(cfc_stage_weights(len(features))) if self.config.cfc_weight else 0
-        return StudentOutput(logits, features[len(features) - stages :])
+        return StudentOutput(logits, features[-len(CFC_STAGE_WEIGHTS) :] if self.config.cfc_weight else [])
 
     def pseudo_labels(self, a: StudentOutput, b: StudentOutput, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hard labels y^_A and y^_B of eq. 3; no gradient reaches them."""
@@ -134,7 +133,7 @@ class nnUNetTrainerMICD(TwoStudents):
         if config.mcpc_weight:
             losses["mcpc"] = config.mcpc_weight * self.cross_consistency(a, b, pseudo_a, pseudo_b)
         if config.cfc_weight:
-            losses["cfc"] = config.cfc_weight * cfc(a.features, b.features, cfc_stage_weights(len(a.features)))
+            losses["cfc"] = config.cfc_weight * cfc(a.features, b.features, CFC_STAGE_WEIGHTS[-len(a.features) :])
         if config.cmd_weight:
             losses["cmd"] = config.cmd_weight * cmd(a.masked, b.masked, *teachers)
         return losses

@@ -57,8 +57,6 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
     config: ClassVar[SelfTrainingConfig] = SelfTrainingConfig()
     has_weak_views = True
     has_unsupervised_losses = False
-    num_epochs: int
-    num_iterations_per_epoch: int
 
     def build_method(self) -> None:
         """Remember the last mixed images, and for the picture the last ones with unlabeled images in them."""
@@ -96,7 +94,7 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
         else:
             with torch.no_grad():
                 pseudo = self.pseudo_label(self.logits(self.teachers["a"], unlabeled))
-            others, labels = unlabeled, self._as_target(pseudo).to(target.dtype)
+            others, labels = unlabeled, self.as_target(pseudo).to(target.dtype)
             self.metrics["foreground_teacher"] = foreground_share(pseudo)
         others = self.strong_view(others, self.config.view, self.generator)
         # Mixed are the last labeled images, as nnU-Net makes sure of foreground in them. Of an odd batch one stays.
@@ -108,14 +106,6 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):
         if unlabeled is not None and self.stage == "self-training":
             self.pictured = self.last_mixed
         yield Losses({"supervised": self.loss(self.network(mixed), self.at_all_resolutions(mixed_target))})
-
-    def _as_target(self, labels: Tensor) -> Tensor:
-        # The channels of nnU-Net's target: one of classes, or one for each region and one for the ignore label.
-        if labels.dtype != torch.bool:
-            return labels[:, None]
-        return (
-            torch.cat((labels, torch.zeros_like(labels[:, :1])), 1) if self.label_manager.has_ignore_label else labels
-        )
 
     def picture_panels(self, unlabeled: Tensor) -> dict[str, Tensor]:
         """Image and the teacher's label; as soon as it is mixed with labeled images, the mixed images of that step."""

@@ -1,46 +1,34 @@
 """UA-MT: uncertainty-aware Mean Teacher (Yu, Wang, Li, Fu, Heng, MICCAI 2019, https://arxiv.org/abs/1907.07034)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunetv2_micd.augmentation.intensity import add_noise
 from nnunetv2_micd.losses.consistency import masked_mean
-from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
-from nnunetv2_micd.training.config import SemiSupervisedConfig
+from nnunetv2_micd.losses.labels import label_map, probabilities
+from nnunetv2_micd.methods.mean_teacher import MeanTeacherConfig, nnUNetTrainerMeanTeacher
 from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
-from nnunetv2_micd.training.step import Losses
-from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 from nnunetv2_micd.utils.ranges import Between, Share
 
 
 @dataclass(frozen=True)
-class UAMTConfig(SemiSupervisedConfig):
-    """Numbers of UA-MT, whose ramp-ups, of the weight and of the threshold, take the whole training as here.
-
-    ``ramp_peak`` is twice the published 0.1, because nnU-Net's supervised loss is twice the published one, see
-    :class:`~nnunetv2_micd.methods.mean_teacher.MeanTeacherConfig`.
+class UAMTConfig(MeanTeacherConfig):
+    """Numbers of Mean Teacher and of UA-MT, whose ramp-ups, of weight and threshold, take the whole training as here.
 
     Attributes:
-        noise_std, noise_limit: Standard deviation of the Gaussian noise on the teacher's input, in units of the
-            normalized intensities, and the limit at which it is cut off on both sides.
         noisy_passes: T of the paper, the teacher's passes from which its uncertainty is estimated.
         certain_below: Share of ln 2 below which the entropy of a voxel counts as certain at the start; it rises to 1.
     """
 
-    ramp_peak: float = 0.2
-    noise_std: Annotated[float, Between(0)] = 0.1
-    noise_limit: Annotated[float, Between(0)] = 0.2
     noisy_passes: Annotated[int, Between(1)] = 8
     certain_below: Share = 0.75
 
 
-class nnUNetTrainerUAMT(SemiSupervisedTrainer):
+class nnUNetTrainerUAMT(nnUNetTrainerMeanTeacher):
     """UA-MT: Mean Teacher on those voxels where the teacher's answers to several noisy images are certain.
 
     The numbers and what the paper leaves open follow the authors' training script
@@ -55,42 +43,24 @@ class nnUNetTrainerUAMT(SemiSupervisedTrainer):
     - A region is a decision of its own: its entropy is binary, each region has its own certain voxels, and the loss is
       the mean over all of them.
     - nnU-Net's supervised loss instead of half of cross entropy and Dice; the weight is doubled for that.
-    - The teacher is deployed, as for every method here; the authors deploy the student. Stronger.
-    - The decay of the teacher warms up as in :class:`~nnunetv2_micd.methods.mean_teacher.nnUNetTrainerMeanTeacher`.
+    - Teacher and deployed network are those of :class:`~nnunetv2_micd.methods.mean_teacher.nnUNetTrainerMeanTeacher`.
 
     Passes of a step: supervised 1 F + 1 backward, unlabeled 1 F + 1 backward, teacher 1 F + ``noisy_passes`` F.
     """
 
     config: ClassVar[UAMTConfig] = UAMTConfig()
 
-    def compute_losses(self, labeled: dict[str, Any], unlabeled: Tensor | None) -> Iterator[Losses]:
-        """nnU-Net's loss on the labeled images, consistency where the teacher is certain on the unlabeled ones."""
-        yield Losses({"supervised": self.loss(self.network(labeled["data"]), labeled["target"])})
-        if unlabeled is None:
-            return
-        regions = self.label_manager.has_regions
-        images = self.consistency_images(labeled, unlabeled)
-        student = self.logits(self.students["a"], images)
+    def consistency(self, student: Tensor, teacher: Tensor, images: Tensor) -> Tensor:
+        """Return the consistency where the teacher is certain."""
         with torch.no_grad():
-            teacher = self._noisy_logits(images, self.generator)
             certain = self._certain(images, self.generator)
-        pseudo = self.pseudo_label(teacher)
-        self.metrics["agreement"] = 1 - differing(self.pseudo_label(student), pseudo).float().mean()
-        self.metrics["foreground_teacher"] = foreground_share(pseudo)
         self.metrics["certain"] = certain.float().mean()
-        yield Losses(unsupervised={"consistency": certain_consistency(student, teacher, certain, regions)})
-
-    def _noisy_logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self.logits(self.teachers["a"], self._add_noise(images, generator))
-
-    def _add_noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        std, limit, masked = self.config.noise_std, self.config.noise_limit, self.masked_channels
-        return self.change_intensities(images, lambda image: add_noise(image, std, limit, generator, masked))
+        return certain_consistency(student, teacher, certain, self.label_manager.has_regions)
 
     def _certain(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return where the mean of the teacher's noisy answers has little entropy, see :func:`is_certain`."""
         regions, passes = self.label_manager.has_regions, self.config.noisy_passes
-        mean = sum(probabilities(self._noisy_logits(images, generator), regions) / passes for _ in range(passes))
+        mean = sum(probabilities(self.noisy_logits(images, generator), regions) / passes for _ in range(passes))
         return is_certain(torch.as_tensor(mean), self._certain_below(), regions)
 
     def _certain_below(self) -> float:

@@ -94,11 +94,6 @@ def profile_dataset(
     Raises:
         ValueError: The arguments or the data are wrong.
         OSError: Data is missing.
-
-    Examples:
-        >>> stock, micd = profile_dataset("4", "3d_fullres")  # doctest: +SKIP
-        >>> micd.profile.step / stock.profile.step  # doctest: +SKIP
-        4.9
     """
     if not isinstance(fold, int) and fold != "all":
         raise ValueError(f"A fold is a number or all, not {fold}")

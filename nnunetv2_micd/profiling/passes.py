@@ -64,10 +64,6 @@ def count_passes(trainer: Any, batch: dict[str, Any]) -> list[Pass]:
         trainer: An initialized trainer, past any phase without losses on unlabeled images. The steps change its
             weights, but not its iteration.
         batch: Labeled batch of each step.
-
-    Examples:
-        >>> count_passes(trainer, make_batch(trainer))[0]  # doctest: +SKIP
-        Pass(network='a', teacher=False, gradient=True, all_outputs=True, images=2, times=1.0)
     """
     if not isinstance(trainer, SemiSupervisedTrainer):
         return [Pass("a", teacher=False, gradient=True, all_outputs=True, images=trainer.batch_size)]

@@ -66,11 +66,6 @@ def profile_steps(trainers: Sequence[Any], rounds: int) -> list[StepProfile]:
     Args:
         trainers: Initialized trainers with the same plans on the same device. Those without loaders get random patches.
         rounds: Number of steps of each trainer, and of runs of each of its passes.
-
-    Examples:
-        >>> stock, micd = profile_steps([stock_trainer, micd_trainer], rounds=10)  # doctest: +SKIP
-        >>> micd.step / stock.step  # doctest: +SKIP
-        4.9
     """
     measured = [_MeasuredTrainer(trainer) for trainer in trainers]
     for round_ in range(WARM_UP + rounds):

@@ -20,7 +20,7 @@ nnUNetv2_micd label -d {number} -l {segmentations} -- \\
 nnUNetv2_preprocess {options} -plans_name {plans}
 nnUNetv2_micd preprocess {options} -p {plans} || echo "The training leaves these images out."
 # This training replaces the earlier one of the fold; to keep that, copy its folder first. Its checkpoints alone are
-# kept, under other names: otherwise --c might continue the earlier training instead of this one.
+# kept, under other names, so that --c does not continue the earlier training.
 fold={folder}
 number=1
 while ls "$fold"/checkpoint_*_earlier_$number.pth >/dev/null 2>&1; do number=$((number + 1)); done

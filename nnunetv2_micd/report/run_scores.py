@@ -34,11 +34,6 @@ def load_scores(run: FinishedRun, tolerance: float, apply: Callable[..., Iterabl
     Raises:
         ValueError: A segmentation does not fit its labels, or the tolerance is not positive.
         OSError: A file cannot be read.
-
-    Examples:
-        >>> load_scores(run, tolerance=1.0)  # doctest: +SKIP
-             case class  dice   nsd  hd95   asd outcome  tolerance
-        0  case_0 liver  0.93  0.81  5.10  1.20  scored        1.0
     """
     check_tolerance(tolerance)
     path = run.folder / (MEAN_SCORES_FILE if run.is_mean else SCORES_FILE)

@@ -37,10 +37,6 @@ class FinishedRun:
         result: What came of it.
         folder: Folder of the fold on this machine.
         trainer: Trainer as the report names it, see :func:`collect.collect_runs`.
-
-    Examples:
-        >>> run.settings.budget, run.trainer, len(run.cases)  # doctest: +SKIP
-        ('6', 'nnUNetTrainerMICD', 20)
     """
 
     settings: Run

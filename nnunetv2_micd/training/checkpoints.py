@@ -105,14 +105,6 @@ def list_changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} is {config[name]} and was {saved[name]}" for name in changed)
 
 
-def in_one_group(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state as it is now, for one of a time when each network had a group of parameters."""
-    if len(optimizer.param_groups) > 1:
-        return state
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    return state | {"param_groups": [state["param_groups"][0] | {"params": numbers}]}
-
-
 @contextmanager
 def fitting(filename: str) -> Iterator[None]:
     """Name the checkpoint when its content does not fit the training that it is loaded into.

@@ -3,8 +3,6 @@
 Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, https://arxiv.org/abs/1703.01780.
 """
 
-import copy
-
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -44,9 +42,6 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         student: Network with the same state dict; not changed.
         decay: Weight of the teacher's past, see ``ema_decay_at``.
 
-    Raises:
-        ValueError: The two networks have different numbers of parameters or buffers.
-
     Examples:
         >>> student, teacher = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(student.weight, 1.0), nn.init.constant_(teacher.weight, 0.0)
@@ -55,35 +50,11 @@ def update_ema(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         0.25
     """
     # parameters() and buffers() name each tensor once; nnU-Net's networks hold the encoder under several names.
-    try:
-        buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
-        pairs = [*zip(teacher.parameters(), student.parameters(), strict=True), *buffers]
-    except ValueError:  # names are compared only now, as that takes longer than the update
-        different = sorted(teacher.state_dict().keys() ^ student.state_dict().keys())
-        raise ValueError(
-            f"Teacher and student have different networks: {', '.join(different)} exist in only one of them; "
-            "make the teacher from the same (unwrapped) student."
-        ) from None
+    buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+    pairs = [*zip(teacher.parameters(), student.parameters(), strict=True), *buffers]
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     if floats:  # all at once: a few kernel launches instead of one for each of the hundreds of tensors
         get_ema_multi_avg_fn(decay)([tensor for tensor, _ in floats], [tensor for _, tensor in floats], None)
     for teacher_buffer, student_buffer in buffers:
         if not teacher_buffer.is_floating_point():
             teacher_buffer.copy_(student_buffer)
-
-
-def make_teacher(student: nn.Module) -> nn.Module:
-    """Copy a student into a teacher that starts at its weights.
-
-    Args:
-        student: Network as built, not wrapped by ``torch.compile`` or DDP.
-
-    Returns:
-        Independent copy in evaluation mode whose parameters need no gradient.
-
-    Examples:
-        >>> teacher = make_teacher(nn.Linear(2, 1))
-        >>> teacher.training, teacher.weight.requires_grad
-        (False, False)
-    """
-    return copy.deepcopy(student).requires_grad_(False).eval()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from nnunetv2_micd.utils import random_states
-from nnunetv2_micd.utils.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Deferred:
                 tensors, seen = zip(
                     *((tensor, gradient) for tensor, gradient in pairs if gradient is not None), strict=True
                 )
-            with full_precision(tensors[0].device):  # backward passes are never under autocast
+            with torch.autocast(tensors[0].device.type, enabled=False):  # backward passes are never under autocast
                 torch.autograd.backward(tensors, seen)
 
 

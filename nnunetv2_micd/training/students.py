@@ -1,12 +1,13 @@
 """The trained networks and the EMA teacher of each, as one object."""
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_micd.training.ema import ema_decay_at, make_teacher, update_ema
+from nnunetv2_micd.training.ema import ema_decay_at, update_ema
 from nnunetv2_micd.utils.distributed import average_gradients, share_weights
 
 
@@ -31,7 +32,7 @@ class Students:
     def __init__(self, networks: dict[str, nn.Module], ema_decay: float):
         self.networks = networks
         self.ema_decay = ema_decay
-        self.teachers = {name: make_teacher(student) for name, student in networks.items()}
+        self.teachers = {name: deepcopy(student).requires_grad_(False).eval() for name, student in networks.items()}
 
     def train(self, mode: bool = True) -> None:
         """Put the students into training mode; teachers always stay in evaluation mode."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nnunetv2_micd.augmentation.intensity import StrongView, strong_view
 from nnunetv2_micd.losses.labels import differing, hard_target, label_map, pseudo_label
@@ -29,7 +30,6 @@ from nnunetv2_micd.training.networks import (
 from nnunetv2_micd.training.reference import find_reference
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
-from nnunetv2_micd.training.step_bar import StepBar
 from nnunetv2_micd.training.students import Students, compiled, prepare_for_several_processes
 from nnunetv2_micd.training.targets import at_all_resolutions
 from nnunetv2_micd.training.unlabeled_trainer import UnlabeledDataTrainer
@@ -90,6 +90,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
     prepares_next_stages: bool = True
     network: Any
     is_ddp: bool
+    num_epochs: int
+    num_iterations_per_epoch: int
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         self.forward_with_features = forward_with_features
         self.forward_with_outputs = forward_with_outputs
         self._last_unlabeled: Tensor | None = None
-        self._step_bar = StepBar(is_hidden=self.local_rank != 0)
+        self._step_bar = tqdm(disable=True)
         self._saved_random: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ what a method defines
@@ -186,6 +188,13 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Return the truth at full resolution, and which voxels are ignored, see :func:`losses.hard_target`."""
         return hard_target(target, self.label_manager.has_regions, self.label_manager.ignore_label)
 
+    def as_target(self, labels: Tensor) -> Tensor:
+        """Return hard labels as nnU-Net's target, with no voxel ignored; the reverse of :meth:`hard_target`."""
+        if labels.dtype != torch.bool:
+            return labels[:, None]
+        nowhere = torch.zeros_like(labels[:, :1])
+        return torch.cat((labels, nowhere), 1) if self.label_manager.has_ignore_label else labels
+
     @property
     def uses_labeled_images(self) -> bool:
         """Whether the consistency losses see the labeled images as well: with an ignore label, by which most of them
@@ -237,7 +246,6 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             networks[name] = network.to(self.device)
             # Not a group of its own, which a learning-rate schedule of PyTorch would not know.
             self.optimizer.param_groups[0]["params"].extend(network.parameters())
-        self.optimizer.register_load_state_dict_pre_hook(checkpoints.in_one_group)
         if self.is_ddp:
             self._set_batch_size_and_oversample()
             self.loss = self._build_loss()
@@ -310,7 +318,9 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Put all students into training mode."""
         super().on_train_epoch_start()
         self.networks.train()
-        self._step_bar.start(f"epoch {self.current_epoch} of {self.num_epochs}", self.num_iterations_per_epoch)
+        title, steps = f"epoch {self.current_epoch} of {self.num_epochs}", self.num_iterations_per_epoch
+        disable = True if self.local_rank else None  # None hides it where the output is no terminal
+        self._step_bar = tqdm(total=steps, desc=title, unit="step", leave=False, disable=disable)
 
     def on_validation_epoch_start(self) -> None:
         """Take all students out of training mode."""
@@ -324,7 +334,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         weight = self.unsupervised_weight
         losses, not_finite = self.update_networks(labeled, weight)
         self.iteration += 1
-        self._step_bar.step()
+        self._step_bar.update()
         return self.monitor.record_step(self.iteration, losses, self.metrics, weight, not_finite)
 
     def update_networks(self, labeled: dict[str, Any], weight: float) -> tuple[Losses, Tensor]:
@@ -385,7 +395,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Average the figures of the steps."""
-        self._step_bar.end()
+        self._step_bar.close()
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         self.monitor.end_training_steps(self.current_epoch, train_outputs)
 

@@ -21,10 +21,6 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Readers see the old file or the new one, never half of it. If the block fails, the old file stays, and what a killed
     process left is removed by the next one.
-
-    Examples:
-        >>> with atomic("table.csv") as temporary:  # doctest: +SKIP
-        ...     temporary.write_text("case,dice")
     """
     target = Path(path)
     remove_abandoned(target.parent, target.name)
@@ -69,10 +65,6 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the block fails, nothing is left, and what a killed process left is removed by the next one. There must be no
     folder ``path`` yet, unless it is empty.
-
-    Examples:
-        >>> with atomic_folder("Dataset902_Few") as incomplete:  # doctest: +SKIP
-        ...     (incomplete / "dataset.json").write_text("{}")
     """
     target = Path(path)
     # nnU-Net takes a folder for a dataset only if its name begins with "Dataset".
@@ -101,10 +93,6 @@ def replaced_together(folder: str | os.PathLike[str], last: str) -> Iterator[Pat
     Args:
         folder: Folder of the files; it is made.
         last: File that comes last, so that it never refers to older ones.
-
-    Examples:
-        >>> with replaced_together("report", last="report.html") as incomplete:  # doctest: +SKIP
-        ...     (incomplete / "report.html").write_text("<p>new</p>")
     """
     folder = Path(folder)
     incomplete = folder / ".incomplete"

@@ -25,10 +25,6 @@ def hold_lock(file: str | os.PathLike[str], activity: str, wait: float = SHORT_W
     Raises:
         BlockingIOError: Another process still holds the lock after that time.
         OSError: The file cannot be written.
-
-    Examples:
-        >>> with hold_lock("splits_final.json.lock", "writing splits_final.json"):  # doctest: +SKIP
-        ...     pass
     """
     with open(file, "ab"):  # where no file can be made, filelock would wait for one
         pass
@@ -56,10 +52,6 @@ def new_folder(target: Path, activity: str) -> Iterator[Path]:
     Raises:
         BlockingIOError: Another process is making it.
         FileExistsError: It exists and is not an empty folder.
-
-    Examples:
-        >>> with new_folder(Path("/models/exported"), "exporting") as incomplete:  # doctest: +SKIP
-        ...     (incomplete / "plans.json").write_text("{}")
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name}.lock")

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from nnunetv2_micd.losses.consistency import (
     cfc,
-    cfc_stage_weights,
     cmd,
     cross_pseudo_supervision,
     masked_mean,
@@ -116,14 +115,6 @@ def test_cfc_refuses_features_that_do_not_match(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         cfc(features_a, features_b, weights)
-
-
-def test_cfc_stage_weights_end_at_full_resolution() -> None:
-    assert cfc_stage_weights(1) == (0.8,)
-    assert cfc_stage_weights(3) == (0.4, 0.6, 0.8)
-    assert cfc_stage_weights(4) == cfc_stage_weights(6) == (0.2, 0.4, 0.6, 0.8)
-    with pytest.raises(ValueError, match="got 0"):
-        cfc_stage_weights(0)
 
 
 def test_cmd_follows_the_own_teacher() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import PATCH_SIZE, TinyDataset, make_trainer
+from torch import Tensor
 
-from nnunetv2_micd.losses.features import absolute_distance, cosine_distance
 from nnunetv2_micd.methods.m3hl import nnUNetTrainerM3HL
 from nnunetv2_micd.training.networks import forward_with_outputs
 
@@ -40,6 +40,14 @@ def test_feature_losses_compare_both_mixed_images_with_the_teacher(dataset: Tiny
     with torch.no_grad():
         _, (high, *_, low) = forward_with_outputs(trainer.students["a"], mixed)
         _, (teacher_high, *_, teacher_low) = forward_with_outputs(trainer.teachers["a"], unlabeled)
+
+    def cosine_distance(part: Tensor, teacher: Tensor) -> Tensor:
+        part, teacher = part.flatten(1), teacher.flatten(1)
+        return 1 - ((part * teacher).sum(1) / part.norm(dim=1) / teacher.norm(dim=1)).mean()
+
+    def absolute_distance(part: Tensor, teacher: Tensor) -> Tensor:
+        return (part - teacher).abs().mean()
+
     expected = [
         1.5 * sum(distance(part, teacher) for part in student.chunk(2)) / 2
         for distance, student, teacher in (

@@ -18,7 +18,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 from nnunetv2_micd.export import has_second_network
-from nnunetv2_micd.losses import hard_dice
+from nnunetv2_micd.losses.dice import hard_dice
 from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN, pseudo_labeled_samples, soft_label_loss
 from nnunetv2_micd.profiling.passes import count_passes
 from nnunetv2_micd.training.networks import full_resolution
@@ -210,7 +210,7 @@ def test_both_turns_are_one_step(bad_turns: str, dataset: TinyDataset, monkeypat
     bad = {**good, "data": torch.full_like(good["data"], math.nan)}
     trainer.dataloader_unlabeled = iter([bad if bad_turns in (turn, "both") else good for turn in ("first", "second")])
     shown: list[None] = []
-    monkeypatch.setattr(trainer._step_bar, "step", lambda: shown.append(None))
+    monkeypatch.setattr(trainer._step_bar, "update", lambda: shown.append(None))
     record = trainer.train_step(next(trainer.dataloader_train))
     assert (trainer.iteration, len(shown), trainer.monitor._skipped_in_a_row) == (7, 1, 1)
     trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])

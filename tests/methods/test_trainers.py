@@ -18,7 +18,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_micd import TRAINER_FOLDER, Losses, SemiSupervisedTrainer
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
-from nnunetv2_micd.losses import hard_cross_entropy, hard_dice
+from nnunetv2_micd.losses.dice import hard_dice
+from nnunetv2_micd.losses.fused import hard_cross_entropy
 from nnunetv2_micd.methods.bcp import nnUNetTrainerBCP
 from nnunetv2_micd.methods.cps import nnUNetTrainerCPS
 from nnunetv2_micd.methods.mandn import nnUNetTrainerMandN

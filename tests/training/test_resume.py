@@ -132,30 +132,6 @@ def test_other_settings_than_those_of_the_checkpoint_are_said(
     assert "trained with other settings: ema_decay is 0.5 and was 0.99." in capsys.readouterr().out
 
 
-def test_a_checkpoint_with_a_group_of_parameters_for_each_network(dataset: TinyDataset, tmp_path: Path) -> None:
-    trainer = make_trainer(nnUNetTrainerMICD, dataset)
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    trainer.train_step(next(trainer.dataloader_train))
-    file = str(tmp_path / "checkpoint.pth")
-    trainer.save_checkpoint(file)
-    checkpoint = torch.load(file, weights_only=False)
-    (group,) = checkpoint["optimizer_state"]["param_groups"]
-    number = len(list(trainer.network.parameters()))
-    numbers = group["params"][:number], group["params"][number:]
-    checkpoint["optimizer_state"]["param_groups"] = [group | {"params": part} for part in numbers]
-    torch.save(checkpoint, file)
-    continued = make_trainer(nnUNetTrainerMICD, dataset)
-    continued.load_checkpoint(file)
-    for name, network in trainer.students.items():
-        pairs = zip(network.parameters(), continued.students[name].parameters(), strict=True)
-        momenta = [
-            [each.optimizer.state[p].get("momentum_buffer") for each, p in zip((trainer, continued), pair, strict=True)]
-            for pair in pairs
-        ]
-        assert all(torch.equal(*pair) for pair in momenta if pair[0] is not None)
-
-
 @pytest.mark.parametrize("more_epochs", [0, 1])
 def test_a_finished_training_that_goes_on_says_that_it_has_no_momentum(
     more_epochs: int, dataset: TinyDataset, capsys: pytest.CaptureFixture

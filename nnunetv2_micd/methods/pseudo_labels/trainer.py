@@ -102,7 +102,6 @@ class nnUNetTrainerPseudoLabels(SemiSupervisedTrainer):
     """
 
     config: ClassVar[PseudoLabelsConfig] = PseudoLabelsConfig()
-    num_epochs: int
     lr_scheduler: Any
     dataloader_train: Any
     dataloader_val: Any
