@@ -123,7 +123,7 @@ def draw_differences(comparisons: pd.DataFrame, trainers: Sequence[str]) -> Figu
         panel.set_yticks(range(len(tests)), map(wrap_name, tests["trainer"]))
         panel.tick_params("x", labelbottom=True)
         panel.set_title(describe_budget(budget), fontsize=10)
-        panel.set(xlabel="Dice minus nnU-Net's, in points")
+        panel.set(xlabel="Dice minus nnU-Net's, in points", ylim=(-0.5, len(tests) - 0.5))
     for panel in panels:  # those that are left
         panel.remove()
     style: dict[str, Any] = {"color": "0.4", "marker": "o", "linestyle": ""}
