@@ -61,7 +61,7 @@ def test_from_folders_to_commands(home: Path, capsys: pytest.CaptureFixture) -> 
     verify_dataset_integrity(str(folder), 1)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.endswith("images: 2 labeled, 1 unlabeled; labels: 0, 1, 2") for line in lines)
-    assert "nnUNetv2_micd preprocess -d 42" in lines
+    assert "nnUNetv2_micd preprocess -d 42 -c 3d_fullres" in lines
     assert "nnUNetv2_train 42 3d_fullres 0 -tr nnUNetTrainerSelfTraining" in lines
 
 
