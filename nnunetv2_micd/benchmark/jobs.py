@@ -20,7 +20,7 @@ from nnunetv2_micd.data.results import results_root
 JOB_MINUTES = 3 * 24 * 60
 """Time limit of a job unless ``timeout_min`` is given; submitit's own default of five minutes is too short."""
 
-GPU_OPTION = re.compile(r"(slurm_)?(gpus|num_gpus|gres)(_per_\w+)?=|(slurm_)?additional_parameters=.*(gpu|gres)")
+GPU_OPTION = re.compile(r"(slurm_)?(gpus|num_gpus|gres)(_per_\w+)?=|(slurm_)?additional_parameters=.*\"(gpus|gres)")
 """An option by which a job asks for GPUs; not ``cpus_per_gpu``, nor a partition that is called ``gpu``."""
 
 JOB_NUMBER = "benchmark_job"

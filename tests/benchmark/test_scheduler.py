@@ -220,6 +220,7 @@ def test_the_last_line_of_a_failed_job_is_its_error() -> None:
         ((), True),
         (("slurm_partition=gpu", "timeout_min=1440", "cpus_per_task=12", "mem_gb=32"), True),  # the documented command
         (("slurm_cpus_per_gpu=8", 'slurm_setup=["module load gpu"]'), True),
+        (('slurm_additional_parameters={"partition": "gpu"}',), True),
         (("gpus_per_node=2",), False),
         (("slurm_gres=gpu:a100:1",), False),
         (("slurm_gpus_per_task=1",), False),

@@ -1,6 +1,7 @@
 """MICD: its terms, what it holds in memory and its picture; and as printed: the readings and class weights of eq. 3."""
 
 import copy
+import math
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -64,6 +65,29 @@ def test_each_term_reaches_encoder_and_decoder(term: str, dataset: TinyDataset) 
     for student in trainer.students.values():
         assert next(iter(student.encoder.parameters())).grad.abs().sum() > 0
         assert student.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("stages", "weights"),
+    [(1, (0.8,)), (3, (0.4, 0.6, 0.8)), (4, (0.2, 0.4, 0.6, 0.8)), (6, (0.0, 0.0, 0.2, 0.4, 0.6, 0.8))],
+)
+def test_cfc_weighs_the_four_stages_of_highest_resolution(
+    stages: int, weights: tuple[float, ...], dataset: TinyDataset
+) -> None:
+    """Eq. 4 by hand: a softmax of (1/2, 1/2) and one of (3/4, 1/4) at a single stage, equal features at the others."""
+    trainer = start(dataset, cfc_weight=1.0, mcpc_weight=0.0, cmd_weight=0.0)
+    images, even = torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 2, 4, 4, 4)
+    uneven = even.clone()
+    uneven[:, 0] = math.log(3)
+    divergence = (0.5 * math.log(4 / 3) + 0.75 * math.log(3 / 2) + 0.25 * math.log(1 / 2)) / 2
+    for different, weight in enumerate(weights):
+        features = {"a": [even] * stages, "b": [uneven if stage == different else even for stage in range(stages)]}
+        outputs = []
+        for name in "ab":
+            trainer.forward_with_features = lambda *_, found=features[name]: (torch.zeros(1, 3, 8, 8, 8), found)
+            outputs.append(trainer.run_student(name, images, images))
+        losses = trainer.consistency_losses(*outputs, [], images)
+        assert losses["cfc"].item() == pytest.approx(weight * divergence, abs=1e-6)
 
 
 @pytest.mark.parametrize("labeled_consistency", [False, True])
