@@ -22,8 +22,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as methods
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
 
-COMPUTES_BFLOAT16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-"""Whether this CPU has matrix units for bfloat16. On other CPUs bfloat16 may be slower than float32."""
+CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+COMPUTES_BFLOAT16 = CAPABILITIES.get("amx_bf16", False) or CAPABILITIES.get("avx512_bf16", False)
+"""Whether this CPU has instructions for products in bfloat16. On other CPUs bfloat16 may be slower than float32."""
 
 
 class GroupInstanceNorm(_InstanceNorm):
