@@ -25,6 +25,7 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Add the labels, and print the next commands."""
+    from nnunetv2_micd.data.dataset import Dataset
     from nnunetv2_micd.data.folders import dataset_id, find_dataset, likely_plans
     from nnunetv2_micd.data.new_labels import add_labels
     from nnunetv2_micd.utils.wording import counted
@@ -33,8 +34,14 @@ def run(arguments: argparse.Namespace) -> None:
     total = add_labels(name, Path(arguments.l), list(dict.fromkeys(arguments.cases)))
     number, plans = dataset_id(name), likely_plans(name)
     named, ours = ("", "") if plans == options.DEFAULT_PLANS else (f" -plans_name {plans}", f" -p {plans}")
+    try:
+        configurations = Dataset.find(name, plans).configurations_with_unlabeled()
+    except FileNotFoundError:  # not planned yet
+        configurations = []
+    # Without -c, nnU-Net preprocesses all configurations, of which most are never trained.
+    chosen = f" -c {' '.join(configurations)}" if configurations else ""
     print(f"{name} has {counted(total, 'labeled case')} now. Next:")
     # Without --clean, nnU-Net plans by the images that it saw the first time.
     again = f"keeps the plans; to plan again: nnUNetv2_plan_and_preprocess --clean -d {number}"
-    print(f"nnUNetv2_preprocess -d {number}{named}   # {again}")
-    print(f"nnUNetv2_micd preprocess -d {number}{ours}")
+    print(f"nnUNetv2_preprocess -d {number}{named}{chosen}   # {again}")
+    print(f"nnUNetv2_micd preprocess -d {number}{ours}{chosen}")

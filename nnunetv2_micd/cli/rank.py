@@ -13,7 +13,7 @@ def add_command(commands: Any) -> None:
         help="propose which unlabeled images to label next",
         description="Predicts all unlabeled images of a training and orders them by how unsure the model is of them. "
         "Proposes images that are uncertain and unlike each other. Writes a table, a page with pictures, "
-        "segmentations to correct, and a script that adds the corrected ones to the labeled cases.",
+        "segmentations of the proposals to correct, and a script that adds the corrected ones to the labeled cases.",
         epilog="Example: nnUNetv2_micd rank -d 4 -c 3d_fullres -f 0 -n 10 -o NEXT",
     )
     options.add_dataset(parser)

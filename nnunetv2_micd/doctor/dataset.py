@@ -179,7 +179,7 @@ def check_memory(dataset: Dataset, name: str) -> Finding:
     channels = determine_num_input_channels(dataset.plans, configuration, dataset.dataset_json)
     labels = dataset.plans.get_label_manager(dataset.dataset_json)
     estimate = estimate_memory(configuration, channels, labels.num_segmentation_heads, labels.has_ignore_label)
-    text = f"about {_gib(estimate)} of GPU memory for a training of MICD"
+    text = f"about {_gib(estimate)} of GPU memory for a training of MICD; self-training should take less"
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     memory = max((torch.cuda.get_device_properties(index).total_memory for index in gpus), default=None)
     if memory is None or memory >= estimate:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nnunetv2_micd.losses.labels import differing, foreground_share, label_map, probabilities
 from nnunetv2_micd.training.config import SemiSupervisedConfig
@@ -101,7 +102,9 @@ class nnUNetTrainerFilterMatch(SemiSupervisedTrainer):
             batch_size = self.configuration_manager.batch_size
             own = share_of_process(cases)
             predicted = predict_in_batches(self, self.network, self.unlabeled_images, own, batch_size)
-            entropy = gather_over_processes({case: self._sum_entropy(logits) for case, logits in predicted})
+            disable = True if self.local_rank else None  # None hides it where the output is no terminal
+            bar = tqdm(predicted, "entropy filter", len(own), leave=False, unit="image", disable=disable)
+            entropy = gather_over_processes({case: self._sum_entropy(logits) for case, logits in bar})
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.kept = most_uncertain({case: entropy[case] for case in cases}, self.config.filtered)
         self.print_to_log_file(f"The entropy filter keeps {len(self.kept)} of {len(cases)} unlabeled images.")

@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.utils.files import atomic, read_json
 
-FINDING, SEGMENTATION = "finding.json", "segmentation"
-"""What is kept of an image, in a folder with its name; the finding is written last."""
-
 
 class Judge:
     """Asks the committee about images.
@@ -30,7 +26,8 @@ class Judge:
         committee: The networks.
         checkpoint: File that they come from.
         images: The images.
-        kept: Folder for what is found out about each image, which a later process need not find out again.
+        kept: Folder for what is found out about each image, which a later process need not find out again; a file for
+            each image.
     """
 
     def __init__(self, committee: Committee, checkpoint: Path, images: UnlabeledImages, kept: Path):
@@ -48,38 +45,36 @@ class Judge:
         findings = [self._judge(case) for case in cases]
         return [finding["row"] for finding in findings], torch.tensor([finding["features"] for finding in findings])
 
-    def copy_segmentations(self, folder: Path) -> None:
-        """Copy the segmentation of each image into a folder."""
-        for case in self._images.identifiers:
-            shutil.copytree(self._kept / case / SEGMENTATION, folder, dirs_exist_ok=True)
-
-    def disputed_slice(self, case: str) -> DisputedSlice:
-        """Return the slice of an image with most uncertainty.
+    def segment_all(self, cases: Sequence[str], folder: Path) -> list[DisputedSlice]:
+        """Write the segmentation of each case into a folder; return the slice of each with most uncertainty.
 
         Raises:
-            ValueError: The image cannot be predicted.
+            ValueError: An image cannot be predicted.
         """
-        with _errors_of(case):
-            return self._assessor.most_disputed_slice(case, self._load(case), self._ask(case))
+        return [self._segment(case, folder) for case in tqdm(cases, desc="Segmenting", unit="image", disable=None)]
 
     def _judge(self, case: str) -> dict[str, Any]:
-        """Return what is found out about an image, which is kept with its segmentation."""
-        folder = self._kept / case
+        """Return what is found out about an image, and keep it."""
+        kept = self._kept / f"{case}.json"
         files = [self._checkpoint, *(Path(self._images.folders[case], case + ending) for ending in (".b2nd", ".pkl"))]
         states = [f"{file} {(state := file.stat()).st_size} {state.st_mtime_ns}" for file in files]
-        if (folder / FINDING).is_file():
-            finding: dict[str, Any] = read_json(folder / FINDING)
+        if kept.is_file():
+            finding: dict[str, Any] = read_json(kept)
             if finding["of"] == states:
                 return finding
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / SEGMENTATION).mkdir(parents=True)
         with _errors_of(case):
             opinion = self._ask(case)
             finding = {"of": states, "row": self._assessor.row(case, opinion), "features": opinion.features.tolist()}
-            self._write(case, opinion, folder / SEGMENTATION)
-        with atomic(folder / FINDING) as temporary:
+        self._kept.mkdir(parents=True, exist_ok=True)
+        with atomic(kept) as temporary:
             temporary.write_text(json.dumps(finding))
         return finding
+
+    def _segment(self, case: str, folder: Path) -> DisputedSlice:
+        with _errors_of(case):
+            opinion = self._ask(case)
+            self._write(case, opinion, folder)
+            return self._assessor.most_disputed_slice(case, self._load(case), opinion)
 
     def _load(self, case: str) -> Tensor:
         return torch.from_numpy(self._images.read_image(case))

@@ -19,6 +19,7 @@ from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
 from nnunetv2_micd.data.results import FINAL, ModelFolder
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, default_splits, load_split_unlabeled
 from nnunetv2_micd.data.unlabeled import UnlabeledCase, find_unlabeled_cases, raw_cases
+from nnunetv2_micd.ranking.assess import DisputedSlice
 from nnunetv2_micd.ranking.committee import Committee
 from nnunetv2_micd.ranking.judge import Judge, load_properties
 from nnunetv2_micd.ranking.page import write_page
@@ -62,10 +63,10 @@ def rank_unlabeled(
 ) -> Ranking:
     """Order the unlabeled images of a training by what its networks are unsure of, and propose some to label next.
 
-    Writes a table, a page with a picture of each proposal, a segmentation of each image to be corrected, and a script
-    that adds the corrected proposals to the labeled cases.
+    Writes a table, a page with a picture of each proposal, a segmentation of each proposal to be corrected, and a
+    script that adds the corrected proposals to the labeled cases.
 
-    If this fails or is interrupted, what is predicted is kept in a hidden folder beside ``output``, and the same call
+    If this fails or is interrupted, what is found out is kept in a hidden folder beside ``output``, and the same call
     goes on there.
 
     Args:
@@ -111,7 +112,6 @@ def rank_unlabeled(
         for name in ("dataset.json", "plans.json"):  # as nnUNetv2_predict does
             shutil.copyfile(model.path() / name, segmentations / name)
         rows, features = judge.judge_all()
-        judge.copy_segmentations(segmentations)
         table = _order(rows, features, number, groups, [*entry["train"], *entry["val"]])
         ranking = Ranking(target, table)
         table.to_csv(incomplete / TABLE, index=False, float_format="%.4f")
@@ -121,7 +121,8 @@ def rank_unlabeled(
             write_script(incomplete / SCRIPT, dataset, model, fold, addable, SEGMENTATIONS, device.type)
         elsewhere = [case for case in ranking.proposals if case not in {*raw, *hidden}]
         steps = next_steps(addable, [case for case in ranking.proposals if case in hidden], elsewhere)
-        _write_page(incomplete / PAGE, ranking, judge, model, fold, steps)
+        slices = judge.segment_all(ranking.proposals, segmentations)
+        _write_page(incomplete / PAGE, ranking, slices, committee, model, fold, steps)
     shutil.rmtree(kept, ignore_errors=True)  # the ranking is complete all the same
     return ranking
 
@@ -188,7 +189,13 @@ def _order(
 
 
 def _write_page(
-    file: Path, ranking: Ranking, judge: Judge, model: ModelFolder, fold: int | str, steps: Sequence[str]
+    file: Path,
+    ranking: Ranking,
+    slices: Sequence[DisputedSlice],
+    committee: Committee,
+    model: ModelFolder,
+    fold: int | str,
+    steps: Sequence[str],
 ) -> None:
     table = ranking.table[ranking.table["proposed"]]
     rows = [
@@ -196,15 +203,15 @@ def _write_page(
         for row in table.drop(columns=["case", "proposed"]).to_dict("records")
     ]
     facts = {
-        "Dataset": judge.committee.predictor.plans_manager.dataset_name,
+        "Dataset": committee.predictor.plans_manager.dataset_name,
         "Model": f"{model.trainer}, {model.configuration}, fold {fold}",
         "Images": f"{len(ranking.table)} without labels, {len(table)} proposed",
         "Uncertainty": "mean entropy of the voxels that may be foreground, as a share of the largest possible one",
         "Choice": "the most uncertain image, then such as are uncertain and unlike those before",
     }
-    labels = judge.committee.predictor.dataset_json["labels"]
+    labels = committee.predictor.dataset_json["labels"]
     names = {value: name for name, value in labels.items() if isinstance(value, int) and value > 0}
-    write_page(file, facts, [judge.disputed_slice(case) for case in ranking.proposals], rows, names, steps)
+    write_page(file, facts, slices, rows, names, steps)
 
 
 def next_steps(addable: Sequence[str], hidden: Sequence[str], elsewhere: Sequence[str]) -> list[str]:

@@ -129,13 +129,23 @@ def _score_all(
 ) -> tuple[list[FinishedRun], pd.DataFrame, list[str]]:
     """Return the runs that could be scored, all their scores, and a sentence about each run that could not."""
     scored, tables, failures = [], [], []
-    with _pool_map(num_processes) as apply:
-        for run in tqdm(_in_order(runs), desc="scoring", unit="run", disable=None):
+    num_cases = sum(len(run.cases) for run in runs)
+    with _pool_map(num_processes) as apply, tqdm(total=num_cases, desc="scoring", unit="case", disable=None) as bar:
+
+        def counted(function: Callable[[str], Any], cases: Sequence[str]) -> Iterator[Any]:
+            for result in apply(function, cases):
+                bar.update()
+                yield result
+
+        for run in _in_order(runs):
+            end = bar.n + len(run.cases)
             try:
-                table = load_scores(run, tolerance, apply)
+                table = load_scores(run, tolerance, counted)
             except (ValueError, OSError) as error:
                 failures.append(f"{run.place} is left out: {error}")
                 continue
+            finally:
+                bar.update(end - bar.n)  # with cached scores, or none
             settings = run.settings
             keys = {
                 "trainer": run.trainer,

@@ -2,11 +2,14 @@
 
 nnU-Net segments its validation cases during the final validation. The unlabeled images are segmented right after that,
 into the same folder and in the same form. Each segmentation also tells of which raw files its image was made, as an
-image may be replaced before the second stage is trained.
+image may be replaced before the second stage is trained, and which network made it: an image that one fold has
+segmented is not segmented again by the others, nor by a validation that is repeated after it was interrupted.
 """
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import blosc2
 import torch
@@ -26,9 +29,14 @@ from nnunetv2_micd.utils.files import shorten
 SOURCE = "nnunetv2_micd_source"
 """Name under which a segmentation holds the raw files of its image."""
 
+MAKER = "nnunetv2_micd_maker"
+"""Name under which a segmentation holds the fold that made it, and a hash of the weights."""
+
 
 def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Sequence[UnlabeledCase]) -> None:
     """Segment the unlabeled images of a stage for every next stage of its configuration.
+
+    Images are left out that another fold, or the same weights, have segmented already and that are the same since.
 
     Args:
         trainer: Trainer of the stage.
@@ -38,6 +46,7 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
     predictor = predictor_of(trainer, network)
     images = UnlabeledImages(cases, trainer.folder_with_segs_from_previous_stage)
     sources = source_texts(images.folders)
+    maker = [str(trainer.fold), _hash_weights(network)]
     for stage in trainer.configuration_manager.next_stage_names:
         labeled_folder = join(
             trainer.preprocessed_dataset_folder_base,
@@ -45,7 +54,7 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
         )
         output_folder = join(trainer.output_folder_base, "predicted_next_stage", stage)
         os.makedirs(output_folder, exist_ok=True)
-        missing = []
+        missing, kept = [], 0
         for case in tqdm(cases, desc=f"unlabeled images for {stage}"):
             is_labeled = case.folder == os.path.normpath(trainer.preprocessed_dataset_folder)
             folder = labeled_folder if is_labeled else unlabeled_folder(labeled_folder)
@@ -53,10 +62,18 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
                 missing.append(case.identifier)
                 continue
             shape = UnlabeledImages([UnlabeledCase(case.identifier, folder)]).load_image(case.identifier).shape[1:]
+            path, source = join(output_folder, case.identifier), sources.get(case.identifier)
+            if _is_segmented(path, shape, source, maker):
+                kept += 1
+                continue
             image = load_with_previous_stage(trainer, images, case.identifier)
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
-            _save_segmentation(
-                trainer, logits, shape, sources.get(case.identifier), join(output_folder, case.identifier)
+            _save_segmentation(trainer, logits, shape, {SOURCE: source, MAKER: maker}, path)
+        if kept:
+            trainer.print_to_log_file(
+                f"{kept} of {len(cases)} unlabeled images were segmented for {stage} before, by this fold with the "
+                f"same weights or by another fold; to segment them anew, delete {output_folder} and repeat the "
+                "validation of all folds with --val"
             )
         if missing:
             trainer.print_to_log_file(
@@ -65,8 +82,29 @@ def segment_for_next_stages(trainer: TrainerLike, network: nn.Module, cases: Seq
             )
 
 
+def _hash_weights(network: nn.Module) -> str:
+    """Return a hash of the weights; a compiled network, whose names differ, has that of the original."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_segmented(path: str, shape: Sequence[int], source: str | None, maker: Sequence[str]) -> bool:
+    """Return True if there is a segmentation of this image, by another fold or by this one with these weights."""
+    try:
+        segmentation = blosc2.open(path + ".b2nd", mode="r")
+    except (FileNotFoundError, RuntimeError):  # as blosc2 says that a header is damaged
+        return False
+    recorded = segmentation.vlmeta
+    if source is None or recorded.get(SOURCE) != source or segmentation.shape != tuple(shape):
+        return False
+    fold, weights = recorded.get(MAKER) or (maker[0], None)  # nnU-Net itself records nothing
+    return bool(fold != maker[0] or weights == maker[1])
+
+
 def _save_segmentation(
-    trainer: TrainerLike, logits: torch.Tensor, shape: Sequence[int], source: str | None, path: str
+    trainer: TrainerLike, logits: torch.Tensor, shape: Sequence[int], facts: Mapping[str, Any], path: str
 ) -> None:
     configuration = trainer.configuration_manager
     # nnU-Net looks up these two only. The properties file of a labeled case is not read: it tells where its labels are.
@@ -82,9 +120,10 @@ def _save_segmentation(
         trainer.dataset_json,
         torch.get_num_threads(),
     )
-    if source is not None:
-        segmentation = blosc2.open(incomplete + ".b2nd", mode="a")
-        segmentation.vlmeta[SOURCE] = source
+    segmentation = blosc2.open(incomplete + ".b2nd", mode="a")
+    for name, fact in facts.items():
+        if fact is not None:
+            segmentation.vlmeta[name] = fact
     os.replace(incomplete + ".b2nd", path + ".b2nd")
 
 

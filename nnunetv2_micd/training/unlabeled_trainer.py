@@ -143,8 +143,11 @@ class UnlabeledDataTrainer(nnUNetTrainer):
     @property
     def unlabeled_patch_cost(self) -> float:
         """Time that loading an unlabeled patch takes, at most, that of a labeled one being 1: there is no segmentation
-        to load, deform and shrink, and a weak view is not changed in its intensities.
+        to load, deform and shrink, and a weak view is not changed in its intensities. In a cascade, nnU-Net's changes
+        of the previous stage's segmentation take most of the time, of both alike.
         """
+        if self.is_cascaded:
+            return 1.0
         return 0.25 if self.has_weak_views else 0.6
 
     def _start_unlabeled_loader(self) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_images_become_labeled_training_cases_of_all_folds(
     before, description = Dataset.find(dataset.name).splits(), read(dataset.raw / "dataset.json")
     main(["label", "-d", "901", "-l", str(labels), first, second])
     number = len(dataset.labeled) + 2
-    assert f"{dataset.name} has {number} labeled cases now" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{dataset.name} has {number} labeled cases now" in printed
+    assert re.search(r"^nnUNetv2_preprocess -d 901 -c 2d 3d_fullres  ", printed, re.M)
+    assert re.search(r"^nnUNetv2_micd preprocess -d 901 -c 2d 3d_fullres$", printed, re.M)
     assert [is_labeled(dataset, case) for case in (first, second, *others)] == [True, True, *[False] * len(others)]
     assert (labels / f"{first}.nii.gz").is_file()  # the user's file stays
     assert read(dataset.raw / "dataset.json") == description | {"numTraining": number}

@@ -52,7 +52,7 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
         expected += [
             f"ok       {name:21}  6 labeled cases preprocessed",
             f"ok       {name:21}  4 images in imagesUn, 4 preprocessed",
-            f"ok       {name:21}  about 3.0 GiB of GPU memory for a training of MICD",
+            f"ok       {name:21}  about 3.0 GiB of GPU memory for a training of MICD; self-training should take less",
             f"ok       {name:21}  fold 0: 3 labeled, 4 unlabeled, 2 validation",
             f"ok       {name:21}  fold 1: 1 labeled, 7 unlabeled, 2 validation",
         ]

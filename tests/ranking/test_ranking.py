@@ -97,7 +97,8 @@ def test_every_kind_of_model_ranks(
     assert len(ranking.proposals) == 2
     assert ranking.table["uncertainty"].between(0, 1).all()
     assert not ranking.table["uncertainty"][2:].is_monotonic_increasing
-    for case in dataset.unlabeled:
+    assert len(list((ranking.folder / "segmentations").glob("*.nii.gz"))) == 2
+    for case in ranking.proposals:
         segmentation = sitk.ReadImage(str(ranking.folder / "segmentations" / f"{case}.nii.gz"))
         assert segmentation.GetSize() == sitk.ReadImage(str(dataset.images / f"{case}_0000.nii.gz")).GetSize()
     pd.testing.assert_series_equal(pd.read_csv(ranking.folder / "ranking.csv")["case"], ranking.table["case"])

@@ -39,6 +39,7 @@ from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 from nnunetv2_micd.methods.micd_paper import nnUNetTrainerMICD_paper
 from nnunetv2_micd.methods.self_training import nnUNetTrainerSelfTraining
 from nnunetv2_micd.methods.unimatch import nnUNetTrainerUniMatch
+from nnunetv2_micd.training import cascade
 from nnunetv2_micd.training.cascade import check_previous_stage, segment_for_next_stages
 from nnunetv2_micd.training.loader import UnlabeledImages
 from nnunetv2_micd.training.messages import next_commands
@@ -278,6 +279,38 @@ def test_a_replaced_image_needs_a_new_segmentation(dataset: TinyDataset) -> None
     (folder / "image_3.b2nd").write_bytes(b"")
     with pytest.raises(ValueError, match="1 unlabeled images have no segmentation of the previous stage"):
         check()
+
+
+def test_an_image_is_segmented_once_for_the_next_stage(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one of the folds, and by that one again only if its weights are others."""
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    dataset.plans_file.write_text(json.dumps(plans))
+    preprocess_unlabeled(Dataset.find(dataset.id), ["3d_fullres"], num_processes=1)  # records the raw files
+    case = UnlabeledCase("image_3", str(dataset.unlabeled_folder()))  # the smallest
+    segmented: list[int] = []
+    save = cascade._save_segmentation
+    monkeypatch.setattr(cascade, "_save_segmentation", lambda *args: segmented.append(args[0].fold) or save(*args))
+
+    def segment(fold: int, change: float = 0) -> None:
+        trainer = make_trainer(nnUNetTrainerMICD, dataset, "3d_lowres", fold=fold)
+        trainer.initialize()
+        network = trainer.teachers["a"]
+        network.decoder.deep_supervision = False
+        with torch.no_grad():
+            for number, weight in enumerate(network.parameters()):
+                weight.fill_(0.01 * (number + 1) + change)
+        segment_for_next_stages(trainer, network, [case])
+
+    segment(0)
+    segment(0)
+    segment(1)
+    assert segmented == [0]
+    segment(1, change=0.01)
+    assert segmented == [0]
+    segment(0, change=0.01)
+    assert segmented == [0, 0]
 
 
 def test_folds_of_cases_in_the_older_format(dataset: TinyDataset) -> None:
