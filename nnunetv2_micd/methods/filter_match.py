@@ -208,7 +208,8 @@ class Turn(NamedTuple):
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return the turned batch ``(..., height, width)``."""
-        return batch.rot90(self.quarters, (-2, -1)).flip(self.flips)
+        # In the order of an image that is not turned: compiled networks are compiled anew for each order of the axes.
+        return batch.rot90(self.quarters, (-2, -1)).flip(self.flips).contiguous()
 
 
 def most_uncertain(entropy: Mapping[str, float], filtered: float) -> list[str]:

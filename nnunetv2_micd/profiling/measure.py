@@ -145,6 +145,9 @@ def _training_environment(device: str) -> Iterator[None]:
         tempfile.TemporaryDirectory() as folder,
         environment(nnUNet_results=folder, nnUNet_n_proc_DA="0", nnUNet_wandb_enabled="0"),
         redirect_stdout(StringIO()),
+        # Each training compiles for itself; here, many trainers with other batches would reach PyTorch's limits, after
+        # which it compiles less well or not at all.
+        torch._dynamo.config.patch(automatic_dynamic_shapes=False, cache_size_limit=64),
     ):
         yield
 

@@ -14,6 +14,7 @@ from typing import Any
 import blosc2
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import resample_and_save
 from torch import nn
 from tqdm import tqdm
@@ -118,7 +119,7 @@ def _save_segmentation(
         configuration,
         properties,
         trainer.dataset_json,
-        torch.get_num_threads(),
+        default_num_processes,  # threads, as nnU-Net passes them; a training on CUDA has one thread otherwise
     )
     segmentation = blosc2.open(incomplete + ".b2nd", mode="a")
     for name, fact in facts.items():

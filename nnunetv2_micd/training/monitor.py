@@ -13,7 +13,7 @@ from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.utils.distributed import mean_over_processes
 
 MOST_SKIPPED = 20
-"""Steps in a row whose losses are not finite, after which the training stops."""
+"""Steps in a row whose losses or gradients are not finite, after which the training stops."""
 
 COLLAPSE = 0.7
 """Share of the best online Dice below which the deployed network counts as collapsed."""
@@ -67,7 +67,7 @@ class Monitor:
             losses: Losses of the step, without graphs.
             metrics: Further figures of the step, scalars.
             unsupervised_weight: b(t).
-            not_finite: Number of losses that are not finite; such a step was skipped.
+            not_finite: Number of losses that are not finite, or 1 for gradients; if not 0, the step was skipped.
 
         Raises:
             RuntimeError: too many steps in a row were skipped.
@@ -93,10 +93,10 @@ class Monitor:
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         if not finite:
             self._skipped += 1
-            self._log(f"Step {iteration} was skipped because a loss is not finite.")
+            self._log(f"Step {iteration} was skipped because a loss or gradient is not finite.")
         if self._skipped_in_a_row == MOST_SKIPPED:
             raise RuntimeError(
-                f"The losses of {MOST_SKIPPED} steps in a row are not finite, so the training stops; the last "
+                f"Losses or gradients of {MOST_SKIPPED} steps in a row are not finite, so the training stops; the last "
                 f"checkpoint is whole. Look for broken images, lower the learning rate or the ramp_peak of the config."
             )
 

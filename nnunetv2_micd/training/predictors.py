@@ -54,20 +54,20 @@ def predict_in_batches(
         batch_size: Number of windows at a time.
 
     Yields:
-        Identifier and logits ``(K, *spatial)``, float32, on the CPU, in the order of the cases.
+        Identifier and logits ``(K, *spatial)``, float32, in the order of the cases; on the trainer's device if they fit
+        into its memory, otherwise on the CPU.
     """
     predictor = predictor_of(trainer, network)
     network.eval()
     patch_size = tuple(trainer.configuration_manager.patch_size)
-    device = torch.device("cpu")  # where the logits of whole images are put together, as they may be large
-    gaussian = compute_gaussian(patch_size, 1 / 8, 10, device=device).float()
+    gaussian = compute_gaussian(patch_size, 1 / 8, 10, device=trainer.device).float()
     unfinished: list[_Canvas] = []
     windows: list[tuple[_Canvas, Any]] = []
 
     def run() -> Iterator[tuple[str, Tensor]]:
         batch = torch.stack([canvas.image[window] for canvas, window in windows]).to(trainer.device)
         with trainer.autocast():
-            logits = network(batch).float().cpu()
+            logits = network(batch).float() * gaussian
         for (canvas, window), of_window in zip(windows, logits, strict=True):
             canvas.add(of_window, gaussian, window)
         windows.clear()
@@ -79,7 +79,8 @@ def predict_in_batches(
             load_with_previous_stage(trainer, images, case), patch_size, "constant", {"value": 0}, True, None
         )
         slicers = predictor._internal_get_sliding_window_slicers(image.shape[1:])
-        unfinished.append(_Canvas(case, image, inside, trainer.label_manager.num_segmentation_heads, len(slicers)))
+        heads = trainer.label_manager.num_segmentation_heads
+        unfinished.append(_Canvas(case, image, inside, heads, len(slicers), trainer.device))
         for window in slicers:
             windows.append((unfinished[-1], window))
             if len(windows) == batch_size:
@@ -91,19 +92,22 @@ def predict_in_batches(
 class _Canvas:
     """The weighted mean of the logits of an image's windows."""
 
-    def __init__(self, case: str, image: Tensor, inside: Any, heads: int, windows_left: int):
+    def __init__(self, case: str, image: Tensor, inside: Any, heads: int, windows_left: int, device: torch.device):
         self.case, self.image, self.windows_left = case, image, windows_left
         self._inside = (slice(None), *inside[1:])  # the part that is not padding
-        self._logits = torch.zeros(heads, *image.shape[1:])
-        self._weights = torch.zeros(image.shape[1:])
+        try:
+            self._sums = torch.zeros(1 + heads, *image.shape[1:], device=device)
+        except torch.OutOfMemoryError:
+            self._sums = torch.zeros(1 + heads, *image.shape[1:])
 
-    def add(self, logits: Tensor, gaussian: Tensor, window: Any) -> None:
-        self._logits[window] += logits * gaussian
-        self._weights[window[1:]] += gaussian
+    def add(self, weighted_logits: Tensor, weights: Tensor, window: Any) -> None:
+        self._sums[0][window[1:]] += weights.to(self._sums.device)
+        self._sums[1:][window] += weighted_logits.to(self._sums.device)
         self.windows_left -= 1
 
     def mean(self) -> Tensor:
-        return self._logits.div_(self._weights)[self._inside]
+        weights, logits = self._sums[0], self._sums[1:]
+        return logits.div_(weights)[self._inside]
 
 
 def load_with_previous_stage(trainer: TrainerLike, images: UnlabeledImages, case: str) -> Tensor:

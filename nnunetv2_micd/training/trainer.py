@@ -345,7 +345,7 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             weight: b(t).
 
         Returns:
-            The losses without graphs, and how many of them are not finite.
+            The losses without graphs, and how many of them are not finite, or one if the gradients are not.
         """
         unlabeled = None
         is_due = self.iteration % self.config.consistency_every == 0
@@ -362,10 +362,11 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         self.networks.average_gradients()
         # All processes skip a step together, or their weights would drift apart.
         not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.named.values()]).sum())
-        # On CUDA nnU-Net's GradScaler decides about the step by itself, so nothing waits for the GPU here.
+        # On CUDA nnU-Net's GradScaler decides about the step by itself.
         if self.grad_scaler is not None or not not_finite:
-            self._optimizer_step()
+            is_taken = self._optimizer_step()
             self.networks.update_teachers(self.iteration)
+            not_finite = not_finite.clamp(min=0 if is_taken else 1)
         return losses, not_finite
 
     def autocast(self) -> AbstractContextManager:
@@ -381,15 +382,18 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             yield group
             del group
 
-    def _optimizer_step(self) -> None:
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        self.networks.clip_gradients(GRADIENT_NORM)
+    def _optimizer_step(self) -> bool:
+        """Return False if the GradScaler has skipped the step."""
         if self.grad_scaler is None:
+            self.networks.clip_gradients(GRADIENT_NORM)
             self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+            return True
+        scale = self.grad_scaler.get_scale()
+        self.grad_scaler.unscale_(self.optimizer)
+        self.networks.clip_gradients(GRADIENT_NORM)
+        self.grad_scaler.step(self.optimizer)  # waits for the gradients
+        self.grad_scaler.update()
+        return self.grad_scaler.get_scale() >= scale  # it lowers its scale after a step that it skipped, and only then
 
     # ------------------------------------------------------------------------------------------------- the log
 

@@ -47,6 +47,22 @@ def test_a_step_without_finite_losses_is_skipped_and_counted(poisoned: str, data
     assert "Step 2 was skipped" in Path(trainer.log_file).read_text()
 
 
+def test_a_step_that_the_grad_scaler_skips_is_counted(dataset: TinyDataset) -> None:
+    """The losses are finite, but a gradient is not, as in half precision."""
+    trainer = start(dataset)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.train_step(next(trainer.dataloader_train))
+    before = [tensor.clone() for tensor in trainer.network.state_dict().values()]
+    poisoned = next(trainer.network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    record = trainer.train_step(next(trainer.dataloader_train))
+    poisoned.remove()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.network.state_dict().values(), strict=True))
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
+    assert trainer.monitor.history[-1]["skipped_steps"] == 1
+    assert "Step 2 was skipped because a loss or gradient is not finite" in Path(trainer.log_file).read_text()
+
+
 def test_too_many_skipped_steps_end_the_training(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "MOST_SKIPPED", 2)
     trainer = start(dataset)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
-import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
@@ -131,6 +130,6 @@ def _segment(
     batch_size = trainer.configuration_manager.batch_size
     regions, manager = trainer.label_manager.has_regions, trainer.label_manager
     return {
-        case: (manager.convert_logits_to_segmentation(logits) if regions else logits.argmax(0)).to(torch.int16).numpy()
+        case: (manager.convert_logits_to_segmentation(logits) if regions else logits.argmax(0)).short().cpu().numpy()
         for case, logits in predict_in_batches(trainer, network, images, cases, batch_size)
     }
