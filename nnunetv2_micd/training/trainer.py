@@ -352,6 +352,9 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         # The first step always loads some, for the pictures of the epochs that need none.
         if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self.iteration == 0):
             unlabeled = self._last_unlabeled = self.next_unlabeled()
+        scale = (
+            0.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        )  # now, as there is nothing to wait for
         self.optimizer.zero_grad(set_to_none=True)
         losses = Losses()
         for group in self._under_autocast(self.compute_losses(labeled, unlabeled)):
@@ -364,9 +367,10 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.named.values()]).sum())
         # On CUDA nnU-Net's GradScaler decides about the step by itself.
         if self.grad_scaler is not None or not not_finite:
-            is_taken = self._optimizer_step()
+            self._optimizer_step()
             self.networks.update_teachers(self.iteration)
-            not_finite = not_finite.clamp(min=0 if is_taken else 1)
+        if self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:  # only after a step that it skipped
+            not_finite = not_finite.clamp(min=1)
         return losses, not_finite
 
     def autocast(self) -> AbstractContextManager:
@@ -382,18 +386,15 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             yield group
             del group
 
-    def _optimizer_step(self) -> bool:
-        """Return False if the GradScaler has skipped the step."""
-        if self.grad_scaler is None:
-            self.networks.clip_gradients(GRADIENT_NORM)
-            self.optimizer.step()
-            return True
-        scale = self.grad_scaler.get_scale()
-        self.grad_scaler.unscale_(self.optimizer)
+    def _optimizer_step(self) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
         self.networks.clip_gradients(GRADIENT_NORM)
-        self.grad_scaler.step(self.optimizer)  # waits for the gradients
-        self.grad_scaler.update()
-        return self.grad_scaler.get_scale() >= scale  # it lowers its scale after a step that it skipped, and only then
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
 
     # ------------------------------------------------------------------------------------------------- the log
 
