@@ -26,8 +26,9 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Add the labels, and print the next commands."""
     from nnunetv2_micd.data.dataset import Dataset
-    from nnunetv2_micd.data.folders import dataset_id, find_dataset, likely_plans
+    from nnunetv2_micd.data.folders import dataset_id, find_dataset, labeled_folders, likely_plans
     from nnunetv2_micd.data.new_labels import add_labels
+    from nnunetv2_micd.data.preprocessing import choose_configurations
     from nnunetv2_micd.utils.wording import counted
 
     name = find_dataset(arguments.d)
@@ -35,13 +36,13 @@ def run(arguments: argparse.Namespace) -> None:
     number, plans = dataset_id(name), likely_plans(name)
     named, ours = ("", "") if plans == options.DEFAULT_PLANS else (f" -plans_name {plans}", f" -p {plans}")
     try:
-        configurations = Dataset.find(name, plans).configurations_with_unlabeled()
-    except FileNotFoundError:  # not planned yet
+        configurations = choose_configurations(Dataset.find(name, plans), labeled_folders(name))
+    except (OSError, ValueError):  # nothing is preprocessed yet
         configurations = []
-    # Without -c, nnU-Net preprocesses all configurations, of which most are never trained.
+    # Without -c, nnU-Net preprocesses all configurations, also those that the user does not train.
     chosen = f" -c {' '.join(configurations)}" if configurations else ""
     print(f"{name} has {counted(total, 'labeled case')} now. Next:")
     # Without --clean, nnU-Net plans by the images that it saw the first time.
     again = f"keeps the plans; to plan again: nnUNetv2_plan_and_preprocess --clean -d {number}"
     print(f"nnUNetv2_preprocess -d {number}{named}{chosen}   # {again}")
-    print(f"nnUNetv2_micd preprocess -d {number}{ours}{chosen}")
+    print(f"nnUNetv2_micd preprocess -d {number}{ours}")

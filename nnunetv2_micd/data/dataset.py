@@ -134,12 +134,6 @@ class Dataset:
         """Return the folder of the preprocessed unlabeled images."""
         return Path(unlabeled_folder(self.labeled_folder(configuration)))
 
-    def configurations_with_unlabeled(self) -> list[str]:
-        """Return the configurations that have preprocessed unlabeled images, one for each folder of these."""
-        names = self.plans.available_configurations
-        first_of_folder = {self.unlabeled_folder(name): name for name in reversed(names)}
-        return [name for name in names if name in first_of_folder.values() and self.unlabeled_folder(name).is_dir()]
-
 
 def has_colors(plans: PlansManager, dataset_json: dict[str, Any]) -> bool:
     """Return True if the three channels of an image are its colors, as they are in PNG and the like."""

@@ -92,7 +92,7 @@ def preprocess_unlabeled(
     if num_processes < 1:
         raise ValueError(f"The number of processes must be at least 1, not {num_processes}")
     labeled = labeled_folders(dataset.name)
-    chosen = _choose_configurations(dataset, labeled, configurations)
+    chosen = choose_configurations(dataset, labeled, configurations)
     groups = load_groups(dataset.name)
     copy_groups(dataset.name)
     # Where the configurations hold different cases, one of them is out of date, most often as labels were added.
@@ -148,10 +148,20 @@ def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str
     return folds
 
 
-def _choose_configurations(
-    dataset: Dataset, labeled: Collection[str], configurations: Sequence[str] | None
+def choose_configurations(
+    dataset: Dataset, labeled: Collection[str], configurations: Sequence[str] | None = None
 ) -> list[str]:
-    """Return the configurations to preprocess, one for each folder of preprocessed data."""
+    """Return the configurations to preprocess, one for each folder of preprocessed data.
+
+    Args:
+        dataset: The dataset.
+        labeled: Names of the folders of preprocessed labeled cases.
+        configurations: Names of configurations. Default: those whose labeled cases are preprocessed.
+
+    Raises:
+        ValueError: The plans have no such configuration.
+        FileNotFoundError: No labeled cases are preprocessed.
+    """
     plans_name, available = dataset.plans.plans_name, dataset.plans.available_configurations
     unknown = [name for name in configurations or () if name not in available]
     if unknown:

@@ -179,13 +179,14 @@ def check_memory(dataset: Dataset, name: str) -> Finding:
     channels = determine_num_input_channels(dataset.plans, configuration, dataset.dataset_json)
     labels = dataset.plans.get_label_manager(dataset.dataset_json)
     estimate = estimate_memory(configuration, channels, labels.num_segmentation_heads, labels.has_ignore_label)
-    text = f"about {_gib(estimate)} of GPU memory for a training of MICD; self-training should take less"
+    text = f"about {_gib(estimate)} of GPU memory for a training of MICD"
+    less = "; self-training should take less"
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     memory = max((torch.cuda.get_device_properties(index).total_memory for index in gpus), default=None)
     if memory is None or memory >= estimate:
-        return Finding("ok", name, text)
+        return Finding("ok", name, text + less)
     remedy = "if it does not fit, copy the plans under another name with a smaller batch_size, and train with these: -p"
-    return Finding("warning", name, f"{text}, more than the {_gib(memory)} of the GPU", remedy)
+    return Finding("warning", name, f"{text}, more than the {_gib(memory)} of the GPU{less}", remedy)
 
 
 def _gib(size: float) -> str:

@@ -54,8 +54,8 @@ def predict_in_batches(
         batch_size: Number of windows at a time.
 
     Yields:
-        Identifier and logits ``(K, *spatial)``, float32, in the order of the cases; on the trainer's device if they fit
-        into its memory, otherwise on the CPU.
+        Identifier and logits ``(K, *spatial)``, float32, in the order of the cases; on a GPU of the trainer if that has
+        four times the memory, otherwise on the CPU.
     """
     predictor = predictor_of(trainer, network)
     network.eval()
@@ -95,10 +95,8 @@ class _Canvas:
     def __init__(self, case: str, image: Tensor, inside: Any, heads: int, windows_left: int, device: torch.device):
         self.case, self.image, self.windows_left = case, image, windows_left
         self._inside = (slice(None), *inside[1:])  # the part that is not padding
-        try:
-            self._sums = torch.zeros(1 + heads, *image.shape[1:], device=device)
-        except torch.OutOfMemoryError:
-            self._sums = torch.zeros(1 + heads, *image.shape[1:])
+        sums = torch.empty(1 + heads, *image.shape[1:], device="meta")
+        self._sums = torch.zeros_like(sums, device=place_for(4 * sums.nbytes, device))
 
     def add(self, weighted_logits: Tensor, weights: Tensor, window: Any) -> None:
         self._sums[0][window[1:]] += weights.to(self._sums.device)
@@ -108,6 +106,15 @@ class _Canvas:
     def mean(self) -> Tensor:
         weights, logits = self._sums[0], self._sums[1:]
         return logits.div_(weights)[self._inside]
+
+
+def place_for(num_bytes: int, device: torch.device) -> torch.device:
+    """Return the device if it is a GPU that has so much memory left, otherwise the CPU."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    left = torch.cuda.mem_get_info(device)[0]  # and what PyTorch holds without using it
+    left += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return device if num_bytes <= left else torch.device("cpu")
 
 
 def load_with_previous_stage(trainer: TrainerLike, images: UnlabeledImages, case: str) -> Tensor:

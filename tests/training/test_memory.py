@@ -153,6 +153,9 @@ def on_no_device(method: type) -> type:
 class NoScaler:
     """In place of the GradScaler, with which a step on CUDA does not ask whether losses are finite."""
 
+    def get_scale(self) -> float:
+        return 1.0
+
     def scale(self, loss: Tensor) -> Tensor:
         return loss
 
