@@ -175,7 +175,7 @@ def advise(labeled: int, unlabeled: int) -> Finding:
         return one.labeled == nearest[one.data, one.trainer, one.steps]
 
     lines = [
-        "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control",
+        "measured with small networks, in points of Dice (95 % interval): over nnU-Net | over the best control beside it",
         f"only trainings of {LONG} steps and more count for the advice; shorter ones are listed below them",
         *(one.line for one in sorted(near, key=lambda one: not one.decides) if is_nearest(one)),
         "the intervals are about other test images, not about other labeled ones",
