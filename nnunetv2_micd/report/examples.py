@@ -24,7 +24,7 @@ from nnunetv2_micd.utils.figures import label_color, to_picture
 QUANTILES = (0.1, 0.5, 0.9)
 """Quantiles of the baseline's Dice over the cases. The cases at these are shown, to avoid cherry-picking."""
 MARGIN = 0.35
-"""Margin around the truth as a share of its size."""
+"""Margin around the labels as a share of their size."""
 MAX_COLUMNS = 7
 OPACITY = 0.55
 """Opacity of a label over the image."""
@@ -50,8 +50,8 @@ class ExampleCases:
         return (
             f"Labeled: {len(run.settings.labeled)}, seed {run.settings.seed}. Cases at the {levels} quantiles of the "
             f"Dice of {display_name(run.trainer)}, in the slice with most foreground across the widest spacing, cut "
-            "out around the truth. White lines: the truth. Numbers: the Dice of the whole case, mean of the classes. "
-            "Gray areas: the ignore label."
+            "out around the truth and all predictions. White lines: the truth. Numbers: the Dice of the whole case, "
+            "mean of the classes. Gray areas: the ignore label."
         )
 
 
@@ -152,7 +152,7 @@ def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list
     position = int(np.argmax(in_slices.sum(axis=tuple(axis for axis in range(3) if axis != across))))
     maps = [np.take(volume, position, axis=across) for volume in maps]
     picture = to_picture(np.take(image, position, axis=1 + across), has_colors=len(image) == 3)
-    box = _box_around(maps[0] if maps[0].any() else np.any([labels > 0 for labels in maps], axis=0))
+    box = _box_around(np.any([labels > 0 for labels in maps], axis=0))  # what is wrong may be far from the truth
     rest = [length for axis, length in enumerate(spacing) if axis != across]
     return picture[box], [labels[box] for labels in maps], rest[0] / rest[1]
 
