@@ -86,7 +86,7 @@ def draw_examples(examples: ExampleCases) -> Figure:
         panel.set_axis_off()
     for block, case in enumerate(examples.dice.index):
         panels = axes[rows * block : rows * (block + 1)].ravel()
-        image, maps, aspect = _read_case(examples.runs, case)
+        image, maps, aspect = read_case(examples.runs, case)
         scores = [_percent(examples.dice.loc[case, run.trainer]) for run in examples.runs]
         names = [
             f"{fill(display_name(run.trainer), 24)}\n{score}" for run, score in zip(examples.runs, scores, strict=True)
@@ -139,7 +139,7 @@ def _draw_outlines(panel: Axes, truth: np.ndarray, run: FinishedRun) -> None:
         panel.contour(truth == label, [0.5], colors="white", linewidths=0.8)
 
 
-def _read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
+def read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
     """Return a slice of the image, the same slice of truth and predictions, and the aspect ratio of its pixels."""
     truth, first, spacing = runs[0].read_pair(case)
     maps = [truth, first, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs[1:])]

@@ -32,7 +32,7 @@ from nnunetv2_micd.report import figures, run_scores, write_report
 from nnunetv2_micd.report.aggregate import MEAN, mean_over_cases, mean_over_classes, summarize
 from nnunetv2_micd.report.collect import collect_runs
 from nnunetv2_micd.report.comparisons import compare_all
-from nnunetv2_micd.report.examples import choose_examples, draw_examples
+from nnunetv2_micd.report.examples import choose_examples, draw_examples, read_case
 from nnunetv2_micd.report.figures import read_curve
 from nnunetv2_micd.report.looks import choose_colors, choose_markers
 from nnunetv2_micd.report.plots import (
@@ -1060,6 +1060,17 @@ def test_the_examples_name_the_classes(reported: Tree, monkeypatch: pytest.Monke
     assert [text.get_text() for text in legend.get_texts()] == ["outer", "inner"]
     colors = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
     assert colors == list(LABEL_COLORS[:2])
+
+
+def test_examples_show_what_is_wrong_far_from_the_truth(tree: Tree) -> None:
+    runs = [run for run in collect_runs(902)[0] if run.settings.fold == 5]
+    case = runs[0].cases[0]
+    prediction = read_array(runs[-1].prediction_file(case))
+    prediction[:, 0, 0] = prediction[:, -1, -1] = 2
+    write_image(runs[-1].prediction_file(case), prediction, SPACING)
+    image, (truth, *_, last), _ = read_case(runs, case)
+    assert last[0, 0] == last[-1, -1] == 2
+    assert image.shape == truth.shape == last.shape == prediction.shape[1:]
 
 
 def test_the_rows_of_examples_are_equally_long(reported: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
