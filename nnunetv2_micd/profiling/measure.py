@@ -14,6 +14,7 @@ from io import StringIO
 from typing import Any
 
 import torch
+import torch._dynamo  # now, as the memory that it takes does not belong to a step
 from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
