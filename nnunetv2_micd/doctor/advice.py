@@ -116,6 +116,14 @@ MEASUREMENTS = (
         *("self_training_elsewhere/hippocampus_third_draw", "1", 3200, 1),
     ),
     Measurement(
+        *("hippocampus volumes", 2, 158, "SelfTraining", (0.9, 0.5, 1.4), (1.2, 0.9, 1.5)),
+        *("self_training_elsewhere/hippocampus_2_labels", "2", 3200),
+    ),
+    Measurement(
+        *("hippocampus volumes", 2, 0, "SelfTraining_LabeledOnly", (-0.3, -0.7, 0.2), None),
+        *("self_training_elsewhere/hippocampus_2_labels", "2", 3200),
+    ),
+    Measurement(
         *("hippocampus volumes", 1, 159, "SelfTraining", (-5.2, -6.3, -4.1), (-3.5, -4.1, -2.9)),
         *("hippocampus_1_label_self_training", "1", 300),
     ),
