@@ -42,7 +42,7 @@ def main() -> None:
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(
         "Hearts (ACDC), 40 test volumes; small networks, 3200 steps; lines: standard deviation of the trainings\n"
-        "3 and 7: the published patients, three trainings; 10: three draws of others; 20: two draws",
+        "3 and 7: the published patients, three trainings; 10 and 20: three draws of others",
         fontsize=9,
     )
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)

@@ -84,11 +84,11 @@ MEASUREMENTS = (
     Measurement("hearts", 20, 120, "SelfTraining", (2.3, 0.7, 4.0), (0.7, -0.4, 1.8), "acdc/ten_patients", "10", 3200),
     Measurement("hearts", 20, 0, "SelfTraining_LabeledOnly", (1.6, 0.9, 2.4), None, "acdc/ten_patients", "10", 3200),
     Measurement(
-        *("hearts", 40, 100, "SelfTraining", (0.4, -1.1, 2.0), (-0.6, -1.5, 0.1)),
-        *("acdc/twenty_patients", "20", 3200, 2),
+        *("hearts", 40, 100, "SelfTraining", (0.4, -1.0, 2.0), (-0.6, -1.4, 0.3)),
+        *("acdc/twenty_patients", "20", 3200),
     ),
     Measurement(
-        *("hearts", 40, 0, "SelfTraining_LabeledOnly", (1.0, -0.3, 2.5), None, "acdc/twenty_patients", "20", 3200, 2),
+        *("hearts", 40, 0, "SelfTraining_LabeledOnly", (1.0, -0.2, 2.3), None, "acdc/twenty_patients", "20", 3200),
     ),
     Measurement(
         *("fetal heads", 12, 777, "SelfTraining", (2.9, 1.5, 4.4), (1.0, 0.4, 1.7)),
