@@ -100,7 +100,7 @@ def _is_segmented(path: str, shape: Sequence[int], source: str | None, maker: Se
     recorded = segmentation.vlmeta
     if source is None or recorded.get(SOURCE) != source or segmentation.shape != tuple(shape):
         return False
-    fold, weights = recorded.get(MAKER) or (maker[0], None)  # nnU-Net itself records nothing
+    fold, weights = recorded.get(MAKER) or (maker[0], None)  # earlier versions recorded no maker
     return bool(fold != maker[0] or weights == maker[1])
 
 

@@ -352,9 +352,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         # The first step always loads some, for the pictures of the epochs that need none.
         if self.dataloader_unlabeled is not None and is_due and (self.needs_unlabeled or self.iteration == 0):
             unlabeled = self._last_unlabeled = self.next_unlabeled()
-        scale = (
-            0.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-        )  # now, as there is nothing to wait for
+        scaler = self.grad_scaler
+        scale = 0.0 if scaler is None else scaler.get_scale()  # now, as there is nothing to wait for
         self.optimizer.zero_grad(set_to_none=True)
         losses = Losses()
         for group in self._under_autocast(self.compute_losses(labeled, unlabeled)):
@@ -366,10 +365,10 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         # All processes skip a step together, or their weights would drift apart.
         not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.named.values()]).sum())
         # On CUDA nnU-Net's GradScaler decides about the step by itself.
-        if self.grad_scaler is not None or not not_finite:
+        if scaler is not None or not not_finite:
             self._optimizer_step()
             self.networks.update_teachers(self.iteration)
-        if self.grad_scaler is not None and self.grad_scaler.get_scale() < scale:  # only after a step that it skipped
+        if scaler is not None and scaler.get_scale() < scale:  # only after a step that it skipped
             not_finite = not_finite.clamp(min=1)
         return losses, not_finite
 
