@@ -127,10 +127,11 @@ def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> l
         training_length(
             find_trainer(name).trainer_class, dataset.plans.plans, setup.configuration, dataset.dataset_json
         )
-    memories = [measure_in_process(setup, name) for name in tqdm(names, desc="memory", disable=None)]
     try:
         with _training_environment(setup.device):
-            profiles = profile_steps([_build_trainer(setup, name) for name in names], rounds)
+            built = [_build_trainer(setup, name) for name in names]  # first, as one may refuse the data
+            memories = [measure_in_process(setup, name) for name in tqdm(names, desc="memory", disable=None)]
+            profiles = profile_steps(built, rounds)
     except torch.cuda.OutOfMemoryError:
         raise ValueError(
             "The GPU does not have enough memory for these trainers together; profile fewer at once"

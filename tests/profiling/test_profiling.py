@@ -217,7 +217,7 @@ def test_command(
     ],
 )
 def test_wrong_arguments(arguments: str, message: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "measure_in_process", lambda *_: PeakMemory(None, None, 0))
+    monkeypatch.setattr(measure, "measure_in_process", lambda *_: pytest.fail("measured before the refusal"))
     monkeypatch.setattr(measure.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         main(["profile", "-d", "901", *arguments.split()])
