@@ -59,7 +59,7 @@ class Queue:
         """Return the state of a job as it was some seconds ago."""
         if time.monotonic() - self._asked > QUEUE_SECONDS:
             self._asked = time.monotonic()
-            with contextlib.suppress(ValueError):  # it may answer next time
+            with contextlib.suppress(ValueError, OSError):  # it may answer next time
                 self._states = _ask_squeue()
         return self._states.get(job, FORGOTTEN)
 
@@ -97,36 +97,21 @@ class JobFunction:
         return DelayedSubmission(self, run, **task)
 
 
-class SubmittedJob:
-    """A run that submitit has submitted."""
-
-    def __init__(self, run: Run, job: Any):
-        self.run, self._job, self.log = run, job, Path(job.paths.stderr)
-
-    def poll(self) -> str | None:
-        """Return how the job ended, see :class:`StartedRun`."""
-        if not self._job.done():
-            return None
-        error = self._job.exception()
-        return "" if error is None else _last_line(str(error))
-
-    def stop(self) -> None:
-        """Cancel the job."""
-        self._job.cancel(check=False)
-
-
-class SlurmJob(SubmittedJob):
+class SlurmJob:
     """A run that is a job in Slurm. The job does not end with this process, see `_find_job`."""
 
+    goes_on = True
+
     def __init__(self, run: Run, job: Any, queue: Queue):
-        super().__init__(run, job)
+        self.run, self._job, self.log = run, job, Path(job.paths.stderr)
         self._queue = queue
         self._ended: float | None = None
 
     def poll(self) -> str | None:
         """Return how the job ended, see :class:`StartedRun`."""
         if self._job.paths.result_pickle.exists():
-            return super().poll()
+            error = self._job.exception()
+            return "" if error is None else _last_line(str(error))
         state = self._queue.state(self._job.job_id)
         if state not in {*ENDED, FORGOTTEN}:
             self._ended = None
@@ -136,6 +121,10 @@ class SlurmJob(SubmittedJob):
             return None
         return f"it was killed; its job {self._job.job_id} is {state} in Slurm"
 
+    def stop(self) -> None:
+        """Cancel the job."""
+        self._job.cancel(check=False)
+
 
 def _last_line(text: str) -> str:
     """Return the last line of the traceback or log that submitit puts between lines of dashes."""
@@ -144,13 +133,11 @@ def _last_line(text: str) -> str:
 
 
 def job_starter(executor: Any, make_task: TaskMaker) -> Starter:
-    """Return what submits a run to an executor of submitit, unless an earlier call has left a job of it in Slurm.
+    """Return what submits a run to Slurm, unless an earlier call has left a job of it there.
 
     Raises:
         ValueError: Slurm does not answer.
     """
-    if executor.cluster != "slurm":
-        return lambda run, _: SubmittedJob(run, _submit(executor, run, make_task(run)))
     queue = Queue()
 
     def start(run: Run, _: Sequence[StartedRun]) -> StartedRun:
@@ -190,16 +177,15 @@ def _submit(executor: Any, run: Run, task: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def make_executor(cluster: str, options: Sequence[str], device: str) -> Any:
-    """Return an executor of submitit.
+def make_executor(options: Sequence[str], device: str) -> Any:
+    """Return submitit's executor for Slurm.
 
     Args:
-        cluster: ``slurm`` or ``local``.
         options: ``KEY=VALUE`` for the executor.
         device: ``cuda`` asks for one GPU for each job, unless the options say something about GPUs.
 
     Raises:
-        ValueError: submitit is not installed, or refuses the cluster or the options.
+        ValueError: submitit is not installed, refuses the options, or finds no Slurm.
     """
     try:
         import submitit  # an optional dependency
@@ -216,10 +202,10 @@ def make_executor(cluster: str, options: Sequence[str], device: str) -> Any:
             raise ValueError(f'An option of the executor must be like "slurm_partition=gpu", not "{option}"')
         parameters[key] = _parse(value)
     try:
-        executor = submitit.AutoExecutor(folder=results_root() / "benchmark_jobs", cluster=cluster)
+        executor = submitit.AutoExecutor(folder=results_root() / "benchmark_jobs", cluster="slurm")
         executor.update_parameters(**parameters)
     except Exception as error:  # an unknown option, or a machine without Slurm: submitit has no common type of error
-        raise ValueError(f"submitit cannot submit to {cluster}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"submitit cannot submit to Slurm: {' '.join(str(error).split())}") from None
     return executor
 
 

@@ -14,6 +14,7 @@ import torch
 
 from nnunetv2_micd.benchmark.records import Run
 from nnunetv2_micd.benchmark.run import LOG
+from nnunetv2_micd.utils.devices import count_cores
 
 WORKER = "nnunetv2_micd.benchmark.worker"
 """Module that runs in the process of a run. It is not imported here, as Python warns if that was done before -m."""
@@ -25,10 +26,12 @@ class StartedRun(Protocol):
     Attributes:
         run: The run.
         log: File with its output.
+        goes_on: Whether it goes on when this process ends.
     """
 
     run: Run
     log: Path
+    goes_on: bool
 
     def poll(self) -> str | None:
         """Return None while it is running, an empty text if it went well, or the reason of its end."""
@@ -46,6 +49,8 @@ TaskMaker = Callable[[Run], Mapping[str, Any]]
 
 class LocalProcess:
     """A run in a process of this machine, which ends when this process does."""
+
+    goes_on = False
 
     def __init__(self, run: Run, task: Mapping[str, Any], variables: Mapping[str, str], gpu: str | None):
         self.run, self.gpu, self.log = run, gpu, run.folder / LOG
@@ -85,7 +90,7 @@ class LocalProcess:
 def process_starter(device: str, jobs: int, make_task: TaskMaker) -> Starter:
     """Return what starts a run as a process, with a share of the cores and on the GPU with the fewest runs."""
     gpus = _list_gpus() if device == "cuda" else []
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, count_cores() // jobs)
     variables = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
 
     def start(run: Run, active: Sequence[StartedRun]) -> StartedRun:

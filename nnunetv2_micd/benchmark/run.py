@@ -15,6 +15,7 @@ from nnunetv2_micd.benchmark.folds import read_entry
 from nnunetv2_micd.benchmark.prediction import MEAN_PREDICTIONS, find_test_images, lacks_mean, predict, predict_mean
 from nnunetv2_micd.benchmark.progress import progress_removed, report_prediction, report_steps
 from nnunetv2_micd.benchmark.records import Result, Run, evaluated_folders, read_record, training_seconds, write_record
+from nnunetv2_micd.benchmark.run_folder import check_same
 from nnunetv2_micd.data.results import FINAL
 from nnunetv2_micd.training.registry import EXT_TRAINER, join_folders
 from nnunetv2_micd.utils import random_states
@@ -24,6 +25,7 @@ from nnunetv2_micd.utils.locks import hold_lock
 from nnunetv2_micd.utils.memory import peak_memory
 
 LOG = "benchmark.log"
+LOCK = "benchmark.lock"
 
 LOCK_SECONDS = 30
 """Time to wait for another process at the same run, which may just be ending after it was killed."""
@@ -40,13 +42,16 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both:
 
     Raises:
         BlockingIOError: Another process works on the run.
+        ValueError: The folder holds another run.
         Exception: Any error of the training or prediction; ``benchmark.json`` holds it as well.
     """
     # A broken file in the folder of another trainer, or of another benchmark, must not end this run.
     with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}), progress_removed(run):
         record = read_record(run.folder)
+        if record is not None:  # another benchmark may have been faster
+            check_same(run, record.run)
         if record is not None and record.result.is_complete:  # a scheduler may start a job twice
-            result = record.result.done()
+            run, result = record.run, record.result.done()
         else:
             result = Result.start(run, device)
             write_record(run, result)
@@ -80,8 +85,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
         BlockingIOError: Another process still works on the run after some time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folder / "benchmark.lock", f"working on {folder}", LOCK_SECONDS):
+    with hold_lock(folder / LOCK, f"working on {folder}", LOCK_SECONDS):
         yield
+
+
+def is_locked(run: Run) -> bool:
+    """Return whether another process works on a run."""
+    if not (run.folder / LOCK).exists():
+        return False
+    try:
+        with hold_lock(run.folder / LOCK, f"working on {run.folder}", wait=0):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _train_and_predict(run: Run, device: str) -> dict[str, Any]:
@@ -125,7 +141,8 @@ def _train(run: Run, device: torch.device) -> dict[str, int | None]:
     trainer = get_trainer_from_args(
         run.dataset, run.configuration, run.fold, run.trainer_class, run.plans, continues, device
     )
-    trainer.prepares_next_stages = False  # which would count as time of prediction
+    # A cascade's next stage is trained on what the last validated model of the same name has predicted for it.
+    trainer.configuration_manager.configuration.pop("next_stage", None)
     maybe_load_checkpoint(trainer, continue_training=continues, validation_only=is_trained)
     if torch.cuda.is_available():
         cudnn.deterministic, cudnn.benchmark = False, True

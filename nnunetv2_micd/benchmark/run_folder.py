@@ -1,5 +1,6 @@
 """What the folder of a run holds: nothing yet, this run, or another one."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,13 +26,7 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
         if any(folder.glob("checkpoint_*.pth")):
             raise ValueError(f"{folder} holds a training that no benchmark has started; move it elsewhere")
         return
-    recorded = record.run.to_json()
-    for name, value in run.to_json().items():
-        if recorded[name] != value:
-            raise ValueError(
-                f"The run in {folder} was made with {name} {_cut(recorded[name])}, not {_cut(value)}; move the folder "
-                "elsewhere, or repeat the benchmark as it was"
-            )
+    check_same(run, record.run)
     if record.result.is_complete and was_trained_again(folder, record.result):
         raise ValueError(
             f"The run in {folder} was trained again after the benchmark; move the folder elsewhere, and the benchmark "
@@ -53,9 +48,35 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
             )
 
 
-def _cut(value: Any, length: int = 60) -> str:
+def check_same(run: Run, recorded: Run) -> None:
+    """Refuse the record of another run in the folder of this one.
+
+    A setting of the trainer that only one of them knows came or went with a version of this package.
+
+    Raises:
+        ValueError: They differ.
+    """
+    old, new = recorded.to_json(), run.to_json()
+    settings, own = json.loads(old.pop("config") or "{}"), json.loads(new.pop("config") or "{}")
+    old |= {f"config {name}": settings[name] for name in settings.keys() & own.keys()}
+    new |= {f"config {name}": own[name] for name in settings.keys() & own.keys()}
+    for name, value in new.items():
+        if old[name] != value:
+            raise ValueError(
+                f"The run in {run.folder} was made with {name} {_cut(old[name], value)}, not "
+                f"{_cut(value, old[name])}; move the folder elsewhere, or repeat the benchmark as it was"
+            )
+
+
+def _cut(value: Any, other: Any, length: int = 60) -> str:
+    """Return a value as text; of a long one a part that begins shortly before it differs from the other."""
     text = str(value)
-    return text if len(text) <= length else f"{text[:length]}..."
+    if len(text) <= length:
+        return text
+    pairs = enumerate(zip(text, str(other), strict=False))
+    differs_at = next((index for index, (one, another) in pairs if one != another), 0)
+    start = max(0, differs_at - length // 3)
+    return f"{'...' if start else ''}{text[start : start + length]}{'...' if start + length < len(text) else ''}"
 
 
 def is_done(run: Run, mean_of_both: bool = False) -> bool:
@@ -63,8 +84,10 @@ def is_done(run: Run, mean_of_both: bool = False) -> bool:
 
     Raises:
         FileNotFoundError: The checkpoint of a trained run, which tells whether it has two networks, is missing.
+        ValueError: The folder holds another run, which another benchmark has started since.
     """
     record = read_record(run.folder)
     if record is None or record.result.status != "done":
         return False
+    check_same(run, record.run)
     return not (mean_of_both and lacks_mean(run, record.result))

@@ -9,7 +9,8 @@ checkpoint.
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from nnunetv2_micd.benchmark.launch import StartedRun, Starter, process_starter
 from nnunetv2_micd.benchmark.plan import plan_runs, plan_tuning
 from nnunetv2_micd.benchmark.progress import RunsBar
 from nnunetv2_micd.benchmark.records import PUBLISHED, Run, read_record, write_record
+from nnunetv2_micd.benchmark.run import is_locked
 from nnunetv2_micd.benchmark.run_folder import is_done
 from nnunetv2_micd.benchmark.trainers import write_trainers
 from nnunetv2_micd.benchmark.tuning import DEFAULT_WEIGHTS, Setting, format_tunings, read_tunings, write_tunings
@@ -46,7 +48,7 @@ def run_benchmark(
         grid: Everything to compare.
         device: ``cpu``, ``cuda`` or ``mps``.
         jobs: Number of runs side by side; by default one, with an executor all of them.
-        executor: ``slurm`` or ``local`` to submit the runs with submitit; by default processes of this machine.
+        executor: ``slurm`` to submit the runs with submitit; by default processes of this machine.
         options: ``KEY=VALUE`` for submitit's executor.
 
     Returns:
@@ -97,7 +99,7 @@ def run_tuning(
         weights: Factors of the unsupervised weight of each trainer, such as ``"1/3"``; 1 is among them.
         device: See `run_benchmark`, as for the following.
         jobs: Number of runs side by side.
-        executor: ``slurm`` or ``local`` to submit the runs.
+        executor: ``slurm`` to submit the runs.
         options: ``KEY=VALUE`` for submitit's executor.
 
     Returns:
@@ -118,6 +120,12 @@ def run_tuning(
     settings = dict.fromkeys(Setting.of(run, read_entry(run)) for run in runs)
     found = read_tunings(runs[0].dataset, grid.configuration, grid.plans)
     tunings = {setting: tuning for setting, tuning in found.items() if tuning.is_complete}
+    for setting in tunings.keys() - settings.keys():
+        try:
+            _ = tunings[setting].scores
+        except ValueError as error:
+            print(f"An earlier tuning of {setting.trainer} is left out: {error}", file=sys.stderr)
+            del tunings[setting]
     complete = [tunings[setting] for setting in settings if setting in tunings]
     if complete:
         print("Mean Dice over the seeds for each factor of the unsupervised weight:")
@@ -147,9 +155,10 @@ def _check_execution(device: str, jobs: int | None, executor: str | None, option
         raise ValueError(f"The number of jobs must be at least 1, not {jobs}")
     if options and executor is None:
         raise ValueError(f"The options {', '.join(options)} are for an executor; add --executor slurm")
-    if executor != "slurm":  # its jobs have GPUs of their own
-        check_device(device)
-    return None if executor is None else make_executor(executor, options, device)
+    if executor is not None:  # its jobs have GPUs of their own
+        return make_executor(options, device)
+    check_device(device)
+    return None
 
 
 def _run_waiting(
@@ -172,46 +181,82 @@ def _run_waiting(
         num_jobs, start = jobs or 1, process_starter(device, jobs or 1, make_task)
     else:
         num_jobs, start = jobs or len(runs), job_starter(submit, make_task)
-    return _run_all(runs, waiting, num_jobs, start, lambda run: is_done(run, mean_of_both))
+    # A job of an earlier call is found by its number.
+    is_busy = is_locked if submit is None else lambda _: False
+    return _run_all(runs, waiting, num_jobs, start, lambda run: is_done(run, mean_of_both), is_busy)
 
 
 def _run_all(
-    runs: Sequence[Run], waiting: Sequence[Run], jobs: int, start: Starter, is_finished: Callable[[Run], bool]
+    runs: Sequence[Run],
+    waiting: Sequence[Run],
+    jobs: int,
+    start: Starter,
+    is_finished: Callable[[Run], bool],
+    is_busy: Callable[[Run], bool],
 ) -> list[Run]:
-    """Start the waiting runs, never more than ``jobs`` at a time, and return those that failed."""
+    """Start the waiting runs, never more than ``jobs`` at a time, and return those that failed.
+
+    Runs at which other processes work wait until those have ended, and may be done then.
+    """
     queue, active, failed = list(waiting), list[StartedRun](), list[Run]()
-    with RunsBar(runs, waiting) as bar:
-        try:
-            while queue or active:
-                while queue and len(active) < jobs:
-                    run = queue.pop(0)
-                    try:
-                        active.append(start(run, active))
-                    except Exception as error:
-                        if not active:
-                            raise
-                        # Such as a cluster that is busy. What runs must not end with it.
-                        failed.append(run)
-                        bar.end(run, has_failed=True)
-                        tqdm.write(f"FAILED: {run}: {describe_error(error)}", file=sys.stdout)
-                time.sleep(POLL_SECONDS)
-                for started in list(active):
-                    bar.follow(started.run)
-                    ending = started.poll()
-                    if ending is None:
-                        continue
-                    if not ending:
-                        ending = _describe_incomplete(started.run, is_finished)
-                    active.remove(started)
-                    bar.end(started.run, has_failed=bool(ending))
-                    if ending:
-                        failed.append(started.run)
-                    tqdm.write(_describe_end(started, ending), file=sys.stdout)
-                bar.show()
-        finally:  # also when the user interrupts the benchmark
-            for started in active:
-                started.stop()
+    with RunsBar(runs, waiting) as bar, _stopped_at_the_end(active):
+        while queue or active:
+            while queue and len(active) < jobs:
+                run = next((run for run in queue if not is_busy(run)), None)
+                if run is None:
+                    break
+                queue.remove(run)
+                if _is_done_by_others(run, is_finished):
+                    bar.end(run, has_failed=False)
+                    tqdm.write(f"done by another process: {run}", file=sys.stdout)
+                    continue
+                try:
+                    active.append(start(run, active))
+                except Exception as error:
+                    if not active:
+                        raise
+                    # Such as a cluster that is busy. What runs must not end with it.
+                    failed.append(run)
+                    bar.end(run, has_failed=True)
+                    tqdm.write(f"FAILED: {run}: {describe_error(error)}", file=sys.stdout)
+            time.sleep(POLL_SECONDS)
+            for started in list(active):
+                bar.follow(started.run)
+                ending = started.poll()
+                if ending is None:
+                    continue
+                if not ending:
+                    ending = _describe_incomplete(started.run, is_finished)
+                active.remove(started)
+                bar.end(started.run, has_failed=bool(ending))
+                if ending:
+                    failed.append(started.run)
+                tqdm.write(_describe_end(started, ending), file=sys.stdout)
+            bar.show()
     return failed
+
+
+@contextmanager
+def _stopped_at_the_end(active: Sequence[StartedRun]) -> Iterator[None]:
+    """Stop the runs that are active at the end of the block, but jobs that go on by themselves only for the user."""
+    is_interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        is_interrupted = True
+        raise
+    finally:
+        for started in active:
+            if is_interrupted or not started.goes_on:
+                started.stop()
+
+
+def _is_done_by_others(run: Run, is_finished: Callable[[Run], bool]) -> bool:
+    """Return True if another benchmark has done a run since this one began; it names a defect when it starts it."""
+    try:
+        return is_finished(run)
+    except (ValueError, OSError):
+        return False
 
 
 def _describe_incomplete(run: Run, is_finished: Callable[[Run], bool]) -> str:
@@ -227,7 +272,10 @@ def _describe_end(started: StartedRun, ending: str) -> str:
     """Return the line about a run that has ended."""
     if not ending:
         return f"done: {started.run}"
-    record = read_record(started.run.folder)
+    try:
+        record = read_record(started.run.folder)
+    except (ValueError, OSError) as error:
+        return f"FAILED: {started.run}: {ending}; {describe_error(error)}"
     if record is not None and record.result.status == "running" and "killed" in ending:
         # A killed process could not write that it failed.
         write_record(record.run, record.result.failed(ending))

@@ -44,7 +44,7 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Make the dataset, and print the next commands."""
     from nnunetv2_micd.cli.options import DEFAULT_TRAINER
-    from nnunetv2_micd.data.new_dataset import check_names, make_dataset
+    from nnunetv2_micd.data.new_dataset import check_names, check_number_of_names, make_dataset
     from nnunetv2_micd.data.new_dataset_content import PHOTOGRAPH_CHANNELS, read_content
     from nnunetv2_micd.data.new_dataset_files import Sources, find_files
 
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = find_files(Sources(arguments.i, arguments.l, arguments.u, arguments.t))
     if files.num_channels is not None:
         channels = channels or _ask(files.num_channels)
+        check_number_of_names(channels, files.num_channels, "channels of the images")
     content = read_content(files)
     if not channels:
         of_photograph = PHOTOGRAPH_CHANNELS.get(content.num_channels) if content.is_2d else None
@@ -89,11 +90,15 @@ def _ask(number: int) -> list[str]:
     """Ask for the names of the channels, by which nnU-Net chooses the normalization.
 
     Raises:
-        ValueError: There is nobody to ask.
+        ValueError: There is nobody to ask, or no answer.
     """
-    if not sys.stdin.isatty():
-        raise ValueError(
-            f"nnU-Net chooses the normalization by the name of each channel ({number} here); "
-            "give them: --channels CT for CT images, --channels MR or T1 T2 for others"
-        )
-    return [input(f"Name of channel {index} (CT for CT images, or such as MR, T1, PET): ") for index in range(number)]
+    question = "Name of channel {} (CT for CT images, or such as MR, T1, PET): "
+    try:
+        if sys.stdin.isatty():
+            return [input(question.format(index)) for index in range(number)]
+    except EOFError:  # Ctrl-D
+        print()
+    raise ValueError(
+        f"nnU-Net chooses the normalization by the name of each channel ({number} here); "
+        "give them: --channels CT for CT images, --channels MR or T1 T2 for others"
+    )

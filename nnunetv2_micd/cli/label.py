@@ -34,15 +34,17 @@ def run(arguments: argparse.Namespace) -> None:
     name = find_dataset(arguments.d)
     total = add_labels(name, Path(arguments.l), list(dict.fromkeys(arguments.cases)))
     number, plans = dataset_id(name), likely_plans(name)
-    named, ours = ("", "") if plans == options.DEFAULT_PLANS else (f" -plans_name {plans}", f" -p {plans}")
-    try:
-        configurations = choose_configurations(Dataset.find(name, plans), labeled_folders(name))
-    except (OSError, ValueError):  # nothing is preprocessed yet
-        configurations = []
-    # Without -c, nnU-Net preprocesses all configurations, also those that the user does not train.
-    chosen = f" -c {' '.join(configurations)}" if configurations else ""
     print(f"{name} has {counted(total, 'labeled case')} now. Next:")
-    # Without --clean, nnU-Net plans by the images that it saw the first time.
-    again = f"keeps the plans; to plan again: nnUNetv2_plan_and_preprocess --clean -d {number}"
-    print(f"nnUNetv2_preprocess -d {number}{named}{chosen}   # {again}")
-    print(f"nnUNetv2_micd preprocess -d {number}{ours}")
+    try:
+        dataset = Dataset.find(name, plans)
+        configurations = choose_configurations(dataset, labeled_folders(name))
+    except (OSError, ValueError):  # nothing is preprocessed yet
+        print(f"nnUNetv2_plan_and_preprocess -d {number}")
+        print(f"nnUNetv2_micd preprocess -d {number}")
+        return
+    named = "" if plans == options.DEFAULT_PLANS else f" -plans_name {plans}"
+    # Without -c, nnU-Net preprocesses all configurations, also those that the user does not train. Without --clean, it
+    # plans by the images that it saw the first time.
+    again = f"keeps the plans; to plan again: {dataset.plan_command}"
+    print(f"nnUNetv2_preprocess -d {number}{named} -c {' '.join(configurations)}   # {again}")
+    print(dataset.preprocess_command)

@@ -64,7 +64,7 @@ def add_grid(parser: Options, trainers: str, budgets: str) -> None:
 
 
 def grid_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a :class:`Grid` from the options of `add_grid` and `add_execution`."""
+    """Return the fields of a :class:`Grid` from the options of `add_grid`."""
     from nnunetv2_micd.benchmark import Length
 
     return {
@@ -88,8 +88,8 @@ def add_execution(parser: Options) -> None:
     )
     group.add_argument(
         "--executor",
-        choices=["local", "slurm"],
-        help="submit the runs with submitit; default: processes of this machine",
+        choices=["slurm"],
+        help="submit the runs as jobs with submitit; default: processes of this machine",
     )
     group.add_argument(
         "--executor-options",

@@ -8,10 +8,20 @@ from typing import Any
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_micd.data.folders import dataset_id, find_dataset, plan_first, preprocessed_folder, raw_folder
+from nnunetv2_micd.data.folders import (
+    DEFAULT_PLANS,
+    dataset_id,
+    find_dataset,
+    plan_first,
+    preprocessed_folder,
+    raw_folder,
+)
 from nnunetv2_micd.data.preprocessed import channel_names, preprocessing_fingerprint, unlabeled_folder
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits
 from nnunetv2_micd.utils.files import is_file_name, read_json_object
+
+DEFAULT_PLANNER = "ExperimentPlanner"
+"""nnU-Net's planner unless ``-pl`` names another."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Dataset:
     dataset_json: dict[str, Any]
 
     @classmethod
-    def find(cls, dataset: str | int, plans_name: str = "nnUNetPlans") -> "Dataset":
+    def find(cls, dataset: str | int, plans_name: str = DEFAULT_PLANS) -> "Dataset":
         """Find a dataset by its name or number and read its plans.
 
         Args:
@@ -62,6 +72,20 @@ class Dataset:
     def number(self) -> str:
         """Number of the dataset, as commands take it after ``-d``."""
         return dataset_id(self.name)
+
+    @property
+    def preprocess_command(self) -> str:
+        """Command that preprocesses the unlabeled images, without further options."""
+        name = self.plans.plans_name
+        return f"nnUNetv2_micd preprocess -d {self.number}" + ("" if name == DEFAULT_PLANS else f" -p {name}")
+
+    @property
+    def plan_command(self) -> str:
+        """Command that plans and preprocesses the labeled cases again, with the planner of these plans."""
+        planner, name = self.plans.plans.get("experiment_planner_used", DEFAULT_PLANNER), self.plans.plans_name
+        command = f"nnUNetv2_plan_and_preprocess --clean -d {self.number}"
+        command += "" if planner == DEFAULT_PLANNER else f" -pl {planner}"
+        return command + ("" if name == DEFAULT_PLANS else f" -overwrite_plans_name {name}")
 
     @property
     def preprocessed(self) -> Path:

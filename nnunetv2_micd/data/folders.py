@@ -14,6 +14,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 
+DEFAULT_PLANS = "nnUNetPlans"
+"""Name of the plans of nnU-Net's default planner."""
+
 
 def find_dataset(dataset: str | int) -> str:
     """Return the full name of a dataset, such as ``Dataset004_Hippocampus``.
@@ -87,14 +90,18 @@ def labeled_folders(dataset_name: str) -> dict[str, list[str]]:
     names = sorted(name for name in os.listdir(folder) if not name.endswith("_unlabeled"))
     cases = {name: list_preprocessed(folder / name) for name in names}
     if not any(cases.values()):
-        raise FileNotFoundError(f"{dataset_name} has no preprocessed cases in {folder}; {plan_first(dataset_name)}")
+        plans = likely_plans(dataset_name)
+        remedy = f"run this first: nnUNetv2_preprocess -d {dataset_id(dataset_name)} -plans_name {plans}"
+        if not (folder / f"{plans}.json").is_file():
+            remedy = plan_first(dataset_name)
+        raise FileNotFoundError(f"{dataset_name} has no preprocessed cases in {folder}; {remedy}")
     return {name: identifiers for name, identifiers in cases.items() if identifiers}
 
 
 def likely_plans(dataset_name: str) -> str:
     """Return the plans for commands that are printed: nnU-Net's default, unless there are only others."""
     names = sorted(file.stem for file in (_root(nnUNet_preprocessed) / dataset_name).glob("*Plans*.json"))
-    return "nnUNetPlans" if "nnUNetPlans" in names or not names else names[0]
+    return DEFAULT_PLANS if DEFAULT_PLANS in names or not names else names[0]
 
 
 def plan_first(dataset_name: str) -> str:

@@ -71,7 +71,10 @@ def group_cases(cases: Sequence[str], groups: Mapping[str, str]) -> dict[str, li
     """
     missing = sorted(set(cases) - set(groups)) if groups else []
     if missing:
-        raise ValueError(f"{GROUPS_FILE} gives these cases no group: {shorten(missing)}; add them or delete the file")
+        raise ValueError(
+            f"{GROUPS_FILE} gives these cases no group: {shorten(missing)}; add them, or delete "
+            "the file in the raw dataset and in the preprocessed one"
+        )
     grouped: dict[str, list[str]] = {}
     for case in sorted(cases):
         grouped.setdefault(groups.get(case, case), []).append(case)

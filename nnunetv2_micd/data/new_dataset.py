@@ -1,5 +1,6 @@
 """Makes a raw dataset from ordinary folders of images and labels."""
 
+import errno
 import json
 import os
 import re
@@ -13,8 +14,11 @@ from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.new_dataset_content import Content, find_reader
 from nnunetv2_micd.data.new_dataset_files import TIFF, Files
-from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, whole
 from nnunetv2_micd.utils.files import atomic_folder
+
+NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What systems answer to whom a symbolic link is unknown or, on Windows, not allowed."""
 
 
 def check_names(number: int, name: str, channels: Sequence[str], classes: Sequence[str]) -> None:
@@ -35,10 +39,22 @@ def check_names(number: int, name: str, channels: Sequence[str], classes: Sequen
     raw_folder(full_name(number, name))
     check_number(number, full_name(number, name))
     for names, what in ((channels, "channels"), (classes, "classes")):
+        if not all(map(str.strip, names)):
+            raise ValueError(f"The {what} need names, and one of them is empty")
         if len(set(names)) < len(names):
             raise ValueError(f"The {what} need different names, not {' '.join(names)}")
     if "background" in classes:
         raise ValueError("The value 0 is called background; give another name to the other values")
+
+
+def check_number_of_names(names: Sequence[str], expected: int, what: str) -> None:
+    """Check that there are as many names as things to name.
+
+    Raises:
+        ValueError: There are not.
+    """
+    if len(names) != expected:
+        raise ValueError(f"The number of {what} is {expected}; they need as many names, not {' '.join(names)}")
 
 
 def full_name(number: int, name: str) -> str:
@@ -78,12 +94,9 @@ def make_dataset(
     """
     check_names(number, name, channels, classes)
     classes = list(classes) or [f"class_{value}" for value in content.values]
-    for given, expected, what in (
-        (channels, content.num_channels, "channels of the images"),
-        (classes, len(content.values), f"values of the labels ({', '.join(map(str, content.values))})"),
-    ):
-        if len(given) != expected:
-            raise ValueError(f"The number of {what} is {expected}; they need as many names, not {' '.join(given)}")
+    check_number_of_names(channels, content.num_channels, "channels of the images")
+    values = ", ".join(map(str, content.values))
+    check_number_of_names(classes, len(content.values), f"values of the labels ({values})")
     folder = raw_folder(full_name(number, name))
     description = {
         "channel_names": {str(index): channel for index, channel in enumerate(channels)},
@@ -97,34 +110,51 @@ def make_dataset(
                 for channel, file in enumerate(images):
                     _place(file, incomplete / target / f"{case}_{channel:04d}{files.ending}", case, copy)
         for case, file in files.labels.items():
-            _place_label(file, incomplete / "labelsTr" / f"{case}{files.ending}", case, content, copy)
+            label = incomplete / "labelsTr" / f"{case}{files.ending}"
+            _place_label(file, label, case, files.labeled[case][0], content, copy)
         (incomplete / "dataset.json").write_text(json.dumps(description, indent=4))
     return folder
 
 
 def _place(file: str, target: Path, case: str, copy: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pairs = {target: Path(file)}
-    if target.suffix in TIFF:  # with the spacing, which is that of all channels
-        own = Path(file).with_suffix(".json")
-        shared = own.with_stem(re.sub(r"_[0-9]{4}$", "", own.stem))
-        if sidecar := next(filter(Path.is_file, (own, shared)), None):
-            pairs[target.with_name(f"{case}.json")] = sidecar
-    for place, source in pairs.items():
-        if place.exists():  # the spacing came with the first channel
-            continue
-        if copy:
-            shutil.copyfile(source, place)
-        else:
-            place.symlink_to(os.path.realpath(source))
+    _link(Path(file), target, copy)
+    _place_spacing([file], target, case, copy)
 
 
-def _place_label(file: str, target: Path, case: str, content: Content, copy: bool) -> None:
+def _place_label(file: str, target: Path, case: str, image: str, content: Content, copy: bool) -> None:
     if content.has_usable_labels:
-        _place(file, target, case, copy)
+        _link(Path(file), target, copy)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        reader = find_reader(file)
+        label, properties = reader.read_seg(file)
+        consecutive = np.searchsorted([0, *content.values], label[0])
+        with whole(str(target)):
+            reader.write_seg(consecutive.astype(np.uint8), str(target), properties)
+        target.with_name(f"{case}.json").unlink(missing_ok=True)  # the reader of TIFF has written a spacing of 1
+    _place_spacing([file, image], target, case, copy)
+
+
+def _place_spacing(files: Sequence[str], target: Path, case: str, copy: bool) -> None:
+    """Place the file of a TIFF's spacing: the first that lies beside one of these files, for all channels."""
+    place = target.with_name(f"{case}.json")
+    if target.suffix not in TIFF or place.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    reader = find_reader(file)
-    label, properties = reader.read_seg(file)
-    consecutive = np.searchsorted([0, *content.values], label[0])
-    reader.write_seg(consecutive.astype(np.uint8), str(target), properties)
+    for own in (Path(file).with_suffix(".json") for file in files):
+        for sidecar in (own, own.with_stem(re.sub(r"_[0-9]{4}$", "", own.stem))):
+            if sidecar.is_file():
+                _link(sidecar, place, copy)
+                return
+
+
+def _link(source: Path, place: Path, copy: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        shutil.copyfile(source, place)
+        return
+    try:
+        place.symlink_to(os.path.realpath(source))
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise OSError(f"The disk of {place.parent} has no links to files; add --copy to copy them instead") from None

@@ -111,9 +111,11 @@ def read_case(
             f"{case} has {_size(image)} voxels, but its label {label_file} has {_size(label)}; export it again"
         )
     spacing, its_spacing = image_properties["spacing"], label_properties["spacing"]
-    # nnU-Net looks for the spacing of a TIFF beside a file that is named as in a dataset.
-    if not label_file.endswith(TIFF) and not np.allclose(spacing, its_spacing, rtol=1e-3):
-        raise ValueError(f"{case} has the spacing {spacing}, but its label {its_spacing}; export it again")
+    # As nnU-Net compares them. That of a TIFF it reads from a file that is named as in a dataset.
+    if not label_file.endswith(TIFF) and not np.allclose(spacing, its_spacing):
+        raise ValueError(
+            f"{case} has the spacing {spacing}, but its label {its_spacing}; save the label with that of its image"
+        )
     axes, its_axes = orientation(image_properties), orientation(label_properties)
     if axes is not None and its_axes is not None and not are_alike(axes, its_axes):
         print(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nnunetv2_micd.data.raw_images import IMAGE_ENDINGS, group_images
+from nnunetv2_micd.data.raw_images import IMAGE_ENDINGS, group_images, is_image
 from nnunetv2_micd.utils.files import shorten
 
 Cases = dict[str, list[str]]
@@ -172,7 +172,7 @@ def _ending(folder: str) -> str:
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder}; name an existing one")
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    found = {next(end for end in IMAGE_ENDINGS if name.lower().endswith(end)) for name in names if _is_image(name)}
+    found = {next(end for end in IMAGE_ENDINGS if name.lower().endswith(end)) for name in names if is_image(name)}
     if not found:
         raise FileNotFoundError(f"There are no images in {folder}; nnU-Net reads {', '.join(SUPPORTED)}")
     if len(found) > 1:
@@ -185,13 +185,9 @@ def _ending(folder: str) -> str:
             f"The images in {folder} are {ending} files, which nnU-Net does not read; convert them, without loss of "
             f"quality, to one of {', '.join(SUPPORTED)}"
         )
-    if others := sorted(name for name in names if _is_image(name) and not name.endswith(ending)):
+    if others := sorted(name for name in names if is_image(name) and not name.endswith(ending)):
         raise ValueError(f"nnU-Net wants the ending {ending} in small letters; rename {shorten(others)} in {folder}")
     return ending
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_ENDINGS)
 
 
 def _find_labels(folder: str, ending: str, cases: Mapping[str, Sequence[str]]) -> dict[str, str]:

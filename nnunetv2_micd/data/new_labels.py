@@ -66,7 +66,10 @@ def add_labels(dataset_name: str, labels: Path, cases: Sequence[str]) -> int:
     if splits_file.is_file():
         load_splits(splits_file)  # a damaged file is noticed before anything moves
     for case in (case for case in cases if case not in done):
-        for file in _with_sidecars([str(labels / f"{case}{ending}")], case, ending):
+        label_files = _with_sidecars([str(labels / f"{case}{ending}")], case, ending)
+        if len(label_files) == 1:  # a TIFF without its spacing has that of its image
+            label_files += _with_sidecars(images[case], case, ending)[len(images[case]) :]
+        for file in label_files:
             with atomic(raw / "labelsTr" / Path(file).name) as temporary:
                 shutil.copyfile(file, temporary)
         # The image itself moves last: while it has not moved, the same call does all of this again.

@@ -1,7 +1,7 @@
 """Preprocesses images without labels as nnU-Net preprocesses the labeled ones, into a folder beside theirs.
 
 A run may be killed at any moment and started again. Each case is written to a temporary folder, read back and moved to
-its place with its ``.b2nd`` last, so every ``.b2nd`` in the folder is complete.
+its place with its ``.pkl`` last, so an image with a ``.pkl`` is complete.
 """
 
 import multiprocessing
@@ -35,10 +35,11 @@ from nnunetv2_micd.data.preprocessing_folder import (
 from nnunetv2_micd.data.preprocessing_job import PreprocessingJob, preprocess_case
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, find_images, find_unused
 from nnunetv2_micd.data.splits import write_folds_unlike_nnunet
+from nnunetv2_micd.utils.devices import count_cores
 from nnunetv2_micd.utils.files import shorten
 from nnunetv2_micd.utils.wording import counted
 
-DEFAULT_NUM_PROCESSES = min(default_num_processes, os.cpu_count() or 1)
+DEFAULT_NUM_PROCESSES = min(default_num_processes, count_cores())
 """nnU-Net's default (8, or ``nnUNet_def_n_proc``), but at most one process for each core."""
 
 
@@ -94,15 +95,17 @@ def preprocess_unlabeled(
     labeled = labeled_folders(dataset.name)
     chosen = choose_configurations(dataset, labeled, configurations)
     groups = load_groups(dataset.name)
-    copy_groups(dataset.name)
     # Where the configurations hold different cases, one of them is out of date, most often as labels were added.
     folds_of = max((labeled.get(dataset.configuration(name).data_identifier, []) for name in chosen), key=len)
+    if not dataset.splits_file.is_file():
+        group_cases(folds_of, groups)  # an incomplete file is noticed before the work, and before it is copied
+    copy_groups(dataset.name)
     if not folders:
         folders = [str(dataset.raw / IMAGES_FOLDER)]
         if _have_all_got_labels(dataset, chosen, labeled):
             return []
-        if not os.path.isdir(folders[0]) and groups and _make_folds(dataset, folds_of, groups):
-            print(f"There is no folder {folders[0]}, so there are no unlabeled images to preprocess.")
+        if not _holds_files(folders[0]) and _make_folds(dataset, folds_of, groups):
+            print(f"There are no unlabeled images in {folders[0]} to preprocess.")
             return []
     images = find_images(folders, dataset.file_ending)
     unused = f"is not used, because it is not named CASE_0000{dataset.file_ending}; rename or remove it"
@@ -111,8 +114,6 @@ def preprocess_unlabeled(
     failures = [Failure(file, "images", unused) for file in left_out]
     _check_unlabeled(dataset, labeled, images)
     cases = part.select(sorted(images))
-    if not dataset.splits_file.is_file():
-        group_cases(folds_of, groups)  # an incomplete file is noticed before the work
     with lock_folders(dataset, chosen, part):
         for configuration in chosen:
             prepare_folder(dataset, configuration, images, cases, overwrite, part)
@@ -129,13 +130,17 @@ def preprocess_unlabeled(
 def _have_all_got_labels(dataset: Dataset, chosen: Sequence[str], labeled: Mapping[str, Collection[str]]) -> bool:
     """Return True if ``imagesUn`` is empty because its images have got labels, and remove what was made of these."""
     folder = dataset.raw / IMAGES_FOLDER
-    if not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
+    if not folder.is_dir() or _holds_files(folder):
         return False
     cases = set().union(*labeled.values())
     removed = sorted({case for name in chosen for case in remove_labeled(dataset, name, cases)})
     if removed:
         print(f"{folder} is empty. No longer among the unlabeled images, as they have labels: {shorten(removed)}")
     return bool(removed)
+
+
+def _holds_files(folder: str | os.PathLike[str]) -> bool:
+    return os.path.isdir(folder) and any(not name.startswith(".") for name in os.listdir(folder))
 
 
 def _make_folds(dataset: Dataset, cases: Sequence[str], groups: Mapping[str, str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,7 +97,9 @@ def prepare_folder(
     # Jobs of different parts start at the same time. The first records the plans, and the others find them the same.
     with hold_lock(_beside(folder, "preparing"), f"preparing {folder}"):
         folder.mkdir(exist_ok=True)
-        _remove_stale(folder, dataset.fingerprint(configuration), cases, overwrite)
+        if overwrite:
+            _remove_done(folder, dataset.fingerprint(configuration), cases, images)
+        _record_plans(folder, dataset.fingerprint(configuration))
         _remove_changed(folder, images, cases)
     incomplete = folder / part.file(INCOMPLETE_FOLDER)
     # What a killed run has left goes, but empty folders still name the images that it worked on.
@@ -111,21 +114,34 @@ def _beside(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{purpose}.lock")
 
 
-def _remove_stale(folder: Path, fingerprint: str, images: Collection[str], overwrite: bool) -> None:
-    done = list_preprocessed(folder)
+def _remove_done(folder: Path, fingerprint: str, cases: Collection[str], images: Collection[str]) -> None:
+    """Remove the preprocessed images of this part; with other plans all, as they do not fit the new record."""
     is_same = read_fingerprint(folder) == fingerprint
-    if done and not is_same and not overwrite:
+    done = list_preprocessed(folder)
+    for case in done:
+        if case in cases or not is_same:
+            (folder / f"{case}.b2nd").unlink()
+            (folder / f"{case}.pkl").unlink(missing_ok=True)
+    sources = read_sources(folder)
+    others = [] if is_same else [case for case in done if case not in images]
+    if others:
+        places = {shlex.quote(sources[case].folder) for case in others if case in sources}
+        again = f"; to have them again, name their folders, too: -i {' '.join(sorted(places))}" if places else ""
+        print(
+            f"Removed from {folder}, as they were preprocessed with other plans and are not among the images of this "
+            f"command: {shorten(others)}{again}"
+        )
+
+
+def _record_plans(folder: Path, fingerprint: str) -> None:
+    if read_fingerprint(folder) == fingerprint:
+        return
+    if list_preprocessed(folder):
         raise ValueError(
             f"The images in {folder} were preprocessed with other plans; to preprocess them all again, add --overwrite"
         )
-    for case in done if overwrite else ():
-        # With other plans, images that are not among the raw ones now must go, too: they do not fit the new record.
-        if case in images or not is_same:
-            (folder / f"{case}.b2nd").unlink()
-            (folder / f"{case}.pkl").unlink(missing_ok=True)
-    if not is_same:
-        with atomic(folder / FINGERPRINT_FILE) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": fingerprint}))
+    with atomic(folder / FINGERPRINT_FILE) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": fingerprint}))
 
 
 def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> None:
@@ -134,7 +150,7 @@ def _remove_changed(folder: Path, images: Mapping[str, Sequence[str]], cases: Se
     now = {case: describe(images[case]) for case in cases if all(map(os.path.exists, images[case]))}
     replaced = [case for case in done if case in now and case in sources and sources[case].files != now[case].files]
     # A link whose file was deleted is still among the images.
-    gone = find_gone(sources, [case for case in done if not all(map(os.path.exists, images.get(case, [""])))])
+    gone = find_gone(sources | now, [case for case in done if not all(map(os.path.exists, images.get(case, [""])))])
     for case in replaced:  # not done any more; the image itself stays for a training that is running
         (folder / f"{case}.pkl").unlink(missing_ok=True)
     for case in gone:

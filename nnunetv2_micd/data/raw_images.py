@@ -7,7 +7,8 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def find_images(folders: Sequence[str], file_ending: str) -> dict[str, list[str]
         others = [name for name in _list_folder(folder) if name not in used]
         if not cases:
             raise _no_images(folder, file_ending, others)
-        if no_images := [name for name in others if not _is_image(name)]:
+        if no_images := [name for name in others if not is_image(name)]:
             print(f"Warning: not used, as they are no images: {shorten(no_images)} in {folder}", file=sys.stderr)
         twice = sorted(images.keys() & cases.keys())
         if twice:
@@ -87,7 +88,7 @@ def find_unused(folders: Sequence[str], file_ending: str) -> list[str]:
     unused = []
     for folder in folders:
         used = {file for files in group_images(folder, file_ending).values() for file in files}
-        files = [os.path.join(folder, name) for name in _list_folder(folder) if _is_image(name)]
+        files = [os.path.join(folder, name) for name in _list_folder(folder) if is_image(name)]
         unused += [file for file in files if file not in used]
     return unused
 
@@ -192,7 +193,8 @@ def _times(numbers: Iterable[object]) -> str:
     return " x ".join(map(str, numbers))
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return True if a file is meant as an image, by its ending."""
     return name.lower().endswith(IMAGE_ENDINGS)
 
 
@@ -265,6 +267,28 @@ def find_file_defect(file: str) -> str | None:
         return f"is cut off or damaged; {AGAIN}"
     smallest = _gipl_size(header) if file.endswith(".gipl") else _nifti_size(header)
     return f"is cut off; {AGAIN}" if size < smallest else None
+
+
+@contextmanager
+def whole(file: str) -> Iterator[None]:
+    """Check that a block writes a whole file: on a full disk SimpleITK raises errors of its own, or none at all.
+
+    Raises:
+        OSError: The file could not be written, or not to its end.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "ITK" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+    else:
+        if find_file_defect(file) is None:
+            return
+        reason = "it is cut off"
+    raise OSError(
+        f"Cannot write {file} ({reason}), most often because the disk is full; make room and run the same command again"
+    )
 
 
 def _nifti_size(header: bytes) -> int:

@@ -7,9 +7,11 @@ image only the header is read.
 """
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunetv2.paths import nnUNet_raw
 
@@ -124,7 +126,7 @@ def _check_preprocessed(
     if preprocessed and read_fingerprint(folder) != dataset.fingerprint(configuration):
         raise ValueError(
             f"The unlabeled images in {folder} were preprocessed with other plans than those of this training; "
-            f"preprocess them again: {command} --overwrite"
+            f"preprocess them again: {command}{_other_folders(folder, dataset)} --overwrite"
         )
     damaged = find_damaged(folder, preprocessed, dataset.dataset_json)
     if damaged:
@@ -132,6 +134,14 @@ def _check_preprocessed(
             f"Preprocessed unlabeled images in {folder} are damaged ({shorten(damaged)}); delete their .b2nd and .pkl "
             f"files, or preprocess them again: {command}"
         )
+
+
+def _other_folders(folder: str, dataset: Dataset) -> str:
+    """Return the option that names the folders of the raw images, where they are not in ``imagesUn`` alone."""
+    folders = sorted({source.folder for source in read_sources(folder).values()})
+    if all(Path(folder).parts[-2:] == (dataset.name, IMAGES_FOLDER) for folder in folders):
+        return ""
+    return " -i " + " ".join(map(shlex.quote, folders))
 
 
 def _check_not_labeled(preprocessed: Sequence[str], folder: str, labeled: set[str]) -> None:

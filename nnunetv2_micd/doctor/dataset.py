@@ -92,11 +92,13 @@ def _check_missing_splits(dataset: Dataset, configurations: Sequence[str], group
     if number == 1:
         return Finding("warning", "splits", f"one labeled {unit} makes no folds", "train with fold all instead of 0")
     if number >= DEFAULT_FOLDS:
-        remedy = f"nnUNetv2_micd preprocess -d {dataset.number}"
         text = f"none yet: preprocess makes folds of the {number} groups, which nnU-Net's own trainers would divide"
-        return Finding("ok", "splits", text, remedy)
-    text = f"none yet: preprocess or the first training makes {number} folds, each with one {unit} for validation"
-    return Finding("ok", "splits", text)
+    else:
+        text = (
+            f"none yet: preprocess makes {number} folds, each with one {unit} for validation; nnU-Net's own trainers "
+            "cannot"
+        )
+    return Finding("ok", "splits", text, dataset.preprocess_command)
 
 
 def _check_divided_groups(dataset: Dataset, splits: Sequence[Entry], groups: Mapping[str, str]) -> list[Finding]:
@@ -115,7 +117,7 @@ def _check_divided_groups(dataset: Dataset, splits: Sequence[Entry], groups: Map
     )
     remedy = (
         f"before any training, move {SPLITS_FILE} elsewhere, which also holds the folds of split and benchmark, and "
-        f"run nnUNetv2_micd preprocess -d {dataset.number}, which makes folds of groups"
+        f"run {dataset.preprocess_command}, which makes folds of groups"
     )
     return [Finding("warning", "splits", text, remedy)]
 
@@ -170,6 +172,7 @@ def _check_configuration(dataset: Dataset, name: str, splits: list[Entry] | None
         )
         findings.append(Finding("warning", name, text, "give the ignore label to voxels of the body only"))
     findings += _check_labeled_files(dataset, name, labeled, remedy)
+    findings += _check_all_used(name, labeled, splits)
     return findings + _check_folds(dataset, name, labeled, splits)
 
 
@@ -206,6 +209,15 @@ def _check_labeled_files(dataset: Dataset, name: str, labeled: Sequence[str], re
         text = f"labeled cases in {folder} are damaged ({shorten(damaged)})"
         findings.append(Finding("problem", name, text, remedy))
     return findings
+
+
+def _check_all_used(name: str, labeled: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
+    """Warn of labeled cases in no fold, such as those that were added by hand after the folds were made."""
+    unused = sorted(set(labeled).difference(*(cases for entry in splits or [] for cases in entry.values())))
+    if not (splits and unused):
+        return []
+    text = f"no fold in {SPLITS_FILE} names these labeled cases, so no training uses them ({shorten(unused)})"
+    return [Finding("warning", name, text, "add them to the train entries, unless this is intended")]
 
 
 def _is_of_nnunet(file_name: str) -> bool:

@@ -13,6 +13,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunetv2_micd.data.raw_images import whole
 from nnunetv2_micd.ranking.assess import Assessor, DisputedSlice
 from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.training.loader import UnlabeledImages
@@ -84,14 +85,16 @@ class Judge:
 
     def _write(self, case: str, opinion: Opinion, folder: Path) -> None:
         predictor = self.committee.predictor
-        export_prediction_from_logits(
-            opinion.logits,
-            load_properties(self._images.folders[case], case),
-            predictor.configuration_manager,
-            predictor.plans_manager,
-            predictor.dataset_json,
-            str(folder / case),
-        )
+        target = str(folder / case)
+        with whole(target + predictor.dataset_json["file_ending"]):
+            export_prediction_from_logits(
+                opinion.logits,
+                load_properties(self._images.folders[case], case),
+                predictor.configuration_manager,
+                predictor.plans_manager,
+                predictor.dataset_json,
+                target,
+            )
 
 
 def load_properties(folder: str, case: str) -> dict[str, Any]:

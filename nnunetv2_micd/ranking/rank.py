@@ -232,7 +232,7 @@ def next_steps(addable: Sequence[str], hidden: Sequence[str], elsewhere: Sequenc
         )
     if elsewhere:
         steps.append(
-            f"The raw images of {shorten(elsewhere)} are not in {IMAGES_FOLDER} here; where they are, "
+            f"The raw images of {shorten(elsewhere)} are not in {IMAGES_FOLDER} here; link them into it, and "
             "nnUNetv2_micd label makes labeled cases of them."
         )
     if hidden:

@@ -16,7 +16,7 @@ cd "$(dirname "$0")"
 nnUNetv2_micd label -d {number} -l {segmentations} -- \\
 {cases}
 
-# The plans stay as they are. To plan again with the new labels: nnUNetv2_plan_and_preprocess --clean
+# The plans stay as they are. To plan again with the new labels: {plan}
 nnUNetv2_preprocess {options} -plans_name {plans}
 nnUNetv2_micd preprocess {options} -p {plans} || echo "The training leaves these images out."
 # This training replaces the earlier one of the fold; to keep that, copy its folder first. Its checkpoints alone are
@@ -58,6 +58,7 @@ def write_script(
         segmentations=segmentations,
         # A backslash after the last one too, before an empty line: any of the lines may be deleted.
         cases="\n".join(f"    {shlex.quote(case)} \\" for case in cases),
+        plan=dataset.plan_command,
         options=f"-d {dataset.number} -c {model.configuration}",
         plans=model.plans,
         folder=shlex.quote(str(model.path().resolve() / f"fold_{fold}")),

@@ -14,6 +14,9 @@ MEAN = "mean of classes"
 EMPTY = ("missed", "false alarm", "absent")
 """Outcomes of a case in which a mask is empty."""
 
+IN_TRUTH = ("scored", "missed")
+"""Outcomes of a case that has the class."""
+
 
 def mean_over_classes(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over the scored classes for each run and case, NaN if no class is scored."""
@@ -24,11 +27,13 @@ def mean_over_classes(scores: pd.DataFrame) -> pd.DataFrame:
 def mean_over_cases(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over the cases for each run and class, and as class :data:`MEAN` the mean of these means.
 
-    So a rare class weighs as much as any other, as in nnU-Net's foreground mean.
+    So a rare class weighs as much as any other, as in nnU-Net's foreground mean. A class that is in the truth of no
+    case has no part in it, unless there is no other: one false alarm would weigh as much as all cases of a class.
     """
     run, metrics = ["budget", "num_labeled", "trainer", "seed"], list(METRICS)
     classes = scores.groupby([*run, "class"], sort=False)[metrics].mean().reset_index()
-    overall = classes.groupby(run, sort=False)[metrics].mean().reset_index()
+    in_truth = set(scores.loc[scores["outcome"].isin(IN_TRUTH), "class"]) or set(scores["class"])
+    overall = classes[classes["class"].isin(in_truth)].groupby(run, sort=False)[metrics].mean().reset_index()
     return pd.concat([classes, overall.assign(**{"class": MEAN})], ignore_index=True)
 
 

@@ -90,7 +90,7 @@ def _costs_and_equal_time(frames: Mapping[str, pd.DataFrame], budget: str, train
     if EQUAL_TIME * training > 1 and not any(is_baseline(test["opponent"]) for test in tests):
         return [
             costs,
-            "Nothing is known at equal time: nnU-Net was not trained longer with these labels.",
+            "Nothing is known at equal time: nnU-Net was not trained longer with these labels and a common seed.",
             *at_equal_time,
         ]
     return [costs, *at_equal_time]

@@ -78,8 +78,8 @@ def collect_runs(
             f"nnUNetv2_micd benchmark -d {dataset_id(name)} -c CONFIG -tr TRAINER -n COUNT"
         )
     runs, longer = _split_longer(runs)
-    check_comparable(runs)
     check_same_conditions([*runs, *longer])
+    check_same_length(runs)
     return runs, longer, left_out
 
 
@@ -94,12 +94,16 @@ def _is_tuning(folder: Path) -> bool:
 
 def _choose(files: list[Path], configuration: str | None, plans: str | None) -> list[Path]:
     """Return the files of one configuration and one plans, judged by nnU-Net's name of their folder."""
-    for position, option, value in ((1, "-p", plans), (2, "-c", configuration)):
-        values = {file: file.parent.parent.name.rsplit("__", 2)[position] for file in files}
-        several = sorted(set(values.values()))
-        if value is None and len(several) > 1:
+    wanted = ((1, "-p", plans), (2, "-c", configuration))
+
+    def part(file: Path, position: int) -> str:
+        return file.parent.parent.name.rsplit("__", 2)[position]
+
+    files = [file for file in files if all(value in (None, part(file, position)) for position, _, value in wanted)]
+    for position, option, _ in wanted:
+        several = sorted({part(file, position) for file in files})
+        if len(several) > 1:
             raise ValueError(f"There are runs of {' and '.join(several)}; choose one with {option}")
-        files = [file for file in files if value in (None, values[file])]
     return files
 
 
@@ -184,14 +188,14 @@ def _split_longer(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[
     return usual, longer
 
 
-def check_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Raise a ``ValueError`` unless the runs differ only in what a benchmark compares."""
-    check_same_conditions(runs)
+def check_same_length(runs: Sequence[FinishedRun]) -> None:
+    """Raise a ``ValueError`` unless all runs were trained for as many steps."""
+    differ = len({run.settings.epochs for run in runs}) > 1
     _refuse_mixed(
         runs,
         lambda run: f"{run.settings.epochs} epochs of {run.settings.iterations} iterations",
         "lengths of training",
-        "choose one with --epochs, or move the other runs away",
+        "choose one with --epochs, or move the other runs away" if differ else "move the runs with one of them away",
     )
 
 
@@ -213,16 +217,13 @@ def check_same_conditions(runs: Sequence[FinishedRun]) -> None:
                     f"{runs[0]} and {run} have test {kind} of the same names in different folders ({key(runs[0])} and "
                     f"{key(run)}), so they cannot be in one table; move the runs with one of them away"
                 )
+    of_key: dict[tuple[str, int], list[FinishedRun]] = {}
+    of_row: dict[tuple[str, str], dict[str, tuple[Any, FinishedRun]]] = {}
     for run in runs:
-        for other in runs:
-            if run is not other and _key(run) == _key(other):
-                _check_pair(run, other)
-            if run.trainer == other.trainer and run.settings.budget == other.settings.budget:
-                _check_settings(run, other)
-
-
-def _key(run: FinishedRun) -> tuple[str, int]:
-    return run.settings.budget, run.settings.seed
+        for other in of_key.setdefault((run.settings.budget, run.settings.seed), []):
+            _check_pair(other, run)
+        of_key[run.settings.budget, run.settings.seed].append(run)
+        _check_settings(run, of_row.setdefault((run.trainer, run.settings.budget), {}))
 
 
 def _check_pair(run: FinishedRun, other: FinishedRun) -> None:
@@ -235,17 +236,21 @@ def _check_pair(run: FinishedRun, other: FinishedRun) -> None:
         )
 
 
-def _check_settings(run: FinishedRun, other: FinishedRun) -> None:
-    """Raise a ``ValueError`` if two runs of one row, whose mean the tables show, had different settings."""
-    first, second = (json.loads(each.settings.config or "{}") for each in (run, other))
-    # A setting that only one of them knows came or went with a version of this package, which the report names.
-    differing = [name for name in first.keys() & second.keys() if first[name] != second[name]]
-    if differing:
-        name = min(differing)
-        raise ValueError(
-            f"{run} and {other} were trained with different settings ({name} {first[name]} and {second[name]}), so "
-            "they cannot be in one row; run one of them again, or move it away"
-        )
+def _check_settings(run: FinishedRun, known: dict[str, tuple[Any, FinishedRun]]) -> None:
+    """Raise a ``ValueError`` if a run of a row, whose mean the tables show, had other settings than those before.
+
+    Args:
+        run: The run.
+        known: Each setting of the runs before, with one of them; this one's are added. A setting that only some know
+            came or went with a version of this package, which the report names.
+    """
+    for name, value in sorted(json.loads(run.settings.config or "{}").items()):
+        first, other = known.setdefault(name, (value, run))
+        if first != value:
+            raise ValueError(
+                f"{other} and {run} were trained with different settings ({name} {first} and {value}), so they cannot "
+                "be in one row; run one of them again, or move it away"
+            )
 
 
 def _refuse_mixed(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any], meaning: str, advice: str) -> None:

@@ -1,8 +1,9 @@
 """The figure of example slices: the image, the truth and the prediction of each method."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from textwrap import fill
 
@@ -141,20 +142,26 @@ def _draw_outlines(panel: Axes, truth: np.ndarray, run: FinishedRun) -> None:
 
 def read_case(runs: Sequence[FinishedRun], case: str) -> tuple[np.ndarray, list[np.ndarray], float]:
     """Return a slice of the image, the same slice of truth and predictions, and the aspect ratio of its pixels."""
-    truth, first, spacing = runs[0].read_pair(case)
-    maps = [truth, first, *(run.read_segmentation(run.prediction_file(case))[0] for run in runs[1:])]
-    image = _read_image(runs[0], case)
-    image = np.zeros((1, *truth.shape)) if image is None or image.shape[1:] != truth.shape else image
+    truth, _, spacing = runs[0].read_pair(case)
     # nnU-Net gives two-dimensional images a first axis of length one, with a spacing that means nothing.
     across = 0 if len(truth) == 1 else int(np.argmax(spacing))
-    foreground = np.any([labels > 0 for labels in maps], axis=0)
-    in_slices = (truth if truth.any() else foreground).astype(bool)
-    position = int(np.argmax(in_slices.sum(axis=tuple(axis for axis in range(3) if axis != across))))
-    maps = [np.take(volume, position, axis=across) for volume in maps]
+    others = tuple(axis for axis in range(3) if axis != across)
+    in_slices = np.count_nonzero(truth, axis=others)
+    if not in_slices.any():
+        in_slices = sum(np.count_nonzero(volume, axis=others) for volume in _read_predictions(runs, case))
+    position = int(np.argmax(in_slices))
+    # One volume at a time, as there may be many runs and volumes of gigabytes.
+    maps = [np.take(volume, position, axis=across) for volume in chain([truth], _read_predictions(runs, case))]
+    image = _read_image(runs[0], case)
+    image = np.zeros((1, *truth.shape)) if image is None or image.shape[1:] != truth.shape else image
     picture = to_picture(np.take(image, position, axis=1 + across), has_colors=len(image) == 3)
     box = _box_around(np.any([labels > 0 for labels in maps], axis=0))  # what is wrong may be far from the truth
     rest = [length for axis, length in enumerate(spacing) if axis != across]
     return picture[box], [labels[box] for labels in maps], rest[0] / rest[1]
+
+
+def _read_predictions(runs: Sequence[FinishedRun], case: str) -> Iterator[np.ndarray]:
+    return (run.read_segmentation(run.prediction_file(case))[0] for run in runs)
 
 
 def _box_around(mask: np.ndarray) -> tuple[slice, ...]:

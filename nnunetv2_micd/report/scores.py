@@ -33,7 +33,7 @@ ROUNDING = 1e-5
 RULE_FOR_EMPTY_MASKS = (
     "A class that is neither in the truth nor in the prediction of a case is not scored there, but counted as absent. "
     "Where only one of the two is empty (missed: the prediction; false alarm: the truth), Dice and surface Dice are 0 "
-    "and both distances are the diagonal of the image in mm."
+    "and both distances are the diagonal of the image in mm, of photographs in pixels."
 )
 
 

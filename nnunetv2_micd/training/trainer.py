@@ -54,8 +54,6 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         config: Numbers of the method; a variant is a subclass with another config.
         has_weak_views: Whether unlabeled patches are deformed and mirrored only, without nnU-Net's changes of
             intensities.
-        prepares_next_stages: Whether the unlabeled images are segmented after the training if the plans have a next
-            stage of a cascade; a benchmark, which trains none, does without.
         has_unsupervised_losses: Whether there are losses that ``config.ramp_peak`` weighs. Where not, it is only a
             switch: at 0 no unlabeled image is read.
         students: Trained networks by name; ``"a"`` is the network of the plans.
@@ -87,7 +85,6 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
     config: ClassVar[SemiSupervisedConfig] = SemiSupervisedConfig()
     has_weak_views: ClassVar[bool] = False
     has_unsupervised_losses: ClassVar[bool] = True
-    prepares_next_stages: bool = True
     network: Any
     is_ddp: bool
     num_epochs: int
@@ -444,8 +441,8 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Validate the deployed network, and let it segment the unlabeled images where a next stage needs that."""
         with self.deployed():
             super().perform_actual_validation(save_probabilities)
-            needs_segmentations = self.prepares_next_stages and self.configuration_manager.next_stage_names
-            if needs_segmentations and self.config.ramp_peak > 0 and self.local_rank == 0:
+            next_stages = self.configuration_manager.next_stage_names
+            if next_stages and self.config.ramp_peak > 0 and self.local_rank == 0:
                 training, validation = self.do_split()
                 cases = self._find_unlabeled(training, validation, self.split_unlabeled())
                 self.set_deep_supervision_enabled(False)

@@ -1,4 +1,6 @@
-"""Checks the device that a command is to compute on, and copies to it."""
+"""Checks the device that a command is to compute on, copies to it, and counts cores."""
+
+import os
 
 import torch
 from torch import Tensor
@@ -11,6 +13,13 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     issues 139550 and 189690).
     """
     return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use, which need not be all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_device(device: str) -> None:

@@ -269,7 +269,6 @@ def test_runs_of_before_are_not_overwritten(
         ("epochs", 7),
         ("labeled", ["case_9"]),
         ("plans_hash", "0"),
-        ("config", "{}"),
         ("num_unlabeled", 3),
     ):
         record = json.loads((run.folder / "benchmark.json").read_text())

@@ -96,12 +96,15 @@ def test_a_training_that_was_killed_before_its_last_deed_keeps_one_checkpoint(
     for name in ("final", "latest"):
         torch.save({}, run.folder / f"checkpoint_{name}.pth")
     validated = []
-    trainer = SimpleNamespace(perform_actual_validation=lambda: validated.append(True))
+    configuration = SimpleNamespace(configuration={"next_stage": "3d_cascade_fullres"})
+    trainer = SimpleNamespace(
+        perform_actual_validation=lambda: validated.append(True), configuration_manager=configuration
+    )
     monkeypatch.setattr("nnunetv2_micd.benchmark.run.get_trainer_from_args", lambda *_: trainer)
     monkeypatch.setattr("nnunetv2_micd.benchmark.run.maybe_load_checkpoint", lambda *_, **__: None)
     assert not _train(run, torch.device("cpu"))  # so its memory tells nothing about the training
     assert validated == [True]
-    assert not trainer.prepares_next_stages
+    assert configuration.configuration == {}  # so nothing is written for the user's own next stage
     assert [path.name for path in run.folder.glob("*.pth")] == ["checkpoint_final.pth"]
 
 
@@ -127,14 +130,3 @@ def test_a_killed_benchmark_takes_its_runs_along_and_goes_on(dataset: TinyDatase
     assert "Epoch 39 " in logs[0].read_text() + logs[-1].read_text()
     assert "Epoch 0 " not in logs[-1].read_text()
     assert "Epoch 39 " not in logs[0].read_text()
-
-
-@pytest.mark.slow
-def test_submitit(dataset: TinyDataset) -> None:
-    pytest.importorskip("submitit")
-    output = Shell(dataset)(
-        f"{COMMAND} -tr nnUNetTrainerMICD --epochs 1 --iterations 1 --jobs 1 --executor local "
-        "--executor-options timeout_min=10"
-    )
-    assert "done: nnUNetTrainerMICD, 2 labeled, seed 0" in output
-    assert {record["status"] for record in records(dataset).values()} == {"done"}

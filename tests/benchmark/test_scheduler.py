@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,11 @@ import torch
 from helpers import TinyDataset
 
 from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
+from nnunetv2_micd.benchmark import run as run_module
+from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.records import Result, write_record
 from nnunetv2_micd.benchmark.run import lock_folder
+from nnunetv2_micd.benchmark.run_folder import check_same, is_done
 from nnunetv2_micd.training.registry import GENERATED_FOLDER
 
 
@@ -27,8 +31,8 @@ from nnunetv2_micd.training.registry import GENERATED_FOLDER
         ({"jobs": 0}, "The number of jobs must be at least 1"),
         ({"options": ["a=b"]}, "add --executor"),
         ({"executor": "slurm"}, "submitit|Slurm does not answer"),
-        ({"executor": "local", "options": ["colour=red"]}, "submitit cannot submit to local|not installed"),
-        ({"executor": "local", "options": ["timeout_min"]}, 'must be like "slurm_partition=gpu"|not installed'),
+        ({"executor": "slurm", "options": ["colour=red"]}, "submitit cannot submit to Slurm|not installed"),
+        ({"executor": "slurm", "options": ["timeout_min"]}, 'must be like "slurm_partition=gpu"|not installed'),
         ({"device": "cuda"}, "add -device cpu"),
     ],
 )
@@ -43,13 +47,14 @@ def test_bad_arguments_are_refused(
 def test_submitit_is_named_where_it_is_missing(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match=r'pip install "\.\[cluster\]"'):
-        run_benchmark(grid, "cpu", executor="local")
+        run_benchmark(grid, "cpu", executor="slurm")
 
 
 class Instant:
     """A run that ends as its seed says."""
 
     most = 0
+    goes_on = False
 
     def __init__(self, run: Any, active: list[Any]):
         self.run, self.log = run, run.folder / "benchmark.log"
@@ -108,6 +113,76 @@ def test_a_run_that_cannot_start_does_not_stop_those_that_run(
     assert "done: nnUNetTrainer, 1 labeled, seed 3, 2 epochs" in printed
     with pytest.raises(ValueError, match="the cluster is busy"):  # nothing runs that could be lost
         run_benchmark(grid, "cpu", jobs=2)
+
+
+@pytest.mark.parametrize(("error", "stopped"), [(OSError, [1]), (KeyboardInterrupt, [0, 1])])
+def test_only_the_user_cancels_jobs(
+    error: type[BaseException], stopped: list[int], grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a full disk, or a terminal that is gone."""
+    ended = []
+
+    class Job:
+        def __init__(self, run: Any, active: list[Any]):
+            self.run, self.log, self.goes_on = run, run.folder / "benchmark.log", not active
+            self.number = len(active)
+
+        def poll(self) -> str:
+            raise error
+
+        def stop(self) -> None:
+            ended.append(self.number)
+
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Job)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    with pytest.raises(error):
+        run_benchmark(replace(grid, budgets=["1"], seeds=[3]), "cpu", jobs=2)
+    assert ended == stopped
+
+
+def test_a_run_of_another_process_is_waited_for(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Instant)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    grid = replace(grid, budgets=["1"], seeds=[3])
+    first = plan_runs(grid)[0]
+    with ExitStack() as lock:
+        lock.enter_context(lock_folder(first.folder))
+
+        def is_locked(run: Any) -> bool:
+            if run == first and not Instant.most:
+                return True  # while the other run has not ended
+            if run == first:
+                write_record(first, Result.start(first, "cpu").done())
+                lock.close()
+            return run_module.is_locked(run)
+
+        monkeypatch.setattr(Instant, "most", 0)
+        monkeypatch.setattr(scheduler, "is_locked", is_locked)
+        assert run_module.is_locked(first)
+        assert run_benchmark(grid, "cpu", jobs=1) == []
+    printed = capsys.readouterr().out
+    assert "done by another process: nnUNetTrainer, 1 labeled, seed 3" in printed
+    assert "done: nnUNetTrainerMICD, 1 labeled, seed 3" in printed
+
+
+def test_another_benchmark_was_faster(grid: Grid) -> None:
+    """Both have planned a run before either has begun it."""
+    run = plan_runs(grid)[0]
+    other = replace(run, num_unlabeled=run.num_unlabeled + 1)
+    write_record(other, Result.start(other, "cpu").done())
+    for action in (lambda: run_module.execute(run, "cpu", []), lambda: is_done(run)):
+        with pytest.raises(ValueError, match="was made with num_unlabeled"):
+            action()
+    added = replace(run, config='{"ramp_peak": 0.1, "new": 1}')
+    check_same(replace(run, config='{"ramp_peak": 0.1}'), added)
+    long = "/data/" + 20 * "folder/"
+    with pytest.raises(ValueError, match=r"config path \.\.\..*/old, not \.\.\..*/new; move"):
+        check_same(
+            replace(run, config=json.dumps({"path": long + "new"})),
+            replace(run, config=json.dumps({"path": long + "old"})),
+        )
 
 
 def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +318,5 @@ def test_a_job_on_cuda_asks_for_a_gpu_unless_an_option_does(
 
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(jobs, "results_root", Path)
-    jobs.make_executor("slurm", options, "cuda")
+    jobs.make_executor(options, "cuda")
     assert (given.get("gpus_per_node") == 1) == asks

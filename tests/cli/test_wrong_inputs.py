@@ -260,7 +260,7 @@ DAMAGED_FILES: dict[str, tuple[Damage, str, str]] = {
         )
         for content in (b"", b"[]", b"null", b"NaN", b'{"case_0": 1}', DEEP)
     },
-    "groups of some": (contain(GROUPS, '{"case_0": "a"}'), SPLIT, "no group: case_1, .*; add them or delete the file"),
+    "groups of some": (contain(GROUPS, '{"case_0": "a"}'), SPLIT, "no group: case_1, .*; add them, or delete"),
     "one group": (
         contain(GROUPS, json.dumps(dict.fromkeys([f"case_{i}" for i in range(6)], "a"))),
         SPLIT,

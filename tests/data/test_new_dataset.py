@@ -1,5 +1,6 @@
 """From ordinary folders to a raw dataset."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -73,6 +74,8 @@ def test_from_folders_to_commands(home: Path, capsys: pytest.CaptureFixture) -> 
         (("--classes", "liver", "liver"), "The classes need different names"),
         (("--channels", "T1", "T1"), "The channels need different names"),
         ((), "give them: --channels CT"),  # nobody can be asked
+        (("--channels", "T1", "T2"), "The number of channels of the images is 1; they need as many names, not T1 T2"),
+        (("--channels", ""), "The channels need names, and one of them is empty"),
     ],
 )
 def test_wrong_words_of_a_command_are_said_before_any_label_is_read(
@@ -302,6 +305,50 @@ def test_spacing_of_tiffs(home: Path) -> None:
     assert names(made(home) / "labelsTr") == ["x.json", "x.tif"]
 
 
+@pytest.mark.parametrize("factor", [1, 255])  # as they are, written anew
+def test_a_tiff_label_without_spacing_has_that_of_its_image(factor: int, home: Path) -> None:
+    for folder, array in (("tif", VOLUME), ("tif_labels", (factor * (LABEL > 0)).astype(np.uint8))):
+        (home / folder).mkdir()
+        tifffile.imwrite(home / folder / "x.tif", array)
+    (home / "tif" / "x.json").write_text('{"spacing": [2, 1, 1]}')
+    options = ["-i", str(home / "tif"), "-l", str(home / "tif_labels"), "--channels", "EM"]
+    main(["dataset", "-d", "42", "-n", "New", *options])
+    verify_dataset_integrity(str(made(home)), 1)
+    assert json.loads((made(home) / "labelsTr" / "x.json").read_text()) == {"spacing": [2, 1, 1]}
+
+
+def test_spacings_are_compared_as_nnunet_does(home: Path) -> None:
+    write_image(home / "labels" / "b.nii.gz", LABEL, spacing=(1.0005, 1, 1))
+    with pytest.raises(SystemExit, match=r"b has the spacing .*; save the label with that of its image"):
+        call(home, "--channels", "MR")
+
+
+@pytest.mark.parametrize("error", ["ITK ERROR: no space left", None])
+def test_a_full_disk_leaves_no_half_label(error: str | None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(home / "labels" / "b.nii.gz", (255 * (LABEL > 0)).astype(np.uint8))
+    write_image(home / "labels" / "a.nii.gz", (255 * (LABEL > 0)).astype(np.uint8))
+
+    def write(reader: object, label: np.ndarray, file: str, properties: object) -> None:
+        if error:
+            raise RuntimeError(error)
+        Path(file).write_bytes((home / "labels" / "a.nii.gz").read_bytes()[:50])  # as SimpleITK leaves it
+
+    monkeypatch.setattr("nnunetv2.imageio.simpleitk_reader_writer.SimpleITKIO.write_seg", write)
+    monkeypatch.setattr("nnunetv2.imageio.nibabel_reader_writer.NibabelIO.write_seg", write)
+    with pytest.raises(SystemExit, match=r"error: Cannot write .*a.nii.gz .*most often because the disk is full"):
+        call(home, "--channels", "MR")
+    assert not made(home).exists()
+
+
+def test_a_disk_without_links(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(SystemExit, match=r"error: The disk of .* has no links to files; add --copy to copy them"):
+        call(home, "--channels", "MR")
+
+
 def test_numbers_at_the_end_of_the_names_of_tiffs(home: Path) -> None:
     for folder, array in (("tif", VOLUME), ("tif_labels", LABEL)):
         (home / folder).mkdir()
@@ -318,6 +365,13 @@ def test_channels_are_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SystemExit, match="give them: --channels CT for CT"):
         call(home)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def leave(question: str) -> str:
+        raise EOFError  # Ctrl-D
+
+    monkeypatch.setattr("builtins.input", leave)
+    with pytest.raises(SystemExit, match="give them: --channels CT for CT"):
+        call(home)
     monkeypatch.setattr("builtins.input", lambda question: "CT")
     call(home)
     assert json.loads((made(home) / "dataset.json").read_text())["channel_names"] == {"0": "CT"}

@@ -213,7 +213,8 @@ def test_what_is_wrong_is_said_before_anything_moves(dataset: TinyDataset, label
         add_labels(dataset.name, labels, [first])
 
 
-def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_own", [True, False])
+def test_the_spacing_of_tiffs_comes_along(has_own: bool, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     description = read(dataset.raw / "dataset.json")
     as_tiff = {"file_ending": ".tif", "overwrite_image_reader_writer": "Tiff3DIO"}
     (dataset.raw / "dataset.json").write_text(json.dumps(description | as_tiff))
@@ -221,7 +222,7 @@ def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset, monkeypatch: pyt
     label.parent.mkdir()
     for file in (dataset.images / "t_0000.tif", label):
         tifffile.imwrite(file, np.ones((4, 5, 6), np.uint8), photometric="minisblack")
-    for file in (dataset.images / "t.json", label.with_suffix(".json")):
+    for file in (dataset.images / "t.json", label.with_suffix(".json"))[: 1 + has_own]:
         file.write_text('{"spacing": [2, 1, 1]}')
     replace = os.replace
 
@@ -236,7 +237,7 @@ def test_the_spacing_of_tiffs_comes_along(dataset: TinyDataset, monkeypatch: pyt
             add_labels(dataset.name, label.parent, ["t"])
     add_labels(dataset.name, label.parent, ["t"])
     assert (dataset.raw / "imagesTr" / "t.json").is_file()
-    assert (dataset.raw / "labelsTr" / "t.json").is_file()
+    assert (dataset.raw / "labelsTr" / "t.json").read_text() == '{"spacing": [2, 1, 1]}'
 
 
 def test_more_labels_than_planned_are_no_problem(dataset: TinyDataset) -> None:

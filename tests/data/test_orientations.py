@@ -70,7 +70,11 @@ class Dataset(SimpleNamespace):
     """What is asked of a dataset, with folders of properties."""
 
     def __init__(self, root: Path, reader: type = SimpleITKIO):
-        super().__init__(plans=SimpleNamespace(image_reader_writer_class=reader), number="4")
+        super().__init__(
+            plans=SimpleNamespace(image_reader_writer_class=reader),
+            plan_command="nnUNetv2_plan_and_preprocess --clean -d 4",
+            preprocess_command="nnUNetv2_micd preprocess -d 4",
+        )
         self.labeled, self.unlabeled = root / "labeled", root / "unlabeled"
         self.labeled_folder, self.unlabeled_folder = lambda _: self.labeled, lambda _: self.unlabeled
         for folder in (self.labeled, self.unlabeled):

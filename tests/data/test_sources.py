@@ -1,5 +1,6 @@
 """Raw images that are deleted, replaced or moved after they were preprocessed."""
 
+import json
 import os
 import shutil
 import warnings
@@ -9,7 +10,7 @@ import pytest
 from helpers import TinyDataset, make_volume, write_image
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.preprocessed import FINGERPRINT_FILE, list_preprocessed
 from nnunetv2_micd.data.preprocessing import Part, preprocess_unlabeled
 from nnunetv2_micd.data.sources import SOURCES_FILE, describe, read_sources
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases
@@ -105,6 +106,33 @@ def test_raw_images_that_are_not_on_this_machine_are_not_missed(preprocessed: Ti
     shutil.move(preprocessed.images, preprocessed.root / "elsewhere")
     assert used(preprocessed) == IMAGES
     preprocessed.images.mkdir()  # emptied to make room
+    assert used(preprocessed) == IMAGES
+
+
+def test_images_that_were_all_exchanged_are_removed(preprocessed: TinyDataset, capsys: pytest.CaptureFixture) -> None:
+    for case in IMAGES:
+        file_of(preprocessed, case).rename(file_of(preprocessed, case.replace("image", "pseudonym")))
+    run(preprocessed)
+    assert "as their raw files are gone: image_0" in capsys.readouterr().out
+    assert used(preprocessed) == [case.replace("image", "pseudonym") for case in IMAGES]
+
+
+def test_other_plans_remove_images_of_other_folders_by_name(
+    preprocessed: TinyDataset, capsys: pytest.CaptureFixture
+) -> None:
+    other = preprocessed.root / "other site"
+    write_image(other / "image_9_0000.nii.gz", make_volume(5, (20, 22, 26))[0])
+    run(preprocessed, folders=[str(other)])
+    record = preprocessed.unlabeled_folder() / FINGERPRINT_FILE
+    record.write_text(json.dumps({"fingerprint": "of other plans"}))
+    with pytest.raises(ValueError, match=rf"other plans .*preprocess -d 901 .* -i '{other}' .*imagesUn --overwrite"):
+        used(preprocessed)
+    run(preprocessed, overwrite=True)
+    printed = capsys.readouterr().out
+    assert (
+        f"not among the images of this command: image_9; to have them again, name their folders, too: -i '{other}'"
+        in printed
+    )
     assert used(preprocessed) == IMAGES
 
 

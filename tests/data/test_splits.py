@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -107,7 +108,9 @@ def test_not_preprocessed_yet(dataset):
     for folder in (dataset.labeled_folder("2d"), dataset.labeled_folder()):
         for file in folder.iterdir():
             file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no preprocessed cases .* nnUNetv2_plan_and_preprocess -d 901"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no preprocessed cases .* nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans"
+    ):
         add_budget_splits(dataset.name, "2")
 
 
@@ -148,6 +151,17 @@ def test_preprocessing_makes_the_folds_of_few_cases(dataset, read, capsys):
     assert len(read()) == 3
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nnunet_gets_folds_of_few_cases_without_unlabeled_images(is_there, dataset, read, capsys):
+    keep_labeled(dataset, 3)
+    shutil.rmtree(dataset.images)
+    if is_there:
+        dataset.images.mkdir()
+    assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1) == []
+    assert "3 folds of 3 labeled cases" in capsys.readouterr().out
+    assert nnUNetTrainer.do_split(make_trainer(nnUNetTrainer, dataset)) == (read()[0]["train"], read()[0]["val"])
+
+
 @pytest.mark.parametrize("size", [2, 3])  # three groups, two groups
 def test_folds_do_not_divide_groups(size, dataset, read):
     write_groups(dataset.raw, {f"case_{i}": f"patient_{i // size}" for i in range(6)})
@@ -173,15 +187,17 @@ def test_preprocessing_makes_the_folds_of_groups(dataset, capsys):
     preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
     assert "3 folds of 6 labeled cases in 3 groups" in capsys.readouterr().out
     dataset.splits_file.unlink()
+    kept = (dataset.preprocessed / "groups.json").read_text()
     write_groups(dataset.raw, {"case_0": "a"})
     with pytest.raises(ValueError, match="gives these cases no group"):
         preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
+    assert (dataset.preprocessed / "groups.json").read_text() == kept
     write_groups(dataset.raw, {f"case_{i}": f"patient_{i // 3}" for i in range(6)})
     dataset.images.rename(dataset.raw / "elsewhere")
     assert preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1) == []
     printed = capsys.readouterr().out
     assert "2 folds of 6 labeled cases in 2 groups" in printed
-    assert "no folder" in printed
+    assert "no unlabeled images in" in printed
     with pytest.raises(FileNotFoundError, match="no folder"):
         preprocess_unlabeled(Dataset.find(dataset.name), num_processes=1)
 
@@ -266,7 +282,10 @@ def test_groups_go_with_the_splits(dataset, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"case_0": "a"}', "gives these cases no group: case_1.*add them or delete the file"),
+        (
+            '{"case_0": "a"}',
+            "gives these cases no group: case_1.*add them, or delete the file in the raw dataset and in",
+        ),
         ("[]", 'is not of the form {"case": "group"'),
         ('{"case_0": 1}', 'is not of the form {"case": "group"'),
         ("{", "not valid JSON"),

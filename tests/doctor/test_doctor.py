@@ -17,6 +17,7 @@ from helpers import TinyDataset
 import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
+from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.doctor import installation
 from nnunetv2_micd.doctor.dataset import check_dataset
 from nnunetv2_micd.doctor.diagnose import diagnose
@@ -68,7 +69,7 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
     ("number", "expected"),
     [
         (1, "warning: one labeled case makes no folds"),
-        (3, "ok: none yet: preprocess or the first training makes 3 folds, each with one case for validation"),
+        (3, "ok: none yet: preprocess makes 3 folds, each with one case for validation; nnU-Net's own trainers cannot"),
         (6, "ok: none yet: the first training makes nnU-Net's five folds"),
     ],
 )
@@ -96,6 +97,31 @@ def test_a_dataset_without_unlabeled_images_can_be_trained_on(dataset: TinyDatas
     assert "problem" not in {finding.level for finding in check_dataset("901", None, "nnUNetPlans")}
 
 
+def test_labels_that_no_fold_names(dataset: TinyDataset) -> None:
+    """Labels that were added by hand after the folds were made."""
+    entries = json.loads(dataset.splits_file.read_text())
+    without = [{key: [case for case in cases if case != "case_2"] for key, cases in fold.items()} for fold in entries]
+    dataset.splits_file.write_text(json.dumps(without))
+    found = [text for text in texts(find("3d_fullres", "901")) if "no fold" in text]
+    assert found == [
+        "warning: no fold in splits_final.json names these labeled cases, so no training uses them (case_2)"
+    ]
+
+
+def test_commands_name_the_plans(dataset: TinyDataset) -> None:
+    plans = json.loads((dataset.preprocessed / "nnUNetPlans.json").read_text())
+    assert Dataset.find("901").plan_command == "nnUNetv2_plan_and_preprocess --clean -d 901"
+    assert Dataset.find("901").preprocess_command == "nnUNetv2_micd preprocess -d 901"
+    plans |= {"plans_name": "nnUNetResEncUNetMPlans", "experiment_planner_used": "nnUNetPlannerResEncM"}
+    (dataset.preprocessed / "nnUNetResEncUNetMPlans.json").write_text(json.dumps(plans))
+    other = Dataset.find("901", "nnUNetResEncUNetMPlans")
+    assert other.plan_command == (
+        "nnUNetv2_plan_and_preprocess --clean -d 901 -pl nnUNetPlannerResEncM "
+        "-overwrite_plans_name nnUNetResEncUNetMPlans"
+    )
+    assert other.preprocess_command == "nnUNetv2_micd preprocess -d 901 -p nnUNetResEncUNetMPlans"
+
+
 def test_splits_without_folds(dataset: TinyDataset) -> None:
     dataset.splits_file.write_text("[]")
     assert texts(find("splits", "901", "3d_fullres")) == ["problem: splits_final.json has no folds"]
@@ -112,7 +138,7 @@ def test_folds_of_groups(dataset: TinyDataset) -> None:
     assert text.startswith("warning: fold 0: groups have cases in training and in validation (patient_1)")
     dataset.splits_file.unlink()
     assert texts(find("splits", "901", "3d_fullres")) == [
-        "ok: none yet: preprocess or the first training makes 3 folds, each with one group for validation"
+        "ok: none yet: preprocess makes 3 folds, each with one group for validation; nnU-Net's own trainers cannot"
     ]
     many = {case: str(max(number, 1)) for number, case in enumerate(dataset.labeled)}
     (dataset.raw / "groups.json").write_text(json.dumps(many))

@@ -132,7 +132,8 @@ def test_equal_time() -> None:
     assert "At equal time it is significantly worse than the control EMA: " in text
     text = claim({MICD: BETTER}, equal_time={CONTROL: BETTER})
     assert (
-        "Nothing is known at equal time: nnU-Net was not trained longer with these labels. At equal time it is" in text
+        "Nothing is known at equal time: nnU-Net was not trained longer with these labels and a common seed. At equal time it is"
+        in text
     )
 
 

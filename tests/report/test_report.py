@@ -492,7 +492,10 @@ def spoil_settings(tree: Tree, folder: Path) -> None:
         (spoil_settings, r"different settings \(ramp_peak [13] and [13]\)"),
         (spoil_plans, r"different plans \(.*another.*-p"),
         (spoil_length, r"different lengths of training \(3 epochs of 25 .* and 10 epochs of 25 .*--epochs"),
-        (spoil_iterations, r"different lengths of training \(10 epochs of 250 .* and 10 epochs of 25 "),
+        (
+            spoil_iterations,
+            r"different lengths of training \(10 epochs of 250 .* and 10 .*; move the runs with one of them",
+        ),
         (spoil_cases, r"different test cases \(case_1\)"),
         (spoil_labeled, "different labeled cases"),
         (spoil_seed, "two runs of nnUNetTrainerMICD, 2 labeled, seed 1"),
@@ -912,6 +915,21 @@ def test_the_mean_over_classes_weighs_a_rare_class_like_any_other() -> None:
     table = mean_over_cases(scores).set_index("class")["dice"]
     assert table.to_dict() == pytest.approx({"a": 0.7, "b": 0.1, MEAN: 0.4})
     assert summarize(scores).set_index("class")["absent"].to_dict() == {"a": 0, "b": 1, MEAN: 1}
+
+
+def test_a_false_alarm_does_not_weigh_as_much_as_a_class() -> None:
+    """Class b is in no truth: the method with one false alarm is better, as the tests say, and has the higher mean."""
+    scores = make_scores(
+        {("ours", 0, case, "a"): 0.8 for case in "wxyz"}
+        | {("other", 0, case, "a"): 0.7 for case in "wxyz"}
+        | {(name, 0, case, "b"): np.nan for name in ("ours", "other") for case in "wxyz"}
+    )
+    alarm = (scores["trainer"] == "ours") & (scores["case"] == "w") & (scores["class"] == "b")
+    scores.loc[alarm, ["dice", "nsd", "outcome"]] = [0.0, 0.0, "false alarm"]
+    means = mean_over_cases(scores).set_index(["trainer", "class"])["dice"]
+    assert means["ours", "b"] == 0
+    assert (means["ours", MEAN], means["other", MEAN]) == pytest.approx((0.8, 0.7))
+    assert summarize(scores).set_index(["trainer", "class"])["false_alarm"]["ours", MEAN] == 1
 
 
 def test_only_common_seeds_are_paired() -> None:
