@@ -1,4 +1,4 @@
-"""Starts the runs of a benchmark as jobs that submitit submits, to Slurm or as processes of this machine."""
+"""Starts the runs of a benchmark as jobs that submitit submits, to Slurm."""
 
 import contextlib
 import io

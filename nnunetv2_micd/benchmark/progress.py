@@ -140,6 +140,10 @@ class RunsBar:
         self._done[run] = self._work[run]  # there is no more to wait for, if it has failed as well
         self._failed += has_failed
 
+    def leave(self, run: Run) -> None:
+        """Note that another process does a run."""
+        self._activities.pop(run, None)
+
     def show(self) -> None:
         """Show what the runs do, if it is time for that."""
         self._bar.set_description_str(self.describe(), refresh=False)

@@ -109,6 +109,8 @@ class Run:
             raise ValueError(f"dataset is {run.dataset!r}, which is no name of a dataset")
         if not all(isinstance(case, str) for case in run.labeled):
             raise ValueError(f"labeled is {list(run.labeled)}")
+        if run.config and not isinstance(_parse(run.config), dict):
+            raise ValueError(f"config is {run.config!r}")
         try:
             Fraction(run.weight)
         except (ValueError, ZeroDivisionError):
@@ -195,6 +197,13 @@ class Record(NamedTuple):
 
     run: Run
     result: Result
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def read_record(folder: Path) -> Record | None:

@@ -49,7 +49,7 @@ def execute(run: Run, device: str, trainer_folders: Sequence[str], mean_of_both:
     with lock_folder(run.folder), environment(**{EXT_TRAINER: join_folders(trainer_folders)}), progress_removed(run):
         record = read_record(run.folder)
         if record is not None:  # another benchmark may have been faster
-            check_same(run, record.run)
+            check_same(run, record)
         if record is not None and record.result.is_complete:  # a scheduler may start a job twice
             run, result = record.run, record.result.done()
         else:
@@ -90,7 +90,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def is_locked(run: Run) -> bool:
-    """Return whether another process works on a run."""
+    """Return whether another process works on a run. Where nobody can tell, the run itself says what is wrong."""
     if not (run.folder / LOCK).exists():
         return False
     try:
@@ -98,6 +98,8 @@ def is_locked(run: Run) -> bool:
             return False
     except BlockingIOError:
         return True
+    except OSError:
+        return False
 
 
 def _train_and_predict(run: Run, device: str) -> dict[str, Any]:

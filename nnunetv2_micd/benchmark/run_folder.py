@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunetv2_micd.benchmark.prediction import lacks_mean
-from nnunetv2_micd.benchmark.records import Run, read_record, was_trained_again
+from nnunetv2_micd.benchmark.records import Record, Run, read_record, was_trained_again
 from nnunetv2_micd.utils.files import shorten
 
 
@@ -26,7 +26,7 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
         if any(folder.glob("checkpoint_*.pth")):
             raise ValueError(f"{folder} holds a training that no benchmark has started; move it elsewhere")
         return
-    check_same(run, record.run)
+    check_same(run, record)
     if record.result.is_complete and was_trained_again(folder, record.result):
         raise ValueError(
             f"The run in {folder} was trained again after the benchmark; move the folder elsewhere, and the benchmark "
@@ -48,24 +48,31 @@ def check_folder(run: Run, test_cases: Sequence[str], ending: str) -> None:
             )
 
 
-def check_same(run: Run, recorded: Run) -> None:
+def check_same(run: Run, record: Record) -> None:
     """Refuse the record of another run in the folder of this one.
 
-    A setting of the trainer that only one of them knows came or went with a version of this package.
+    A setting of the trainer that only one of them knows came or went with a version of this package. That changes
+    nothing for a run that is complete; but half a run is not continued so, nor is a weight chosen by such runs.
 
     Raises:
         ValueError: They differ.
     """
-    old, new = recorded.to_json(), run.to_json()
-    settings, own = json.loads(old.pop("config") or "{}"), json.loads(new.pop("config") or "{}")
-    old |= {f"config {name}": settings[name] for name in settings.keys() & own.keys()}
-    new |= {f"config {name}": own[name] for name in settings.keys() & own.keys()}
-    for name, value in new.items():
-        if old[name] != value:
+    old, new = _with_settings(record.run), _with_settings(run)
+    names = old.keys() & new.keys() if record.result.is_complete and not run.is_tuning else old.keys() | new.keys()
+    for name in sorted(names):
+        before, now = old.get(name), new.get(name)
+        if before != now:
             raise ValueError(
-                f"The run in {run.folder} was made with {name} {_cut(old[name], value)}, not "
-                f"{_cut(value, old[name])}; move the folder elsewhere, or repeat the benchmark as it was"
+                f"The run in {run.folder} was made with {name} {_cut(before, now)}, not {_cut(now, before)}; move the "
+                "folder elsewhere, or repeat the benchmark as it was"
             )
+
+
+def _with_settings(run: Run) -> dict[str, Any]:
+    """Return the description of a run with each setting of its trainer by itself."""
+    content = run.to_json()
+    settings = json.loads(content.pop("config") or "{}")
+    return content | {f"config {name}": value for name, value in settings.items()}
 
 
 def _cut(value: Any, other: Any, length: int = 60) -> str:
@@ -74,7 +81,7 @@ def _cut(value: Any, other: Any, length: int = 60) -> str:
     if len(text) <= length:
         return text
     pairs = enumerate(zip(text, str(other), strict=False))
-    differs_at = next((index for index, (one, another) in pairs if one != another), 0)
+    differs_at = next((index for index, (one, another) in pairs if one != another), len(text))
     start = max(0, differs_at - length // 3)
     return f"{'...' if start else ''}{text[start : start + length]}{'...' if start + length < len(text) else ''}"
 
@@ -89,5 +96,5 @@ def is_done(run: Run, mean_of_both: bool = False) -> bool:
     record = read_record(run.folder)
     if record is None or record.result.status != "done":
         return False
-    check_same(run, record.run)
+    check_same(run, record)
     return not (mean_of_both and lacks_mean(run, record.result))

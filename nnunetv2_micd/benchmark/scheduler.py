@@ -181,9 +181,18 @@ def _run_waiting(
         num_jobs, start = jobs or 1, process_starter(device, jobs or 1, make_task)
     else:
         num_jobs, start = jobs or len(runs), job_starter(submit, make_task)
-    # A job of an earlier call is found by its number.
-    is_busy = is_locked if submit is None else lambda _: False
-    return _run_all(runs, waiting, num_jobs, start, lambda run: is_done(run, mean_of_both), is_busy)
+    elsewhere = set[Run]()
+
+    def is_elsewhere(run: Run, has_failed: bool = False) -> bool:
+        # A job of an earlier call holds the lock as well, but is found by its number.
+        if not ((submit is None or has_failed or run in elsewhere) and is_locked(run)):
+            return False
+        if run not in elsewhere:
+            elsewhere.add(run)
+            tqdm.write(f"waits, as another process works on it: {run}", file=sys.stdout)
+        return True
+
+    return _run_all(runs, waiting, num_jobs, start, lambda run: is_done(run, mean_of_both), is_elsewhere)
 
 
 def _run_all(
@@ -192,7 +201,7 @@ def _run_all(
     jobs: int,
     start: Starter,
     is_finished: Callable[[Run], bool],
-    is_busy: Callable[[Run], bool],
+    is_elsewhere: Callable[..., bool],
 ) -> list[Run]:
     """Start the waiting runs, never more than ``jobs`` at a time, and return those that failed.
 
@@ -202,7 +211,7 @@ def _run_all(
     with RunsBar(runs, waiting) as bar, _stopped_at_the_end(active):
         while queue or active:
             while queue and len(active) < jobs:
-                run = next((run for run in queue if not is_busy(run)), None)
+                run = next((run for run in queue if not is_elsewhere(run)), None)
                 if run is None:
                     break
                 queue.remove(run)
@@ -228,6 +237,11 @@ def _run_all(
                 if not ending:
                     ending = _describe_incomplete(started.run, is_finished)
                 active.remove(started)
+                # Both have started it before either was at it.
+                if ending and is_elsewhere(started.run, has_failed=True):
+                    bar.leave(started.run)
+                    queue.append(started.run)
+                    continue
                 bar.end(started.run, has_failed=bool(ending))
                 if ending:
                     failed.append(started.run)

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = find_files(Sources(arguments.i, arguments.l, arguments.u, arguments.t))
     if files.num_channels is not None:
         channels = channels or _ask(files.num_channels)
+        check_names(arguments.d, arguments.n, channels, arguments.classes)
         check_number_of_names(channels, files.num_channels, "channels of the images")
     content = read_content(files)
     if not channels:

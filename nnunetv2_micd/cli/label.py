@@ -37,14 +37,15 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{name} has {counted(total, 'labeled case')} now. Next:")
     try:
         dataset = Dataset.find(name, plans)
-        configurations = choose_configurations(dataset, labeled_folders(name))
-    except (OSError, ValueError):  # nothing is preprocessed yet
+    except (OSError, ValueError):  # there are no plans yet
         print(f"nnUNetv2_plan_and_preprocess -d {number}")
         print(f"nnUNetv2_micd preprocess -d {number}")
         return
-    named = "" if plans == options.DEFAULT_PLANS else f" -plans_name {plans}"
-    # Without -c, nnU-Net preprocesses all configurations, also those that the user does not train. Without --clean, it
-    # plans by the images that it saw the first time.
+    try:  # without -c, nnU-Net preprocesses all configurations, also those that the user does not train
+        chosen = f" -c {' '.join(choose_configurations(dataset, labeled_folders(name)))}"
+    except OSError:  # nothing is preprocessed yet
+        chosen = ""
+    # Without --clean, nnU-Net plans by the images that it saw the first time.
     again = f"keeps the plans; to plan again: {dataset.plan_command}"
-    print(f"nnUNetv2_preprocess -d {number}{named} -c {' '.join(configurations)}   # {again}")
+    print(f"nnUNetv2_preprocess -d {number} -plans_name {plans}{chosen}   # {again}")
     print(dataset.preprocess_command)

@@ -8,7 +8,7 @@ from typing import Any
 Options = argparse._ActionsContainer
 """A parser, or a group of its options."""
 
-DEFAULT_PLANS = "nnUNetPlans"
+DEFAULT_PLANS = "nnUNetPlans"  # as data.folders, which takes seconds to import
 DEFAULT_TRAINER = "nnUNetTrainerSelfTraining"
 DEFAULT_BASELINE = "nnUNetTrainer"
 

@@ -20,8 +20,8 @@ from nnunetv2_micd.data.preprocessed import channel_names, preprocessing_fingerp
 from nnunetv2_micd.data.splits import SPLITS_FILE, Entry, load_splits
 from nnunetv2_micd.utils.files import is_file_name, read_json_object
 
-DEFAULT_PLANNER = "ExperimentPlanner"
-"""nnU-Net's planner unless ``-pl`` names another."""
+PLANS_OF_PLANNERS = {f"nnUNetPlannerResEnc{size}": f"nnUNetResEncUNet{size}Plans" for size in ("M", "L", "XL")}
+"""Plans of nnU-Net's planners for networks with residual encoders."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,14 @@ class Dataset:
 
     @property
     def plan_command(self) -> str:
-        """Command that plans and preprocesses the labeled cases again, with the planner of these plans."""
-        planner, name = self.plans.plans.get("experiment_planner_used", DEFAULT_PLANNER), self.plans.plans_name
+        """Command that plans and preprocesses the labeled cases again, or what to say in its place."""
+        planner, name = self.plans.plans.get("experiment_planner_used"), self.plans.plans_name
         command = f"nnUNetv2_plan_and_preprocess --clean -d {self.number}"
-        command += "" if planner == DEFAULT_PLANNER else f" -pl {planner}"
-        return command + ("" if name == DEFAULT_PLANS else f" -overwrite_plans_name {name}")
+        if name == DEFAULT_PLANS:
+            return command
+        # Of other options, such as of the GPU's memory, plans know nothing.
+        is_default = PLANS_OF_PLANNERS.get(planner) == name
+        return command + (f" -pl {planner}" if is_default else f" (and the options that made {name})")
 
     @property
     def preprocessed(self) -> Path:

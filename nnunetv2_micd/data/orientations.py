@@ -56,7 +56,7 @@ def describe_turned(dataset: "Dataset", configuration: str) -> tuple[str, str] |
         f"unlabeled images in another orientation than every labeled one ({shorten(sorted(turned))}), which "
         f"{reader.__name__} of nnU-Net does not correct: a network sees them flipped or turned",
         f'convert them, or set "overwrite_image_reader_writer": "{reader.__name__}WithReorient" in '
-        f"dataset.json of the raw dataset, and run: {dataset.plan_command} && "
+        f"dataset.json of the raw dataset, and run: {dataset.plan_command} ; then: "
         f"{dataset.preprocess_command} --overwrite",
     )
 

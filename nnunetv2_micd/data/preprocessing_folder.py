@@ -125,6 +125,7 @@ def _remove_done(folder: Path, fingerprint: str, cases: Collection[str], images:
     sources = read_sources(folder)
     others = [] if is_same else [case for case in done if case not in images]
     if others:
+        write_sources(folder, {case: source for case, source in sources.items() if case not in others})
         places = {shlex.quote(sources[case].folder) for case in others if case in sources}
         again = f"; to have them again, name their folders, too: -i {' '.join(sorted(places))}" if places else ""
         print(

@@ -126,7 +126,7 @@ def _check_preprocessed(
     if preprocessed and read_fingerprint(folder) != dataset.fingerprint(configuration):
         raise ValueError(
             f"The unlabeled images in {folder} were preprocessed with other plans than those of this training; "
-            f"preprocess them again: {command}{_other_folders(folder, dataset)} --overwrite"
+            f"preprocess them again: {command}{_other_folders(preprocessed, folder, dataset)} --overwrite"
         )
     damaged = find_damaged(folder, preprocessed, dataset.dataset_json)
     if damaged:
@@ -136,9 +136,10 @@ def _check_preprocessed(
         )
 
 
-def _other_folders(folder: str, dataset: Dataset) -> str:
+def _other_folders(preprocessed: Sequence[str], folder: str, dataset: Dataset) -> str:
     """Return the option that names the folders of the raw images, where they are not in ``imagesUn`` alone."""
-    folders = sorted({source.folder for source in read_sources(folder).values()})
+    sources = read_sources(folder)
+    folders = sorted({sources[case].folder for case in preprocessed if case in sources})
     if all(Path(folder).parts[-2:] == (dataset.name, IMAGES_FOLDER) for folder in folders):
         return ""
     return " -i " + " ".join(map(shlex.quote, folders))

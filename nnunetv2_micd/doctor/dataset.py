@@ -14,7 +14,7 @@ from nnunetv2_micd.data.labeled import find_damaged_labeled
 from nnunetv2_micd.data.orientations import describe_turned
 from nnunetv2_micd.data.preprocessed import list_preprocessed
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
-from nnunetv2_micd.data.splits import DEFAULT_FOLDS, SPLITS_FILE, Entry, can_nnunet_split
+from nnunetv2_micd.data.splits import DEFAULT_FOLDS, KEYS, SPLITS_FILE, Entry, can_nnunet_split
 from nnunetv2_micd.data.unlabeled import find_unlabeled_cases, raw_cases
 from nnunetv2_micd.doctor.advice import advise
 from nnunetv2_micd.doctor.finding import Finding
@@ -91,13 +91,11 @@ def _check_missing_splits(dataset: Dataset, configurations: Sequence[str], group
     unit = "group" if groups else "case"
     if number == 1:
         return Finding("warning", "splits", f"one labeled {unit} makes no folds", "train with fold all instead of 0")
-    if number >= DEFAULT_FOLDS:
-        text = f"none yet: preprocess makes folds of the {number} groups, which nnU-Net's own trainers would divide"
-    else:
-        text = (
-            f"none yet: preprocess makes {number} folds, each with one {unit} for validation; nnU-Net's own trainers "
-            "cannot"
-        )
+    folds = (
+        f"folds of the {number} groups" if number >= DEFAULT_FOLDS else f"{number} folds, each with one {unit} to test"
+    )
+    otherwise = "would divide groups" if len(cases) >= DEFAULT_FOLDS else "have no folds for so few"
+    text = f"none yet: preprocess makes {folds}; without it, nnU-Net's own trainers {otherwise}"
     return Finding("ok", "splits", text, dataset.preprocess_command)
 
 
@@ -213,10 +211,10 @@ def _check_labeled_files(dataset: Dataset, name: str, labeled: Sequence[str], re
 
 def _check_all_used(name: str, labeled: Sequence[str], splits: list[Entry] | None) -> list[Finding]:
     """Warn of labeled cases in no fold, such as those that were added by hand after the folds were made."""
-    unused = sorted(set(labeled).difference(*(cases for entry in splits or [] for cases in entry.values())))
+    unused = sorted(set(labeled).difference(*(entry.get(key, []) for entry in splits or [] for key in KEYS)))
     if not (splits and unused):
         return []
-    text = f"no fold in {SPLITS_FILE} names these labeled cases, so no training uses them ({shorten(unused)})"
+    text = f"no fold in {SPLITS_FILE} names these labeled cases, so only fold all trains on them ({shorten(unused)})"
     return [Finding("warning", name, text, "add them to the train entries, unless this is intended")]
 
 

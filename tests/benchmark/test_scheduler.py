@@ -19,7 +19,7 @@ from helpers import TinyDataset
 from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
 from nnunetv2_micd.benchmark import run as run_module
 from nnunetv2_micd.benchmark.plan import plan_runs
-from nnunetv2_micd.benchmark.records import Result, write_record
+from nnunetv2_micd.benchmark.records import Record, Result, write_record
 from nnunetv2_micd.benchmark.run import lock_folder
 from nnunetv2_micd.benchmark.run_folder import check_same, is_done
 from nnunetv2_micd.training.registry import GENERATED_FOLDER
@@ -31,14 +31,17 @@ from nnunetv2_micd.training.registry import GENERATED_FOLDER
         ({"jobs": 0}, "The number of jobs must be at least 1"),
         ({"options": ["a=b"]}, "add --executor"),
         ({"executor": "slurm"}, "submitit|Slurm does not answer"),
-        ({"executor": "slurm", "options": ["colour=red"]}, "submitit cannot submit to Slurm|not installed"),
+        ({"executor": "slurm", "options": ["colour=red"]}, "submitit cannot submit to Slurm: .*colour|not installed"),
         ({"executor": "slurm", "options": ["timeout_min"]}, 'must be like "slurm_partition=gpu"|not installed'),
         ({"device": "cuda"}, "add -device cpu"),
     ],
 )
 def test_bad_arguments_are_refused(
-    grid: Grid, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    grid: Grid, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if "options" in arguments:  # submitit looks for Slurm first
+        (tmp_path / "srun").touch(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run_benchmark(grid, **{"device": "cpu", **arguments})
@@ -175,14 +178,51 @@ def test_another_benchmark_was_faster(grid: Grid) -> None:
     for action in (lambda: run_module.execute(run, "cpu", []), lambda: is_done(run)):
         with pytest.raises(ValueError, match="was made with num_unlabeled"):
             action()
-    added = replace(run, config='{"ramp_peak": 0.1, "new": 1}')
-    check_same(replace(run, config='{"ramp_peak": 0.1}'), added)
+
+
+def test_settings_that_came_with_a_version(grid: Grid) -> None:
+    run = plan_runs(grid)[-1]
+    half = Result.start(run, "cpu")
+    before, now = replace(run, config='{"ramp_peak": 0.1}'), replace(run, config='{"ramp_peak": 0.1, "new": 1}')
+    check_same(now, Record(before, half.done()))
+    with pytest.raises(ValueError, match="was made with config new None, not 1"):
+        check_same(now, Record(before, half))
+    with pytest.raises(ValueError, match="was made with config new None, not 1"):
+        check_same(replace(now, is_tuning=True), Record(replace(before, is_tuning=True), half.done()))
     long = "/data/" + 20 * "folder/"
     with pytest.raises(ValueError, match=r"config path \.\.\..*/old, not \.\.\..*/new; move"):
         check_same(
             replace(run, config=json.dumps({"path": long + "new"})),
-            replace(run, config=json.dumps({"path": long + "old"})),
+            Record(replace(run, config=json.dumps({"path": long + "old"})), half),
         )
+    with pytest.raises(ValueError, match=r"not \.\.\..*/_2; move"):
+        check_same(replace(run, test_images=long + "_2"), Record(replace(run, test_images=long), half))
+
+
+def test_a_run_that_another_process_began_at_the_same_time(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its process finds the lock after half a minute, and ends."""
+    states = iter([False, True, True, False])  # before the start, after its end, and when it is asked about again
+
+    class Late(Instant):
+        def poll(self) -> str:
+            return "exit code 1"
+
+    def is_locked(run: Any) -> bool:
+        is_held = next(states)
+        if not is_held and Instant.most:
+            write_record(run, Result.start(run, "cpu").done())
+        return is_held
+
+    monkeypatch.setattr(Instant, "most", 0)
+    monkeypatch.setattr(scheduler, "is_locked", is_locked)
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Late)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    assert run_benchmark(replace(grid, budgets=["1"], seeds=[3], trainers=["nnUNetTrainer"]), "cpu") == []
+    printed = capsys.readouterr().out
+    assert printed.count("waits, as another process works on it: nnUNetTrainer, 1 labeled") == 1
+    assert "done by another process: nnUNetTrainer, 1 labeled" in printed
 
 
 def test_gpus_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

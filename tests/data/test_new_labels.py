@@ -51,7 +51,7 @@ def test_images_become_labeled_training_cases_of_all_folds(
     number = len(dataset.labeled) + 2
     printed = capsys.readouterr().out
     assert f"{dataset.name} has {number} labeled cases now" in printed
-    assert re.search(r"^nnUNetv2_preprocess -d 901 -c 2d 3d_fullres  ", printed, re.M)
+    assert re.search(r"^nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 2d 3d_fullres  ", printed, re.M)
     assert re.search(r"^nnUNetv2_micd preprocess -d 901$", printed, re.M)
     assert [is_labeled(dataset, case) for case in (first, second, *others)] == [True, True, *[False] * len(others)]
     assert (labels / f"{first}.nii.gz").is_file()  # the user's file stays

@@ -105,7 +105,7 @@ def test_images_unlike_all_labeled_ones_are_named(tmp_path: Path) -> None:
     text, remedy = describe_turned(dataset, "3d_fullres") or ("", "")
     assert "(turned by half, with other axes, with two axes exchanged)" in text
     assert '"overwrite_image_reader_writer": "SimpleITKIOWithReorient"' in remedy
-    assert "nnUNetv2_plan_and_preprocess --clean -d 4 && nnUNetv2_micd preprocess -d 4 --overwrite" in remedy
+    assert "nnUNetv2_plan_and_preprocess --clean -d 4 ; then: nnUNetv2_micd preprocess -d 4 --overwrite" in remedy
     assert describe_turned(Dataset(tmp_path, SimpleITKIOWithReorient), "3d_fullres") is None
 
 

@@ -134,6 +134,9 @@ def test_other_plans_remove_images_of_other_folders_by_name(
         in printed
     )
     assert used(preprocessed) == IMAGES
+    record.write_text(json.dumps({"fingerprint": "of other plans again"}))
+    with pytest.raises(ValueError, match=r"other plans .*preprocess -d 901 -c 3d_fullres -p nnUNetPlans --overwrite"):
+        used(preprocessed)
 
 
 def test_moved_images_are_not_preprocessed_again(preprocessed: TinyDataset) -> None:

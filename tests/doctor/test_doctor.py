@@ -69,7 +69,11 @@ def test_sound_dataset(dataset: TinyDataset, capsys: pytest.CaptureFixture) -> N
     ("number", "expected"),
     [
         (1, "warning: one labeled case makes no folds"),
-        (3, "ok: none yet: preprocess makes 3 folds, each with one case for validation; nnU-Net's own trainers cannot"),
+        (
+            3,
+            "ok: none yet: preprocess makes 3 folds, each with one case to test; without it, nnU-Net's own trainers "
+            "have no folds for so few",
+        ),
         (6, "ok: none yet: the first training makes nnU-Net's five folds"),
     ],
 )
@@ -101,10 +105,10 @@ def test_labels_that_no_fold_names(dataset: TinyDataset) -> None:
     """Labels that were added by hand after the folds were made."""
     entries = json.loads(dataset.splits_file.read_text())
     without = [{key: [case for case in cases if case != "case_2"] for key, cases in fold.items()} for fold in entries]
-    dataset.splits_file.write_text(json.dumps(without))
+    dataset.splits_file.write_text(json.dumps([entry | {"seed": 0} for entry in without]))  # as of a benchmark
     found = [text for text in texts(find("3d_fullres", "901")) if "no fold" in text]
     assert found == [
-        "warning: no fold in splits_final.json names these labeled cases, so no training uses them (case_2)"
+        "warning: no fold in splits_final.json names these labeled cases, so only fold all trains on them (case_2)"
     ]
 
 
@@ -115,11 +119,13 @@ def test_commands_name_the_plans(dataset: TinyDataset) -> None:
     plans |= {"plans_name": "nnUNetResEncUNetMPlans", "experiment_planner_used": "nnUNetPlannerResEncM"}
     (dataset.preprocessed / "nnUNetResEncUNetMPlans.json").write_text(json.dumps(plans))
     other = Dataset.find("901", "nnUNetResEncUNetMPlans")
-    assert other.plan_command == (
-        "nnUNetv2_plan_and_preprocess --clean -d 901 -pl nnUNetPlannerResEncM "
-        "-overwrite_plans_name nnUNetResEncUNetMPlans"
-    )
+    assert other.plan_command == ("nnUNetv2_plan_and_preprocess --clean -d 901 -pl nnUNetPlannerResEncM")
     assert other.preprocess_command == "nnUNetv2_micd preprocess -d 901 -p nnUNetResEncUNetMPlans"
+    plans["plans_name"] = "nnUNetResEncUNetPlans_40G"  # by options that no plans record
+    (dataset.preprocessed / "nnUNetResEncUNetPlans_40G.json").write_text(json.dumps(plans))
+    assert Dataset.find("901", "nnUNetResEncUNetPlans_40G").plan_command == (
+        "nnUNetv2_plan_and_preprocess --clean -d 901 (and the options that made nnUNetResEncUNetPlans_40G)"
+    )
 
 
 def test_splits_without_folds(dataset: TinyDataset) -> None:
@@ -138,12 +144,13 @@ def test_folds_of_groups(dataset: TinyDataset) -> None:
     assert text.startswith("warning: fold 0: groups have cases in training and in validation (patient_1)")
     dataset.splits_file.unlink()
     assert texts(find("splits", "901", "3d_fullres")) == [
-        "ok: none yet: preprocess makes 3 folds, each with one group for validation; nnU-Net's own trainers cannot"
+        "ok: none yet: preprocess makes 3 folds, each with one group to test; without it, nnU-Net's own trainers would "
+        "divide groups"
     ]
     many = {case: str(max(number, 1)) for number, case in enumerate(dataset.labeled)}
     (dataset.raw / "groups.json").write_text(json.dumps(many))
     assert texts(find("splits", "901", "3d_fullres")) == [
-        "ok: none yet: preprocess makes folds of the 5 groups, which nnU-Net's own trainers would divide"
+        "ok: none yet: preprocess makes folds of the 5 groups; without it, nnU-Net's own trainers would divide groups"
     ]
     (dataset.raw / "groups.json").write_text('{"case_0": "a"}')
     assert "gives these cases no group" in texts(find("splits", "901", "3d_fullres"))[0]
