@@ -143,13 +143,23 @@ def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("labeled", range(1, 100))
 def test_advice_is_that_of_the_first_table_of_the_page(labeled: int) -> None:
     page = (RESULTS.parent / "how_to" / "choose_a_trainer.md").read_text(encoding="utf-8")
-    [few] = [line for line in page.splitlines() if line.startswith("| 1 to 20 |")]
-    with_unlabeled, control, without = re.findall(r"`(nnUNetTrainer\w+)`", few)
-    as_good, start = map(int, re.findall(r"from (\d+) on", few))
-    most = 20
-    advised = f"-tr {with_unlabeled}" + (f", or its control {control}" if labeled >= as_good else "")
-    assert advise(labeled, 100).text.endswith(advised if labeled <= most else EITHER)
-    assert advise(labeled, 0).text.endswith(f"-tr {without}" if start <= labeled <= most else EITHER)
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    advised, advised_without = [EITHER], [EITHER]
+    for first, last, some, none in rows:
+        if int(first) <= labeled <= int(last):
+            advised, advised_without = [read_advice(some, labeled)], [read_advice(none, labeled)]
+    assert advise(labeled, 100).text.endswith(*advised)
+    assert advise(labeled, 0).text.endswith(*advised_without)
+
+
+def read_advice(cell: str, labeled: int) -> str | tuple[str, str]:
+    """Return the advice in a cell of the page's table; what follows "from 4 on" is for 4 labels and more."""
+    named = []
+    for part in cell.split(";"):
+        start = re.search(r"from (\d+) on", part)
+        if start is None or labeled >= int(start[1]):
+            named += re.findall(r"`(nnUNetTrainer\w+)`", part)
+    return f"-tr {', or its control '.join(named)}" if named else EITHER
 
 
 def test_other_short_trainings_of_the_same_images_are_shown_beside_long_ones() -> None:
