@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from nnunetv2_micd.benchmark.records import Run
-from nnunetv2_micd.benchmark.run import LOG
+from nnunetv2_micd.benchmark.run import BUSY_CODE, LOG
 from nnunetv2_micd.utils.devices import count_cores
 
 WORKER = "nnunetv2_micd.benchmark.worker"
@@ -78,6 +78,8 @@ class LocalProcess:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             return f"it was killed (signal {-code})"
+        if code == BUSY_CODE:
+            return f"{BlockingIOError.__name__}: another process works on it"
         return f"exit code {code}" if code else ""
 
     def stop(self) -> None:

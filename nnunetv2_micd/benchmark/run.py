@@ -27,6 +27,9 @@ from nnunetv2_micd.utils.memory import peak_memory
 LOG = "benchmark.log"
 LOCK = "benchmark.lock"
 
+BUSY_CODE = 75
+"""Exit code of a process that gave way to another one at the same run, ``EX_TEMPFAIL`` of sysexits.h."""
+
 LOCK_SECONDS = 30
 """Time to wait for another process at the same run, which may just be ending after it was killed."""
 

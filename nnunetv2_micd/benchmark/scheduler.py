@@ -237,8 +237,9 @@ def _run_all(
                 if not ending:
                     ending = _describe_incomplete(started.run, is_finished)
                 active.remove(started)
-                # Both have started it before either was at it.
-                if ending and is_elsewhere(started.run, has_failed=True):
+                # Both have started it before either was at it. Only after this error: the loaders of a killed run may
+                # still hold its lock.
+                if ending.startswith(BlockingIOError.__name__) and is_elsewhere(started.run, has_failed=True):
                     bar.leave(started.run)
                     queue.append(started.run)
                     continue

@@ -11,14 +11,18 @@ import sys
 import threading
 
 from nnunetv2_micd.benchmark.records import Run
-from nnunetv2_micd.benchmark.run import execute
+from nnunetv2_micd.benchmark.run import BUSY_CODE, execute
 
 
 def main() -> None:
     """Do the run in the first line of the standard input."""
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
-    execute(Run.from_json(task.pop("run")), **task)
+    try:
+        execute(Run.from_json(task.pop("run")), **task)
+    except BlockingIOError as error:
+        print(error, file=sys.stderr)
+        sys.exit(BUSY_CODE)
 
 
 def _end_with(pipe: int) -> None:

@@ -1,5 +1,6 @@
 """The scheduler of a benchmark: runs side by side, failures, GPUs in turn, progress."""
 
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 from helpers import TinyDataset
 
-from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler
+from nnunetv2_micd.benchmark import Grid, jobs, launch, run_benchmark, scheduler, worker
 from nnunetv2_micd.benchmark import run as run_module
 from nnunetv2_micd.benchmark.plan import plan_runs
 from nnunetv2_micd.benchmark.records import Record, Result, write_record
@@ -170,6 +171,28 @@ def test_a_run_of_another_process_is_waited_for(
     assert "done: nnUNetTrainerMICD, 1 labeled, seed 3" in printed
 
 
+def test_a_killed_run_whose_workers_still_hold_its_lock_has_failed(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "process_starter", lambda *_: Instant)
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0)
+    monkeypatch.setattr(Instant, "most", 0)
+    monkeypatch.setattr(scheduler, "is_locked", lambda _: Instant.most > 0)
+    grid = replace(grid, budgets=["1"], seeds=[0], trainers=["nnUNetTrainer"])
+    assert len(run_benchmark(grid, "cpu")) == 1
+
+
+def test_the_process_of_a_run_gives_way_to_another(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "LOCK_SECONDS", 0)
+    run = plan_runs(grid)[0]
+    line = json.dumps({"run": run.to_json(), "device": "cpu", "trainer_folders": []}).encode()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(line + b"\n"), fileno=lambda: None))
+    monkeypatch.setattr(worker, "_end_with", lambda _: None)
+    with lock_folder(run.folder), pytest.raises(SystemExit) as end:
+        worker.main()
+    ended = object.__new__(launch.LocalProcess)
+    ended._process = SimpleNamespace(poll=lambda: end.value.code)  # type: ignore[assignment]
+    assert str(ended.poll()).startswith("BlockingIOError")
+
+
 def test_another_benchmark_was_faster(grid: Grid) -> None:
     """Both have planned a run before either has begun it."""
     run = plan_runs(grid)[0]
@@ -207,7 +230,7 @@ def test_a_run_that_another_process_began_at_the_same_time(
 
     class Late(Instant):
         def poll(self) -> str:
-            return "exit code 1"
+            return "BlockingIOError: another process works on it"
 
     def is_locked(run: Any) -> bool:
         is_held = next(states)
