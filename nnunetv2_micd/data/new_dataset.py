@@ -12,9 +12,10 @@ import numpy as np
 
 from nnunetv2_micd.data.derive import check_number
 from nnunetv2_micd.data.folders import raw_folder
+from nnunetv2_micd.data.image_defects import whole
 from nnunetv2_micd.data.new_dataset_content import Content, find_reader
 from nnunetv2_micd.data.new_dataset_files import TIFF, Files
-from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, whole
+from nnunetv2_micd.data.raw_images import IMAGES_FOLDER
 from nnunetv2_micd.utils.files import atomic_folder
 
 NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -11,9 +11,9 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from tqdm import tqdm
 
+from nnunetv2_micd.data.image_defects import AGAIN, find_file_defect
 from nnunetv2_micd.data.new_dataset_files import PHOTOGRAPHS, SUPPORTED, TIFF, Files
 from nnunetv2_micd.data.orientations import are_alike, orientation
-from nnunetv2_micd.data.raw_images import AGAIN, find_file_defect
 
 MOST_CLASSES = 255
 """More values than this are those of an image, not of a label."""

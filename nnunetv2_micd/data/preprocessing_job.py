@@ -12,7 +12,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunetv2_micd.data.dataset import Dataset
-from nnunetv2_micd.data.raw_images import AGAIN, find_data_defect, find_defect, find_spacing_defect
+from nnunetv2_micd.data.image_defects import AGAIN, find_data_defect, find_defect, find_spacing_defect
 
 
 @dataclass(frozen=True)

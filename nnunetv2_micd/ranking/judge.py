@@ -13,7 +13,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_micd.data.raw_images import whole
+from nnunetv2_micd.data.image_defects import whole
 from nnunetv2_micd.ranking.assess import Assessor, DisputedSlice
 from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.training.loader import UnlabeledImages

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_micd.data.dataset import has_colors
-from nnunetv2_micd.data.raw_images import AGAIN, group_images
+from nnunetv2_micd.data.image_defects import AGAIN
+from nnunetv2_micd.data.raw_images import group_images
 from nnunetv2_micd.utils.figures import LEGEND_COLUMNS, default_style, label_legend, outline, to_picture
 from nnunetv2_micd.utils.files import atomic, read_json_object, shorten
 

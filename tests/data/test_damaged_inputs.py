@@ -29,8 +29,8 @@ import nnunetv2_micd
 from nnunetv2_micd import TRAINER_FOLDER
 from nnunetv2_micd.cli.main import main
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.image_defects import find_defect
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-from nnunetv2_micd.data.raw_images import find_defect
 from nnunetv2_micd.methods.micd import nnUNetTrainerMICD
 
 VOLUME = make_volume(3, (20, 22, 26))[0]
