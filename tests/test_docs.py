@@ -1,5 +1,6 @@
-"""The commands and trainers that the documentation names exist."""
+"""The commands and trainers that the documentation names exist, and the tables of its results agree."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -12,8 +13,14 @@ from nnunetv2_micd.ext_trainers import nnunetv2_micd_trainers as exported
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
+RESULT_TABLES = sorted((REPOSITORY / "docs/results").rglob("summary.csv"))
 OTHERS = {"nnUNetTrainer", "nnUNetTrainerMICD_largeBlocks"}
 """nnU-Net's own trainer, and the example of how to write one."""
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open() as file:
+        return list(csv.DictReader(file))
 
 
 def commands(page: Path) -> list[str]:
@@ -60,3 +67,17 @@ def test_every_trainer_has_its_place() -> None:
     trainers = (REPOSITORY / "docs/reference/trainers.md").read_text(encoding="utf-8")
     for name in exported.__all__:
         assert f"`{name}`" in trainers or f"`{name.removeprefix('nnUNetTrainerMICD')}`" in trainers, name
+
+
+@pytest.mark.parametrize("summary", RESULT_TABLES, ids=lambda path: str(path.parent.relative_to(REPOSITORY)))
+def test_tests_of_a_result_use_all_trainings_of_its_summary(summary: Path) -> None:
+    """A table that was forgotten when a training was added would say so by its number of seeds."""
+    seeds = {(row["budget"], row["trainer"]): int(row["seeds"]) for row in read_rows(summary) if "seeds" in row}
+    for name, first, second in (
+        ("comparisons.csv", "trainer", "trainer"),
+        ("against_control.csv", "trainer", "control"),
+        ("best_against_others.csv", "best", "trainer"),
+    ):
+        table = summary.with_name(name)
+        for row in read_rows(table) if table.is_file() else []:
+            assert int(row["seeds"]) == min(seeds[row["budget"], row[column]] for column in (first, second)), table

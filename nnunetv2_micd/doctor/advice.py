@@ -19,7 +19,7 @@ class Measurement:
     """A gain in Dice that a table in ``docs/results`` shows.
 
     Attributes:
-        data: Images of the measurement.
+        data: Noun for one image of the measurement.
         labeled: Number of labeled images.
         unlabeled: Number of unlabeled images that the trainer used.
         trainer: Trainer, without ``nnUNetTrainer``.
@@ -70,88 +70,88 @@ class Measurement:
             for gain, low, high in filter(None, (self.over_nnunet, self.over_control))
         ]
         trainer = f"{self.trainer} ({self.only_for} only)" if self.only_for else self.trainer
-        images = f"{self.labeled} {self.data}, {self.unlabeled or 'none'} unlabeled, {self.steps} steps"
+        images = f"{counted(self.labeled, self.data)}, {self.unlabeled or 'none'} unlabeled, {self.steps} steps"
         images += f", {counted(self.trainings, 'training')}"
         doubt = f" ({self.doubt})" if self.doubt else ""
         return f"{trainer}, {images}: {' | '.join(gains)}{doubt} [docs/results/{self.table}]"
 
 
 MEASUREMENTS = (
-    Measurement("hearts", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", "f0", 3200),
-    Measurement("hearts", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", "f0", 3200),
-    Measurement("hearts", 14, 126, "SelfTraining", (5.9, 3.9, 8.2), (0.2, -0.4, 0.8), "acdc", "f1", 3200),
-    Measurement("hearts", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", "f1", 3200),
-    Measurement("hearts", 20, 120, "SelfTraining", (2.3, 0.7, 4.0), (0.7, -0.4, 1.8), "acdc/ten_patients", "10", 3200),
-    Measurement("hearts", 20, 0, "SelfTraining_LabeledOnly", (1.6, 0.9, 2.4), None, "acdc/ten_patients", "10", 3200),
+    Measurement("heart", 6, 134, "SelfTraining", (21.8, 17.3, 26.4), (5.1, 3.6, 6.7), "acdc", "f0", 3200),
+    Measurement("heart", 6, 0, "SelfTraining_LabeledOnly", (16.7, 13.2, 20.3), None, "acdc", "f0", 3200),
+    Measurement("heart", 14, 126, "SelfTraining", (5.9, 3.9, 8.2), (0.2, -0.4, 0.8), "acdc", "f1", 3200),
+    Measurement("heart", 14, 0, "SelfTraining_LabeledOnly", (5.7, 3.6, 8.0), None, "acdc", "f1", 3200),
+    Measurement("heart", 20, 120, "SelfTraining", (2.3, 0.7, 4.0), (0.7, -0.4, 1.8), "acdc/ten_patients", "10", 3200),
+    Measurement("heart", 20, 0, "SelfTraining_LabeledOnly", (1.6, 0.9, 2.4), None, "acdc/ten_patients", "10", 3200),
     Measurement(
-        *("hearts", 40, 100, "SelfTraining", (0.4, -1.0, 2.0), (-0.6, -1.4, 0.3)),
+        *("heart", 40, 100, "SelfTraining", (0.4, -1.0, 2.0), (-0.6, -1.4, 0.3)),
         *("acdc/twenty_patients", "20", 3200),
     ),
     Measurement(
-        *("hearts", 40, 0, "SelfTraining_LabeledOnly", (1.0, -0.2, 2.3), None, "acdc/twenty_patients", "20", 3200),
+        *("heart", 40, 0, "SelfTraining_LabeledOnly", (1.0, -0.2, 2.3), None, "acdc/twenty_patients", "20", 3200),
     ),
     Measurement(
-        *("fetal heads", 12, 777, "SelfTraining", (2.9, 1.5, 4.4), (1.0, 0.4, 1.7)),
+        *("fetal head", 12, 777, "SelfTraining", (2.9, 1.5, 4.4), (1.0, 0.4, 1.7)),
         *("self_training_elsewhere/fetal_heads", "10", 3200),
     ),
     Measurement(
-        *("fetal heads", 12, 0, "SelfTraining_LabeledOnly", (1.9, 0.9, 3.0), None),
+        *("fetal head", 12, 0, "SelfTraining_LabeledOnly", (1.9, 0.9, 3.0), None),
         *("self_training_elsewhere/fetal_heads", "10", 3200),
         doubt="p 0.14: nnU-Net fails on a few images and is a little better on many others",
     ),
     Measurement(
-        *("fetal heads", 25, 764, "SelfTraining", (1.3, 0.4, 2.3), (1.2, 0.4, 2.2)),
+        *("fetal head", 25, 764, "SelfTraining", (1.3, 0.4, 2.3), (1.2, 0.4, 2.2)),
         *("self_training_elsewhere/fetal_heads_20", "20", 3200),
-        doubt="p 0.24: nnU-Net fails on a few images and is a little better on the others",
+        doubt="p 0.24: nnU-Net fails on a few images and is a little better on most others",
     ),
     Measurement(
-        *("fetal heads", 25, 0, "SelfTraining_LabeledOnly", (0.4, -0.1, 0.9), None),
+        *("fetal head", 25, 0, "SelfTraining_LabeledOnly", (0.4, -0.1, 0.9), None),
         *("self_training_elsewhere/fetal_heads_20", "20", 3200, 2),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 159, "SelfTraining", (4.2, 3.5, 5.0), (2.8, 2.0, 3.6)),
+        *("hippocampus volume", 1, 159, "SelfTraining", (4.2, 3.5, 5.0), (2.8, 2.0, 3.6)),
         *("self_training_elsewhere/hippocampus", "1", 3200, 2),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 0, "SelfTraining_LabeledOnly", (1.4, 0.5, 2.4), None),
+        *("hippocampus volume", 1, 0, "SelfTraining_LabeledOnly", (1.4, 0.5, 2.4), None),
         *("self_training_elsewhere/hippocampus", "1", 3200, 2),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 159, "SelfTraining", (1.9, 0.9, 2.9), (7.6, 6.1, 9.3)),
+        *("hippocampus volume", 1, 159, "SelfTraining", (1.9, 0.9, 2.9), (7.6, 6.1, 9.3)),
         *("self_training_elsewhere/hippocampus_third_draw", "1", 3200, 1),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 0, "SelfTraining_LabeledOnly", (-5.7, -7.4, -4.2), None),
+        *("hippocampus volume", 1, 0, "SelfTraining_LabeledOnly", (-5.7, -7.4, -4.2), None),
         *("self_training_elsewhere/hippocampus_third_draw", "1", 3200, 1),
     ),
     Measurement(
-        *("hippocampus volumes", 2, 158, "SelfTraining", (0.9, 0.5, 1.4), (1.2, 0.9, 1.5)),
+        *("hippocampus volume", 2, 158, "SelfTraining", (0.9, 0.5, 1.4), (1.2, 0.9, 1.5)),
         *("self_training_elsewhere/hippocampus_2_labels", "2", 3200),
     ),
     Measurement(
-        *("hippocampus volumes", 2, 0, "SelfTraining_LabeledOnly", (-0.3, -0.7, 0.2), None),
+        *("hippocampus volume", 2, 0, "SelfTraining_LabeledOnly", (-0.3, -0.7, 0.2), None),
         *("self_training_elsewhere/hippocampus_2_labels", "2", 3200),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 159, "SelfTraining", (-5.2, -6.3, -4.1), (-3.5, -4.1, -2.9)),
+        *("hippocampus volume", 1, 159, "SelfTraining", (-5.2, -6.3, -4.1), (-3.5, -4.1, -2.9)),
         *("hippocampus_1_label_self_training", "1", 300),
     ),
     Measurement(
-        *("hippocampus volumes", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9)),
+        *("hippocampus volume", 1, 159, "MICD", (3.5, 2.9, 4.1), (3.3, 2.7, 3.9)),
         *("hippocampus_1_label", "1", 300),
     ),
-    Measurement("hippocampus volumes", 10, 150, "SelfTraining", (-1.2, nan, nan), None, "chosen_labels", "10", 800),
-    Measurement("hippocampus volumes", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", "2", 300),
-    Measurement("hippocampus volumes", 6, 154, "MICD", (-0.5, -0.7, -0.3), None, "hippocampus_300_steps", "6", 300),
+    Measurement("hippocampus volume", 10, 150, "SelfTraining", (-1.2, nan, nan), None, "chosen_labels", "10", 800),
+    Measurement("hippocampus volume", 2, 158, "MICD", (-0.2, -0.5, 0.0), None, "hippocampus_300_steps", "2", 300),
+    Measurement("hippocampus volume", 6, 154, "MICD", (-0.5, -0.7, -0.3), None, "hippocampus_300_steps", "6", 300),
     Measurement(
-        *("images of fetal heads", 12, 777, "ERSR", (1.0, 0.5, 1.6), (1.3, 0.8, 1.9)),
+        *("fetal head", 12, 777, "ERSR", (1.0, 0.5, 1.6), (1.3, 0.8, 1.9)),
         *("fetal_heads/mended_filter", "10", 300),
         only_for="one object in 2D",
     ),
     Measurement(
-        *("images of fetal heads", 22, 767, "ERSR", (1.2, 0.8, 1.6), (1.1, 0.7, 1.5), "fetal_heads", "20", 300),
+        *("fetal head", 22, 767, "ERSR", (1.2, 0.8, 1.6), (1.1, 0.7, 1.5), "fetal_heads", "20", 300),
         only_for="one object in 2D",
-        doubt="too low or too high, by a fault in its filter",
+        doubt="unreliable: its filter had a fault",
     ),
 )
 """Of the recommended trainer and its control, and of MICD and ERSR in short trainings; small networks on CPUs."""
@@ -192,7 +192,8 @@ def advise(labeled: int, unlabeled: int) -> Finding:
 
     lines = [
         "measured with small networks, points of Dice (95 % interval): over nnU-Net | over the best control beside it",
-        f"only trainings of {LONG} steps and more count for the advice; shorter ones are listed below them",
+        f"only trainings of {LONG} steps and more count for the advice, which is given where the interval of the gain "
+        "over nnU-Net lies above zero; shorter ones are listed below them",
         *(one.line for one in sorted(near, key=lambda one: not one.decides) if is_nearest(one)),
         "the intervals are about other test images, not about other labeled ones",
         "the gain depends on the images as well as on their number: compare on yours with nnUNetv2_micd benchmark; "

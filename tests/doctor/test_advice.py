@@ -74,9 +74,9 @@ def test_no_long_training_of_self_training_is_left_out() -> None:
 
 
 def test_the_nearest_long_trainings_must_all_have_gained(monkeypatch: pytest.MonkeyPatch) -> None:
-    gained = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, -0.5, 1.5), "few", "2", 3200)
-    lost = Measurement("lungs", 2, 50, "A", (-3.0, -4.0, -2.0), (1.0, 0.5, 1.5), "some", "2", 3200)
-    control = Measurement("livers", 2, 0, "A_LabeledOnly", (2.0, 1.0, 3.0), None, "few", "2", 3200)
+    gained = Measurement("liver", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, -0.5, 1.5), "few", "2", 3200)
+    lost = Measurement("lung", 2, 50, "A", (-3.0, -4.0, -2.0), (1.0, 0.5, 1.5), "some", "2", 3200)
+    control = Measurement("liver", 2, 0, "A_LabeledOnly", (2.0, 1.0, 3.0), None, "few", "2", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (gained, lost))
     assert advise(2, 10).text.endswith("nnU-Net itself")
     monkeypatch.setattr(advice, "MEASUREMENTS", (gained, control))
@@ -85,9 +85,9 @@ def test_the_nearest_long_trainings_must_all_have_gained(monkeypatch: pytest.Mon
 
 
 def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2", 3200)
-    some = Measurement("lungs", 3, 50, "C", (0.1, -1.0, 2.0), None, "some", "3", 3200)
-    many = Measurement("hearts", 20, 50, "B", (1.0, 0.5, 2.0), None, "many", "20", 3200)
+    few = Measurement("liver", 2, 50, "A", (3.0, 2.0, 4.0), (1.0, 0.5, 1.5), "few", "2", 3200)
+    some = Measurement("lung", 3, 50, "C", (0.1, -1.0, 2.0), None, "some", "3", 3200)
+    many = Measurement("heart", 20, 50, "B", (1.0, 0.5, 2.0), None, "many", "20", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few))
     assert advise(1, 10).text == "with 1 labeled and 10 unlabeled images: -tr nnUNetTrainerA"
     assert advise(3, 10).text.endswith("-tr nnUNetTrainerA")  # C, which is nearer, has not gained
@@ -98,7 +98,7 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
     assert "B, 20 hearts" in advise(40, 10).remedy
     assert "nothing was measured" in advise(41, 10).text
     assert "nothing was measured" in advise(5, 0).text
-    mixed = Measurement("livers", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4", 3200)
+    mixed = Measurement("liver", 4, 0, "M", (3.0, 2.0, 4.0), None, "few", "4", 3200)
     monkeypatch.setattr(advice, "MEASUREMENTS", (many, some, few, mixed))
     assert advise(5, 0).text == "with 5 labeled and no unlabeled images: -tr nnUNetTrainerM"
     assert advise(5, 9).text == "with 5 labeled and 9 unlabeled images: -tr nnUNetTrainerM"  # none of the others gained
@@ -111,10 +111,10 @@ def test_nearest_number_of_labels_decides(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     several = [
-        Measurement("livers", number, 50, "A", (3.0, 2.0, 4.0), None, "few", str(number), 3200) for number in (2, 3, 4)
+        Measurement("liver", number, 50, "A", (3.0, 2.0, 4.0), None, "few", str(number), 3200) for number in (2, 3, 4)
     ]
     monkeypatch.setattr(
-        advice, "MEASUREMENTS", (*several, Measurement("lungs", 6, 9, "A", (0, -1, 1), None, "x", "6", 3200))
+        advice, "MEASUREMENTS", (*several, Measurement("lung", 6, 9, "A", (0, -1, 1), None, "x", "6", 3200))
     )
     _, _, livers, lungs, *_ = advise(3, 10).remedy.splitlines()
     assert livers.startswith("A, 3 livers")
@@ -122,8 +122,8 @@ def test_only_the_nearest_number_of_labels_of_the_same_images_is_shown(monkeypat
 
 
 def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_images = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 3200)
-    certain = Measurement("heads", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", 3200, only_for="one object in 2D")
+    any_images = Measurement("liver", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 3200)
+    certain = Measurement("head", 2, 50, "E", (9.0, 8.0, 10.0), None, "heads", "2", 3200, only_for="one object in 2D")
     monkeypatch.setattr(advice, "MEASUREMENTS", (any_images, certain))
     advised = advise(2, 10)
     assert advised.text.endswith("-tr nnUNetTrainerA")
@@ -133,7 +133,7 @@ def test_trainers_for_certain_images_are_shown_and_not_recommended(monkeypatch: 
 
 
 def test_short_trainings_are_shown_and_recommend_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = Measurement("livers", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 300)
+    short = Measurement("liver", 2, 50, "A", (3.0, 2.0, 4.0), None, "few", "2", 300)
     monkeypatch.setattr(advice, "MEASUREMENTS", (short,))
     assert advise(2, 10).text.endswith("nnU-Net itself")
     assert "50 unlabeled, 300 steps, 3 trainings: +3.0" in advise(2, 10).remedy
