@@ -1,5 +1,6 @@
 """Locks between processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -35,3 +36,27 @@ def test_a_lock_ends_with_its_process_though_workers_live_on(tmp_path: Path) -> 
                 pass
         finally:
             os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre without the option flock, or NFS without a lock daemon; nnU-Net itself trains there."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    done = []
+    for attempt in range(2):  # the file of the first is no lock for the second
+        with pytest.warns(UserWarning, match="has no locks"), hold_lock(tmp_path / "lock", "working", wait=0):
+            done.append(attempt)
+    assert done == [0, 1]
+
+
+def test_another_error_of_a_lock_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="Input/output error"), hold_lock(tmp_path / "lock", "working", wait=0):
+        pass

@@ -1,6 +1,7 @@
 """Checkpoint files: nnU-Net's own content, and the further state of a semi-supervised training under one key."""
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -12,7 +13,7 @@ import torch
 
 import nnunetv2_micd
 from nnunetv2_micd.data.results import CHECKPOINTS, FINAL
-from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
+from nnunetv2_micd.utils.checkpoint_files import forbidden_object, read_checkpoint
 from nnunetv2_micd.utils.files import atomic
 
 KEY = "nnunetv2_micd"
@@ -31,6 +32,7 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
 
     Raises:
         OSError: the file cannot be written.
+        TypeError: the state holds objects with which no checkpoint is read again.
     """
     nnunet_checkpoint.seek(0)
     checkpoint = torch.load(nnunet_checkpoint, map_location="cpu", weights_only=False)
@@ -40,11 +42,25 @@ def write(filename: str, nnunet_checkpoint: BytesIO, state: dict[str, Any]) -> N
     try:
         with atomic(filename) as temporary:
             torch.save(checkpoint, str(temporary))
+            _check_readable(temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise OSError(
             f"Cannot write {filename} ({' '.join(str(error).split())}), most often because the disk is full; make room "
             f"and continue with --c, the checkpoints written before are whole."
         ) from error
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        read_checkpoint(path, mapped=True)
+    except ValueError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise OSError(error) from error
+        name = forbidden_object(error.__cause__) or "an object"
+        raise TypeError(
+            f"The training cannot be saved: its method_state() or configuration holds {name}, which nobody could read "
+            "again; keep tensors, arrays, numbers and text only, in dictionaries, lists, tuples or sets"
+        ) from None
 
 
 def set_aside(folder: str) -> list[str]:

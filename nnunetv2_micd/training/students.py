@@ -54,13 +54,12 @@ class Students:
         for name, teacher in self.teachers.items():
             update_ema(teacher, self.networks[name], decay)
 
-    def clip_gradients(self, norm: float) -> None:
-        """Clip the gradients of each student by themselves.
+    def clip_gradients(self, norm: float) -> list[Tensor]:
+        """Clip the gradients of each student by themselves, and return the norms that they had.
 
         Clipping them together would make the training of one network depend on the gradients of the others.
         """
-        for student in self.networks.values():
-            torch.nn.utils.clip_grad_norm_(student.parameters(), norm)
+        return [torch.nn.utils.clip_grad_norm_(student.parameters(), norm) for student in self.networks.values()]
 
     def average_gradients(self) -> None:
         """Replace the gradients by their means over the processes."""

@@ -139,7 +139,10 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         """Prepare what needs the training data; called once at the start of a training, not when it is continued."""
 
     def method_state(self) -> dict[str, Any]:
-        """Return the state of the method that a checkpoint has to keep."""
+        """Return the state of the method that a checkpoint has to keep: tensors, arrays, numbers and text.
+
+        Dictionaries, lists, tuples and sets of these as well, but no other objects: a checkpoint is read as data.
+        """
         return {}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
@@ -362,10 +365,10 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
         # All processes skip a step together, or their weights would drift apart.
         not_finite = sum_over_processes(torch.stack([~loss.isfinite() for loss in losses.named.values()]).sum())
         # On CUDA nnU-Net's GradScaler decides about the step by itself.
-        if scaler is not None or not not_finite:
-            self._optimizer_step()
+        has_changed = (scaler is not None or not not_finite) and self._optimizer_step()
+        if has_changed:
             self.networks.update_teachers(self.iteration)
-        if scaler is not None and scaler.get_scale() < scale:  # only after a step that it skipped
+        if not has_changed or (scaler is not None and scaler.get_scale() < scale):  # only after a step that it skipped
             not_finite = not_finite.clamp(min=1)
         return losses, not_finite
 
@@ -382,15 +385,19 @@ class SemiSupervisedTrainer(UnlabeledDataTrainer):
             yield group
             del group
 
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self) -> bool:
+        """Change the weights, and return True; without a GradScaler not by gradients that are not finite."""
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        self.networks.clip_gradients(GRADIENT_NORM)
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
+        norms = self.networks.clip_gradients(GRADIENT_NORM)
+        if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+            return True
+        if not all(norm.isfinite() for norm in norms):  # the same in all processes, as they average the gradients
+            return False
+        self.optimizer.step()
+        return True
 
     # ------------------------------------------------------------------------------------------------- the log
 

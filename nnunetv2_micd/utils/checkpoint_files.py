@@ -67,10 +67,16 @@ def epoch_times(path: str | os.PathLike[str]) -> list[tuple[float, float]]:
     return list(zip(starts, ends, strict=True))
 
 
-def _explain(path: Path, error: Exception) -> str:
+def forbidden_object(error: BaseException | None) -> str | None:
+    """Return what kept a checkpoint from being read as data, such as "pathlib.PosixPath", if that was the reason."""
     text = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in text:
-        name = text.partition("GLOBAL ")[2].partition(" ")[0] or "a function"
+        return text.partition("GLOBAL ")[2].partition(" ")[0] or "function"
+    return None
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if name := forbidden_object(error):
         return (
             f"{path} is not read, because it holds {name}, which could run code and is in no checkpoint of nnU-Net; "
             "take one from someone whom you trust"

@@ -1,6 +1,8 @@
 """Locks between processes: for a moment around a file that is read and rewritten, or for as long as a command works."""
 
+import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +14,15 @@ from nnunetv2_micd.utils.files import atomic_folder
 SHORT_WAIT = 60
 """Seconds to wait for a lock that others hold for a moment."""
 
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of file systems without locks: Lustre without the option flock, NFS without a lock daemon, and others."""
+
 
 @contextmanager
 def hold_lock(file: str | os.PathLike[str], activity: str, wait: float = SHORT_WAIT) -> Iterator[None]:
     """Hold a lock during the block. It ends with the process, however that ends; its empty file stays.
+
+    On a file system without locks there is a warning instead.
 
     Args:
         file: File of the lock, in an existing folder.
@@ -28,17 +35,25 @@ def hold_lock(file: str | os.PathLike[str], activity: str, wait: float = SHORT_W
     """
     with open(file, "ab"):  # where no file can be made, filelock would wait for one
         pass
-    lock = filelock.FileLock(file, timeout=wait)
+    # A lock by the file's existence would stay when its process is killed.
+    lock = filelock.FileLock(file, timeout=wait, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise BlockingIOError(
             f"Another process is already {activity}; wait for it to finish or stop it (it holds {Path(file)})"
         ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        text = (
+            f"The file system of {Path(file).parent} has no locks ({error.strerror}); do not start the same work twice"
+        )
+        warnings.warn(text, stacklevel=3)
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # does nothing where there is none
 
 
 @contextmanager

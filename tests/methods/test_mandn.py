@@ -225,9 +225,10 @@ def test_b_learns_from_a_and_then_a_from_the_new_b(dataset: TinyDataset, monkeyp
     weights = [{name: [p.clone() for p in net.parameters()] for name, net in trainer.students.items()}]
     step = trainer._optimizer_step
 
-    def record_weights() -> None:
-        step()
+    def record_weights() -> bool:
+        has_changed = step()
         weights.append({name: [p.clone() for p in net.parameters()] for name, net in trainer.students.items()})
+        return has_changed
 
     monkeypatch.setattr(trainer, "_optimizer_step", record_weights)
     trainer.train_step(next(trainer.dataloader_train))

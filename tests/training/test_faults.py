@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,20 @@ def test_a_step_that_the_grad_scaler_skips_is_counted(dataset: TinyDataset) -> N
     poisoned.remove()
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.network.state_dict().values(), strict=True))
     trainer.train_step(next(trainer.dataloader_train))
+    trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
+    assert trainer.monitor.history[-1]["skipped_steps"] == 1
+    assert "Step 2 was skipped because a loss or gradient is not finite" in Path(trainer.log_file).read_text()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(dataset: TinyDataset) -> None:
+    """Without a GradScaler, as on the CPU, where the losses of the step are finite."""
+    trainer = start(dataset)
+    trainer.train_step(next(trainer.dataloader_train))
+    before = weights(trainer)
+    poisoned = next(trainer.network.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    record = trainer.train_step(next(trainer.dataloader_train))
+    poisoned.remove()
+    assert all(torch.equal(old, new) for old, new in zip(before, weights(trainer), strict=True))
     trainer.on_train_epoch_end([{**record, "loss": np.float32(0)}])
     assert trainer.monitor.history[-1]["skipped_steps"] == 1
     assert "Step 2 was skipped because a loss or gradient is not finite" in Path(trainer.log_file).read_text()
@@ -124,6 +139,19 @@ def test_a_full_disk_leaves_the_old_checkpoint(dataset: TinyDataset, monkeypatch
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("state", "name"), [(deque([1.0]), "collections.deque"), (np.array(["a", None], dtype=object), "an object")]
+)
+def test_a_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint(
+    state: object, name: str, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(dataset)
+    monkeypatch.setattr(trainer, "method_state", lambda: {"seen": state})
+    with pytest.raises(TypeError, match=rf"method_state\(\) or configuration holds {name}, .* keep tensors"):
+        trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
+    assert not list(Path(trainer.output_folder).glob("checkpoint_*"))
 
 
 def test_a_checkpoint_of_another_release(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:

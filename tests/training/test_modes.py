@@ -24,7 +24,7 @@ from helpers import (
 )
 from helpers import METHODS as ALL_METHODS
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainerCosAnneal import nnUNetTrainerCosAnneal
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
@@ -196,6 +196,33 @@ def test_cascade(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in dataset.unlabeled:
         image = second.unlabeled_images.load_image(name)
         assert second.unlabeled_images.load_previous_stage(name).shape == image.shape[1:]
+
+
+def test_the_second_stage_takes_labeled_cases_in_the_older_format(dataset: TinyDataset) -> None:
+    """Their segmentations of the first stage are in that format as well, those of unlabeled images are not."""
+    plans = json.loads(dataset.plans_file.read_text())
+    plans["configurations"] |= {
+        "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_last"},
+        "3d_last": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    dataset.plans_file.write_text(json.dumps(plans))
+    trainer = make_trainer(nnUNetTrainerMICD, dataset, "3d_last")
+    seen = Path(trainer.folder_with_segs_from_previous_stage)
+    seen.mkdir(parents=True)
+    folder = str(dataset.labeled_folder())
+    for case in dataset.labeled:
+        image, labels, _, properties = nnUNetDatasetBlosc2(folder, [case]).load_case(case)
+        nnUNetDatasetNumpy.save_case(image[:], labels[:], properties, str(Path(folder, case)))
+        nnUNetDatasetNumpy.save_seg(labels[0], str(seen / case))
+        for name in (f"{case}.b2nd", f"{case}_seg.b2nd"):
+            Path(folder, name).unlink()
+    images = UnlabeledImages([UnlabeledCase(case, str(dataset.unlabeled_folder())) for case in dataset.unlabeled])
+    for case in dataset.unlabeled:
+        shape = images.load_image(case).shape[1:]
+        nnUNetDatasetBlosc2.save_seg(np.ones(shape, np.uint8), str(seen / case), shape, shape)
+    training, _ = trainer.get_tr_and_val_datasets()
+    image, _, first_stage, _ = training.load_case(training.identifiers[0])
+    assert first_stage.shape == image.shape[1:]
 
 
 def test_a_middle_stage_of_a_cascade_sees_the_previous_one_as_well(dataset: TinyDataset) -> None:
