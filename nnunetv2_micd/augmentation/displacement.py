@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunetv2_micd.augmentation.masks import box_mask
+from nnunetv2_micd.utils.devices import to_device
 
 CELL = 2
 """Edge, in voxels, of the cells in which boxes and windows are sought."""
@@ -120,8 +121,9 @@ def find_displacement(
     starts, edges = low_confidence_boxes(cells < threshold, limit)
     voxels = torch.tensor(cell)
     inside = box_mask(starts * voxels, edges * voxels, spatial, confidence.device)
-    shift = most_confident_windows(donor_cells, edges) - starts.to(confidence.device)
-    return Displacement(inside, shift * voxels.to(confidence.device))
+    windows = most_confident_windows(donor_cells, edges)
+    starts, voxels = (to_device(each, confidence.device) for each in (starts, voxels))
+    return Displacement(inside, (windows - starts) * voxels)
 
 
 def displace(batch: Tensor, donors: Tensor, displacement: Displacement) -> Tensor:

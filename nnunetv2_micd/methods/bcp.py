@@ -16,6 +16,7 @@ from nnunetv2_micd.training.config import SemiSupervisedConfig
 from nnunetv2_micd.training.networks import forward_to_logits, full_resolution
 from nnunetv2_micd.training.step import Losses, as_error
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.devices import to_device
 from nnunetv2_micd.utils.ranges import Between, Share, Weight
 
 Output = Tensor | Sequence[Tensor]
@@ -79,7 +80,7 @@ def largest_components(labels: Tensor) -> Tensor:
     """
     regions = labels.dtype == torch.bool
     maps = (labels.flatten(0, 1) if regions else labels).to(torch.uint8 if regions else torch.int16).cpu().numpy()
-    kept = torch.from_numpy(np.stack([_largest_of_each_class(one) for one in maps])).to(labels.device)
+    kept = to_device(torch.from_numpy(np.stack([_largest_of_each_class(one) for one in maps])), labels.device)
     return labels & kept.view_as(labels) if regions else labels * kept
 
 
@@ -262,7 +263,8 @@ class nnUNetTrainerBCP(SemiSupervisedTrainer):
 class nnUNetTrainerBCP_half(nnUNetTrainerBCP):
     """BCP at about the price of nnU-Net: half of each labeled batch is mixed with as many unlabeled images.
 
-    A step takes B mixed images instead of BCP's 2 B. The pre-training mixes all B labeled images in one direction.
+    A step takes B mixed images instead of BCP's 2 B; of an odd B one more or one less. The pre-training mixes as many
+    labeled images in one direction.
 
     Passes of a step, forward F and backward on B images: 1 F + 1 backward, teacher half a F, with an ignore label 1 F.
     """

@@ -19,6 +19,7 @@ from nnunetv2_micd.training.networks import forward_to_logits
 from nnunetv2_micd.training.schedules import gaussian_ramp_up
 from nnunetv2_micd.training.step import Losses
 from nnunetv2_micd.training.trainer import SemiSupervisedTrainer
+from nnunetv2_micd.utils.devices import to_device
 from nnunetv2_micd.utils.ranges import Between, Share
 
 
@@ -139,7 +140,7 @@ class nnUNetTrainerERSR(SemiSupervisedTrainer):
         images = self.consistency_images(labeled, unlabeled)
         with torch.no_grad():
             teacher = self._foreground(self.logits(self.teachers["a"], images)).cpu()
-        kept, refined = self._filter(teacher).to(images.device), self._refine(teacher, images.device)
+        kept, refined = to_device(self._filter(teacher), images.device), self._refine(teacher, images.device)
         symmetric = kept & refined.is_symmetric
         probability = self._foreground(self.logits(self.students["a"], images))
         self.metrics["agreement"] = 1 - differing(probability > 0.5, refined.labels).float().mean()
@@ -235,11 +236,11 @@ class Refined(NamedTuple):
         is_inside = [
             one is not None and bool(((one.center >= 0) & (one.center <= shape - 1)).all()) for one in ellipses
         ]
-        center, normal = torch.from_numpy(axes).float().to(device).unbind(1)
+        center, normal = to_device(torch.from_numpy(axes).float(), device).unbind(1)
         return cls(
-            torch.from_numpy(np.stack(labels))[:, None].to(device),
+            to_device(torch.from_numpy(np.stack(labels))[:, None], device),
             Reflection(center, normal, labels[0].shape),
-            torch.tensor(is_inside).view(-1, 1, 1, 1).to(device),
+            to_device(torch.tensor(is_inside).view(-1, 1, 1, 1), device),
         )
 
 

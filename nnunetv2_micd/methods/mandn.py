@@ -146,8 +146,24 @@ class nnUNetTrainerMandN(TwoStudents):
 
     @property
     def needs_unlabeled(self) -> bool:
-        """Whether the current step is after the supervised start."""
-        return not self.is_supervised
+        """Whether the current step has pseudo-labeled samples."""
+        return not self.is_supervised and self.wanted_samples > 0
+
+    @property
+    def wanted_samples(self) -> int:
+        """Number of pseudo-labeled samples in the current step, after the supervised start.
+
+        The same in all processes, whose batches may differ in size: a network with batch normalization over all of them
+        runs in all or in none.
+        """
+        learning_rate = self.optimizer.param_groups[0]["lr"] / self.initial_lr
+        common = min(self.batch_size, max(1, self.configuration_manager.batch_size // number_of_processes()))
+        return pseudo_labeled_samples(common, learning_rate, self.iteration)
+
+    @property
+    def unlabeled_patch_cost(self) -> float:
+        """Time that loading an unlabeled patch takes; twice, as each network has a batch of its own."""
+        return 2 * super().unlabeled_patch_cost
 
     @property
     def is_supervised(self) -> bool:
@@ -174,11 +190,7 @@ class nnUNetTrainerMandN(TwoStudents):
         learning, frozen = self.learning, "b" if self.learning == "a" else "a"
         batch_size, pseudo_labeled = len(labeled["data"]), 0
         if unlabeled is not None:
-            learning_rate = self.optimizer.param_groups[0]["lr"] / self.initial_lr
-            # The same in all processes, whose batches may differ in size: a network with batch normalization over all
-            # of them runs in all or in none.
-            common = min(batch_size, max(1, self.configuration_manager.batch_size // number_of_processes()))
-            pseudo_labeled = min(pseudo_labeled_samples(common, learning_rate, self.iteration), len(unlabeled))
+            pseudo_labeled = min(self.wanted_samples, len(unlabeled))
             unlabeled = unlabeled[:pseudo_labeled]
         kept = max(1, batch_size - pseudo_labeled)
         # nnU-Net makes sure of foreground in the last samples of a batch.

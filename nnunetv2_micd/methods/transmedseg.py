@@ -46,6 +46,8 @@ class nnUNetTrainerTransMedSeg(nnUNetTrainerBCP):
       BCP does not show by itself that the augmentation helps.
     - The paper stands on GraphCL, which is BCP with a loss on a graph of features; here it stands on BCP alone.
     - Statistics are moving averages over the steps, instead of a memory of features.
+    - TSA rewards mutual information between target images and their predicted classes as well, with weight 0.1. That is
+      left out, as no summary of TransMedSeg names it.
     - Weight, strength and decay are not published.
 
     Passes of a step: 2 F + 2 backward, teacher 1 F, with an ignore label 2 F.
