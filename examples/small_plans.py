@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from nnunetv2_micd.data.folders import find_dataset
+
 PLANS = "nnUNetPlans_small"
 BATCH_SIZE = {"2d": 8, "3d_fullres": 2}
 PATCH_SIZE = {"3d_fullres": [32, 40, 32]}  # fits the images of the hippocampus task; 2D keeps nnU-Net's
@@ -23,14 +25,18 @@ def write_small_plans(preprocessed: Path, source: str = "nnUNetPlans", batch_siz
         batch_size: Batch size, by default 8 in 2D and 2 in 3D.
 
     Raises:
-        ValueError: No network can divide its patch as often as it has to.
+        ValueError: No network can divide its patch as often as it has to, or an argument is wrong.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"The batch size must be at least 1, not {batch_size}")
     plans = json.loads((preprocessed / f"{source}.json").read_text())
     plans["plans_name"] = f"{source}_small"
     path = preprocessed / f"{source}_small.json"
     configurations = {name: content for name, content in plans["configurations"].items() if name in BATCH_SIZE}
     left_out = {}
     for name, configuration in configurations.items():
+        if "architecture" not in configuration:
+            raise ValueError(f"{source}.json is of an older nnU-Net; plan again: nnUNetv2_plan_experiment")
         configuration["batch_size"] = batch_size or BATCH_SIZE[name]
         patch_size = configuration["patch_size"] = PATCH_SIZE.get(name, configuration["patch_size"])
         network = configuration["architecture"]["arch_kwargs"]
@@ -56,13 +62,16 @@ def write_small_plans(preprocessed: Path, source: str = "nnUNetPlans", batch_siz
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", help="for example Dataset004_Hippocampus")
+    parser.add_argument("dataset", help="number or name, for example 4 or Dataset004_Hippocampus")
     parser.add_argument("--plans", default="nnUNetPlans", help="plans to copy (default: nnUNetPlans)")
     parser.add_argument("--batch-size", type=int, help="default: 8 in 2D, 2 in 3D")
     arguments = parser.parse_args()
     if "nnUNet_preprocessed" not in os.environ:
         sys.exit("Set nnUNet_preprocessed, the folder that nnUNetv2_plan_and_preprocess has written to")
-    folder = Path(os.environ["nnUNet_preprocessed"], arguments.dataset)
+    try:
+        folder = Path(os.environ["nnUNet_preprocessed"], find_dataset(arguments.dataset))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     if not (folder / f"{arguments.plans}.json").is_file():
         sys.exit(f"There are no {arguments.plans}.json of {arguments.dataset}; run nnUNetv2_plan_and_preprocess first")
     try:

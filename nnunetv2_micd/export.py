@@ -22,7 +22,8 @@ from nnunetv2_micd.utils.checkpoint_files import read_checkpoint
 from nnunetv2_micd.utils.files import read_json_object
 from nnunetv2_micd.utils.locks import new_folder
 
-JSON_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+JSON_FILES = ("plans.json", "dataset.json")
+FINGERPRINT = "dataset_fingerprint.json"  # which nnU-Net writes beside them and does not need
 
 
 def export_model(
@@ -110,20 +111,22 @@ def _find_checkpoint(model: ModelFolder, fold: int | str, checkpoint_name: str) 
         raise ValueError(f"{fold} is not a fold; give numbers or all, such as: -f 0 1 2")
     folder = model.path()
     checkpoint = folder / f"fold_{fold}" / checkpoint_name
-    missing = [path for path in (checkpoint, *(folder / name for name in JSON_FILES)) if not path.is_file()]
-    if missing:
+    if not checkpoint.is_file():
         others = sorted(path.name for path in checkpoint.parent.glob("checkpoint_*.pth") if path != checkpoint)
         alternative = f", or export another checkpoint with -chk {' or '.join(others)}" if others else ""
         raise FileNotFoundError(
-            f"There is no such training in {checkpoint.parent} (no {missing[0].name}); train it first: "
+            f"There is no such training in {checkpoint.parent} (no {checkpoint_name}); train it first: "
             f"{model.train_command(fold)}{alternative}"
         )
+    if missing := [name for name in JSON_FILES if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"There is no {missing[0]} in {folder}; put it back, from where the model was trained")
     return checkpoint
 
 
 def _export_json_files(model: ModelFolder, folder: Path, network: str, checkpoint: Path) -> None:
-    for name in JSON_FILES:
-        shutil.copyfile(model.path() / name, folder / name)
+    for name in (*JSON_FILES, FINGERPRINT):
+        if name in JSON_FILES or (model.path() / name).is_file():
+            shutil.copyfile(model.path() / name, folder / name)
     if network == "b" and not _are_twins(checkpoint):
         # Stock nnU-Net builds the network from the plans, and network B has another architecture.
         plans = _plans_of_peer(read_json_object(folder / "plans.json"), model.configuration)
@@ -153,7 +156,7 @@ def _plans_of_peer(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 def _export_fold(checkpoint_file: Path, fold_folder: Path, network: str, trainer_class: Any) -> None:
     """Write what stock nnU-Net needs of a checkpoint, and under our key where it comes from."""
     checkpoint = _read(checkpoint_file)
-    plans, dataset_json = (read_json_object(fold_folder.parent / name) for name in JSON_FILES[:2])
+    plans, dataset_json = (read_json_object(fold_folder.parent / name) for name in JSON_FILES)
     weights = _select_weights(checkpoint, network, checkpoint_file)
     _check_weights(weights, trainer_class, plans, checkpoint["init_args"].get("configuration"), dataset_json)
     ours = checkpoint[KEY]

@@ -208,6 +208,18 @@ def test_refused_without_a_trace(train: Callable, dataset: TinyDataset, tmp_path
         export_model(micd, [0, 1], output)
 
 
+def test_files_beside_the_checkpoints(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
+    """nnU-Net predicts without the fingerprint, but not without the plans."""
+    train(nnUNetTrainerMICD, 0)
+    model = ModelFolder(dataset.id, "3d_fullres", MICD)
+    (model.path() / "dataset_fingerprint.json").unlink(missing_ok=True)
+    exported = export_model(model, [0], tmp_path / "model")
+    assert sorted(path.name for path in exported.iterdir()) == ["dataset.json", "fold_0", "plans.json"]
+    (model.path() / "plans.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"There is no plans.json in .*; put it back"):
+        export_model(model, [0], tmp_path / "other")
+
+
 def test_a_folder_that_is_not_empty_stays_as_it_is(train: Callable, dataset: TinyDataset, tmp_path: Path) -> None:
     train(nnUNetTrainerMICD, 0)
     (tmp_path / "model").mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_micd.utils.locks import hold_lock
+from nnunetv2_micd.utils.locks import hold_lock, new_folder
 
 TAKE_LOCK_AND_DIE = """
 import os, signal, sys, time
@@ -60,3 +60,27 @@ def test_another_error_of_a_lock_is_raised(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError, match="Input/output error"), hold_lock(tmp_path / "lock", "working", wait=0):
         pass
+
+
+@pytest.mark.parametrize("kind", ["current", "mounted", "read-only"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "output"
+    target.mkdir()
+    if kind == "current":
+        monkeypatch.chdir(target)
+    elif kind == "mounted":
+        monkeypatch.setattr("os.path.ismount", lambda path: path == target)
+    else:
+        monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with (
+        pytest.raises(PermissionError, match=r"output .*; name a folder inside it: -o \S*output/NEW$"),
+        new_folder(target, "working"),
+    ):
+        pytest.fail("the work has begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    if kind != "read-only":
+        with new_folder(target / "NEW", "working") as folder:
+            (folder / "result").touch()
+        assert (target / "NEW" / "result").is_file()

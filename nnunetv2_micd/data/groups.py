@@ -5,6 +5,7 @@ in the folder of the raw dataset, or beside ``splits_final.json``, where it is c
 nnU-Net does not read it.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def load_groups(dataset_name: str) -> dict[str, str]:
     """
     roots = filter(None, (nnUNet_raw.get(), nnUNet_preprocessed.get()))
     for path in (Path(root, dataset_name, GROUPS_FILE) for root in roots):
-        if not path.is_file():
+        if not os.path.isfile(path):  # also where a folder may not be entered, as raw data need not be
             continue
         expected = f'{path} is not of the form {{"case": "group", ...}}'
         try:
@@ -43,7 +44,7 @@ def copy_groups(dataset_name: str) -> None:
     if not (nnUNet_raw.get() and nnUNet_preprocessed.get()):
         return
     source, folder = Path(str(nnUNet_raw), dataset_name, GROUPS_FILE), Path(str(nnUNet_preprocessed), dataset_name)
-    if source.is_file() and folder.is_dir():
+    if os.path.isfile(source) and folder.is_dir():
         with atomic(folder / GROUPS_FILE) as temporary:
             shutil.copyfile(source, temporary)
 

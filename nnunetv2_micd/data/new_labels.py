@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nnunetv2_micd.data.folders import raw_folder
 from nnunetv2_micd.data.groups import GROUPS_FILE, load_groups
+from nnunetv2_micd.data.image_defects import AGAIN, find_file_defect
 from nnunetv2_micd.data.new_dataset_content import read_case
 from nnunetv2_micd.data.new_dataset_files import TIFF
 from nnunetv2_micd.data.raw_images import IMAGES_FOLDER, group_images
@@ -135,8 +136,13 @@ def _check_content(
         known.update(value if isinstance(value, list | tuple) else [value])
     for case in tqdm(cases, desc="reading images and labels"):
         file = str(labels / f"{case}{ending}")
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # nnU-Net prints what keeps a reader from a file
-            reader = determine_reader_writer_from_dataset_json(dict(description), images[case][0], verbose=False)()
+        if defect := find_file_defect(images[case][0]):
+            raise ValueError(f"{images[case][0]} {defect}")
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # nnU-Net prints what is wrong with a file
+                reader = determine_reader_writer_from_dataset_json(dict(description), images[case][0], verbose=False)()
+        except RuntimeError:  # no reader can read it
+            raise ValueError(f"{images[case][0]} cannot be read; {AGAIN}") from None
         _, label, values = read_case(case, images[case], file, reader)
         if len(label) > 1:
             raise ValueError(f"{file} was saved with colors; save it as a gray image")

@@ -155,5 +155,5 @@ def lock_splits(path: Path) -> AbstractContextManager[None]:
 def write_splits(splits: Sequence[Entry], path: Path) -> None:
     """Write ``splits_final.json``, and beside it the groups by which it was made; readers see no half of a file."""
     copy_groups(path.parent.name)
-    with atomic(path) as temporary:
+    with atomic(path.resolve()) as temporary:  # a link stays one
         temporary.write_text(json.dumps(splits, indent=4) + "\n")

@@ -18,6 +18,9 @@ import torch._dynamo  # now, as the memory that it takes does not belong to a st
 from tqdm import tqdm
 
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.groups import load_groups
+from nnunetv2_micd.data.preprocessed import list_preprocessed
+from nnunetv2_micd.data.splits import write_folds_unlike_nnunet
 from nnunetv2_micd.profiling.steps import StepProfile, profile_steps, take_steps
 from nnunetv2_micd.training.registry import STOCK, find_trainer, training_length
 from nnunetv2_micd.utils.devices import check_device
@@ -127,6 +130,11 @@ def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> l
         training_length(
             find_trainer(name).trainer_class, dataset.plans.plans, setup.configuration, dataset.dataset_json
         )
+    if isinstance(
+        setup.fold, int
+    ):  # as each of our trainers does; nnU-Net's own, which comes first, might divide groups
+        cases = list_preprocessed(setup.dataset.labeled_folder(setup.configuration))
+        write_folds_unlike_nnunet(cases, setup.dataset.splits_file, load_groups(setup.dataset.name))
     try:
         with _training_environment(setup.device):
             built = [_build_trainer(setup, name) for name in names]  # first, as one may refuse the data

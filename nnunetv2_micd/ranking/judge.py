@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from nnunetv2_micd.data.image_defects import whole
 from nnunetv2_micd.ranking.assess import Assessor, DisputedSlice
 from nnunetv2_micd.ranking.committee import Committee, Opinion
 from nnunetv2_micd.training.loader import UnlabeledImages
-from nnunetv2_micd.utils.files import atomic, read_json
+from nnunetv2_micd.utils.files import atomic, read_json_object
 
 
 class Judge:
@@ -59,9 +59,10 @@ class Judge:
         kept = self._kept / f"{case}.json"
         files = [self._checkpoint, *(Path(self._images.folders[case], case + ending) for ending in (".b2nd", ".pkl"))]
         states = [f"{file} {(state := file.stat()).st_size} {state.st_mtime_ns}" for file in files]
-        if kept.is_file():
-            finding: dict[str, Any] = read_json(kept)
-            if finding["of"] == states:
+        finding: dict[str, Any]
+        with suppress(OSError, ValueError):  # none is kept yet, or a power failure has left half of one
+            finding = read_json_object(kept)
+            if finding.keys() == {"of", "row", "features"} and finding["of"] == states:
                 return finding
         with _errors_of(case):
             opinion = self._ask(case)

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_micd.data.dataset import Dataset
+from nnunetv2_micd.data.folders import labeled_folders
+from nnunetv2_micd.data.preprocessing import choose_configurations
 from nnunetv2_micd.data.results import ModelFolder
 
 SCRIPT = """#!/bin/sh
 # Adds labels to {dataset}. Correct the segmentations first, in the folder {segmentations} beside this script,
 # and delete here the lines of those that you did not correct.
 set -e
-cd "$(dirname "$0")"
 
-nnUNetv2_micd label -d {number} -l {segmentations} -- \\
+nnUNetv2_micd label -d {number} -l "$(dirname "$0")"/{segmentations} -- \\
 {cases}
 
 # The plans stay as they are. To plan again with the new labels: {plan}
@@ -52,6 +53,8 @@ def write_script(
         segmentations: Folder of the segmentations beside the script.
         device: Device of the training, such as ``cuda``.
     """
+    # All that is preprocessed, as in nnU-Net the folds are those of all configurations.
+    configurations = choose_configurations(dataset, labeled_folders(dataset.name))
     text = SCRIPT.format(
         dataset=dataset.name,
         number=dataset.number,
@@ -59,7 +62,7 @@ def write_script(
         # A backslash after the last one too, before an empty line: any of the lines may be deleted.
         cases="\n".join(f"    {shlex.quote(case)} \\" for case in cases),
         plan=dataset.plan_command,
-        options=f"-d {dataset.number} -c {model.configuration}",
+        options=f"-d {dataset.number} -c {' '.join(configurations)}",
         plans=model.plans,
         folder=shlex.quote(str(model.path().resolve() / f"fold_{fold}")),
         training=model.train_command(fold) + ("" if device == "cuda" else f" -device {device}"),

@@ -67,8 +67,10 @@ def new_folder(target: Path, activity: str) -> Iterator[Path]:
     Raises:
         BlockingIOError: Another process is making it.
         FileExistsError: It exists and is not an empty folder.
+        PermissionError: It cannot be made or replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _check_replaceable(target)
     lock = target.with_name(f".{target.name}.lock")
     with hold_lock(lock, activity, wait=0):
         try:  # also before anything is refused, for a killed process may have left the lock
@@ -79,3 +81,17 @@ def new_folder(target: Path, activity: str) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # Windows keeps a file that is open
                 lock.unlink()  # nobody waits for it
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise a ``PermissionError`` for a folder that cannot be made, or moved to where another is."""
+    if target == Path.cwd():
+        reason = "is the current folder, which cannot be replaced"
+    elif os.path.ismount(target):
+        reason = "is where a disk is mounted, which cannot be replaced"
+    elif not os.access(target.parent, os.W_OK):
+        reason = f"cannot be made, as nothing may be written into {target.parent}"
+    else:
+        return
+    advice = f"a folder inside it: -o {target / 'NEW'}" if os.access(target, os.W_OK) else "another with -o"
+    raise PermissionError(f"{target} {reason}; name {advice}")

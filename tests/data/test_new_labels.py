@@ -240,6 +240,18 @@ def test_the_spacing_of_tiffs_comes_along(has_own: bool, dataset: TinyDataset, m
     assert (dataset.raw / "labelsTr" / "t.json").read_text() == '{"spacing": [2, 1, 1]}'
 
 
+def test_an_image_that_nobody_can_read_is_named(dataset: TinyDataset, labels: Path) -> None:
+    case = dataset.unlabeled[0]
+    file = dataset.images / f"{case}_0000.nii.gz"
+    file.write_text("no image")
+    with pytest.raises(ValueError, match=rf"{file.name} (cannot be read|is cut off)"):
+        add_labels(dataset.name, labels, [case])
+    file.unlink()
+    file.symlink_to(dataset.root / "gone.nii.gz")
+    with pytest.raises(ValueError, match=rf"{file.name} is a link to a file that does not exist"):
+        add_labels(dataset.name, labels, [case])
+
+
 def test_more_labels_than_planned_are_no_problem(dataset: TinyDataset) -> None:
     description = read(dataset.preprocessed / "dataset.json")
     (dataset.preprocessed / "dataset.json").write_text(json.dumps(description | {"numTraining": 2}))

@@ -345,3 +345,33 @@ def test_misspelt_keys_and_repeated_cases_are_named(entry, message, tmp_path):
     file.write_text(json.dumps([{"train": ["case_0"], "val": ["case_3"], "seed": 1, "note": "mine"} | entry]))
     with pytest.raises(ValueError, match=message):
         load_splits(file)
+
+
+def test_a_link_to_the_folds_stays_one(dataset, read):
+    shared = dataset.root / "shared.json"
+    dataset.splits_file.rename(shared)
+    dataset.splits_file.symlink_to(shared)
+    before = len(read())
+    add_budget_splits(dataset.name, "2", seeds=(7,))
+    assert dataset.splits_file.is_symlink()
+    assert len(json.loads(shared.read_text())) == len(read()) == before + 1
+
+
+def test_folds_that_are_there_are_listed_without_a_lock(dataset, monkeypatch):
+    """As on a disk that is read-only."""
+    made = add_budget_splits(dataset.name, "2", seeds=(0, 1))
+    monkeypatch.setattr("nnunetv2_micd.data.budgets.lock_splits", lambda path: pytest.fail("it was locked"))
+    assert add_budget_splits(dataset.name, "2", seeds=(0, 1)) == made
+
+
+def test_groups_of_raw_data_that_may_not_be_entered(dataset, monkeypatch):
+    groups = dict.fromkeys(dataset.labeled, "patient")
+    (dataset.preprocessed / "groups.json").write_text(json.dumps(groups))
+
+    def is_file(path):
+        if dataset.raw in path.parents:
+            raise PermissionError(path)
+        return os.path.isfile(path)
+
+    monkeypatch.setattr("pathlib.Path.is_file", is_file)
+    assert load_groups(dataset.name) == groups

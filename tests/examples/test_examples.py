@@ -125,9 +125,30 @@ def test_small_plans_say_what_is_missing(dataset: TinyDataset):
     command = [sys.executable, EXAMPLES / "small_plans.py"]
     for arguments, message in (
         ([], "required: dataset"),
-        (["Dataset5"], "There are no nnUNetPlans.json of Dataset5"),
+        (["Dataset555_Other"], "There are no nnUNetPlans.json of Dataset555_Other"),
     ):
         ended = subprocess.run([*command, *arguments], capture_output=True, text=True)
         assert ended.returncode > 0
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_small_plans_by_number_and_what_they_refuse(dataset: TinyDataset):
+    command = [sys.executable, EXAMPLES / "small_plans.py", str(dataset.id)]
+    subprocess.run(command, check=True)
+    small = dataset.plans_file.with_name("nnUNetPlans_small.json")
+    assert small.is_file()
+    small.unlink()
+    plans = json.loads(dataset.plans_file.read_text())
+    for arguments, message in (
+        (["--batch-size", "0"], "The batch size must be at least 1, not 0"),
+        ([], "nnUNetPlans.json is of an older nnU-Net; plan again"),
+    ):
+        if not arguments:
+            del plans["configurations"]["3d_fullres"]["architecture"]
+            dataset.plans_file.write_text(json.dumps(plans))
+        ended = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not small.exists()

@@ -224,6 +224,16 @@ def test_wrong_arguments(arguments: str, message: str, dataset: TinyDataset, mon
     assert str(stop.value.code).startswith(message)
 
 
+def test_folds_that_a_profile_makes_do_not_divide_groups(dataset: TinyDataset) -> None:
+    """Nor does nnU-Net's own trainer, which is measured first, leave others to the trainings."""
+    dataset.splits_file.unlink()
+    groups = {case: f"patient {number // 2}" for number, case in enumerate(dataset.labeled)}
+    (dataset.preprocessed / "groups.json").write_text(json.dumps(groups))
+    profile(ProfileSetup(Dataset.find(dataset.id), "2d", "cpu", 0), [], rounds=1)
+    for entry in json.loads(dataset.splits_file.read_text()):
+        assert not {groups[case] for case in entry["train"]} & {groups[case] for case in entry["val"]}
+
+
 def test_the_second_stage_of_a_cascade_is_refused(dataset: TinyDataset) -> None:
     plans_file = dataset.preprocessed / "nnUNetPlans.json"
     plans = json.loads(plans_file.read_text())

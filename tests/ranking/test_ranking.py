@@ -121,7 +121,7 @@ def test_the_script_makes_labeled_cases_of_the_proposals(
     proposals = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith(" %")]
     script = (output / "add_labels.sh").read_text()
     head, _, commands = script.partition("nnUNetv2_preprocess -d")
-    assert "nnUNetv2_micd preprocess -d 901 -c 3d_fullres" in commands
+    assert "nnUNetv2_micd preprocess -d 901 -c 2d 3d_fullres" in commands  # as the folds are those of both
     assert "nnUNetv2_train 901 3d_fullres 0 -tr nnUNetTrainerSelfTraining -device cpu" in commands
     (output / "add_labels.sh").write_text(head)
     run_script(output / "add_labels.sh")
@@ -245,6 +245,9 @@ def test_a_ranking_goes_on_after_an_image_that_cannot_be_read(
     expected = rank_unlabeled(model, 0, tmp_path / "expected", 2, CPU)
     asked: list[int] = []
     ask = Committee.ask
+    kept = tmp_path / ".next.unfinished" / f"{dataset.unlabeled[0]}.json"
+    kept.parent.mkdir()
+    kept.write_text('{"of": [')  # as a power failure leaves it
     monkeypatch.setattr(Committee, "ask", lambda *args: asked.append(1) or ask(*args))
     first, second, *_ = dataset.unlabeled
     file = dataset.unlabeled_folder() / f"{second}.b2nd"

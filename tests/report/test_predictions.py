@@ -135,3 +135,14 @@ def test_regions_are_drawn_by_their_values(folders: dict[str, Path], monkeypatch
     calls = drawn(monkeypatch)
     draw_predictions(folders["images"], [folders["ours"]], folders["images"] / "picture.png")
     assert calls[0][2] == {2: "second"}
+
+
+def test_predictions_in_a_folder_called_truth(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not take the place of the labels."""
+    calls = drawn(monkeypatch)
+    root = folders["ours"].parent
+    monkeypatch.chdir(folders["ours"].rename(root / "truth").parent)
+    draw_predictions(folders["images"], ["truth", folders["theirs"]], root / "picture.png", folders["labels"], 1)
+    [([case], columns, _)] = calls
+    assert columns == ["truth", str(root / "truth"), "theirs"]
+    assert case.dice[str(root / "truth")] < 1
