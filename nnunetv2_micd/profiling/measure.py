@@ -130,9 +130,8 @@ def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> l
         training_length(
             find_trainer(name).trainer_class, dataset.plans.plans, setup.configuration, dataset.dataset_json
         )
-    if isinstance(
-        setup.fold, int
-    ):  # as each of our trainers does; nnU-Net's own, which comes first, might divide groups
+    # Our trainers do it themselves, but nnU-Net's own comes first, and might divide groups.
+    if isinstance(setup.fold, int):
         cases = list_preprocessed(setup.dataset.labeled_folder(setup.configuration))
         write_folds_unlike_nnunet(cases, setup.dataset.splits_file, load_groups(setup.dataset.name))
     try:
