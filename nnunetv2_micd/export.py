@@ -23,7 +23,7 @@ from nnunetv2_micd.utils.files import read_json_object
 from nnunetv2_micd.utils.locks import new_folder
 
 JSON_FILES = ("plans.json", "dataset.json")
-FINGERPRINT = "dataset_fingerprint.json"  # which nnU-Net writes beside them and does not need
+FINGERPRINT = "dataset_fingerprint.json"  # which nnU-Net writes beside them and does not need to predict
 
 
 def export_model(

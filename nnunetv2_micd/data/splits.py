@@ -149,11 +149,17 @@ def write_folds_unlike_nnunet(cases: Sequence[str], path: Path, groups: Mapping[
 
 def lock_splits(path: Path) -> AbstractContextManager[None]:
     """Keep other processes from ``splits_final.json`` from before it is read until it is written."""
+    path = _behind_links(path)
     return hold_lock(path.with_name(f".{path.name}.lock"), f"changing {path}")
 
 
 def write_splits(splits: Sequence[Entry], path: Path) -> None:
     """Write ``splits_final.json``, and beside it the groups by which it was made; readers see no half of a file."""
     copy_groups(path.parent.name)
-    with atomic(path.resolve()) as temporary:  # a link stays one
+    with atomic(_behind_links(path)) as temporary:
         temporary.write_text(json.dumps(splits, indent=4) + "\n")
+
+
+def _behind_links(path: Path) -> Path:
+    """Return the file that a link leads to, so that the link stays one; the link itself if it leads nowhere."""
+    return path.resolve() if path.exists() else path

@@ -193,7 +193,7 @@ def advise(labeled: int, unlabeled: int) -> Finding:
     lines = [
         "measured with small networks, points of Dice (95 % interval): over nnU-Net | over the best control beside it",
         f"only trainings of {LONG} steps and more count for the advice, which is given where the interval of the gain "
-        "over nnU-Net lies above zero; shorter ones are listed below them",
+        "over nnU-Net lies above 0.0; shorter ones are listed below them",
         *(one.line for one in sorted(near, key=lambda one: not one.decides) if is_nearest(one)),
         "the intervals are about other test images, not about other labeled ones",
         "the gain depends on the images as well as on their number: compare on yours with nnUNetv2_micd benchmark; "

@@ -130,9 +130,10 @@ def profile(setup: ProfileSetup, trainers: Sequence[str], rounds: int = 10) -> l
         training_length(
             find_trainer(name).trainer_class, dataset.plans.plans, setup.configuration, dataset.dataset_json
         )
-    # Our trainers do it themselves, but nnU-Net's own comes first, and might divide groups.
-    if isinstance(setup.fold, int):
-        cases = list_preprocessed(setup.dataset.labeled_folder(setup.configuration))
+    # Our trainers do it themselves, but nnU-Net's own comes first, and might divide groups. No cases are found in
+    # nnU-Net's older format, of which it makes the folds.
+    cases = list_preprocessed(setup.dataset.labeled_folder(setup.configuration))
+    if cases and isinstance(setup.fold, int):
         write_folds_unlike_nnunet(cases, setup.dataset.splits_file, load_groups(setup.dataset.name))
     try:
         with _training_environment(setup.device):

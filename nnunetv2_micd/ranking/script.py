@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nnunetv2_micd.data.dataset import Dataset
@@ -53,8 +54,12 @@ def write_script(
         segmentations: Folder of the segmentations beside the script.
         device: Device of the training, such as ``cuda``.
     """
-    # All that is preprocessed, as in nnU-Net the folds are those of all configurations.
-    configurations = choose_configurations(dataset, labeled_folders(dataset.name))
+    # All whose labeled cases are preprocessed, as in nnU-Net the folds are those of all configurations.
+    identifier = dataset.configuration(model.configuration).data_identifier
+    labeled = {identifier}
+    with suppress(OSError):  # where none are preprocessed any more
+        labeled |= labeled_folders(dataset.name).keys()
+    configurations = choose_configurations(dataset, labeled)
     text = SCRIPT.format(
         dataset=dataset.name,
         number=dataset.number,

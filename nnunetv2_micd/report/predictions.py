@@ -106,7 +106,9 @@ def _read_settings(folder: Path, name: str) -> dict[str, Any]:
 
 def _unique(name: str, folders: Sequence[Path], folder: Path) -> str:
     is_unique = name != "truth" and sum(other.name == name for other in folders) == 1
-    return name if is_unique else str(folder.resolve())
+    if is_unique:
+        return name
+    return str(folder) if str(folder) != "truth" else str(folder.resolve())
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def _check_readable(path: Path) -> None:
         read_checkpoint(path, mapped=True)
     except ValueError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise OSError(error) from error
+            return  # such as a file system on which no file can be mapped
         name = forbidden_object(error.__cause__) or "an object"
         raise TypeError(
             f"The training cannot be saved: its method_state() or configuration holds {name}, which nobody could read "
-            "again; keep tensors, arrays, numbers and text only, in dictionaries, lists, tuples or sets"
+            "again; keep tensors, arrays of numbers, numbers and text only, in dictionaries, lists, tuples or sets"
         ) from None
 
 

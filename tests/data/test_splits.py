@@ -15,8 +15,9 @@ from nnunetv2_micd.data.budgets import add_budget_splits
 from nnunetv2_micd.data.dataset import Dataset
 from nnunetv2_micd.data.groups import load_groups
 from nnunetv2_micd.data.preprocessing import preprocess_unlabeled
-from nnunetv2_micd.data.splits import default_splits, load_splits
+from nnunetv2_micd.data.splits import default_splits, load_splits, lock_splits
 from nnunetv2_micd.methods.mean_teacher import nnUNetTrainerMeanTeacher
+from nnunetv2_micd.utils.locks import hold_lock
 
 
 @pytest.fixture
@@ -355,6 +356,14 @@ def test_a_link_to_the_folds_stays_one(dataset, read):
     add_budget_splits(dataset.name, "2", seeds=(7,))
     assert dataset.splits_file.is_symlink()
     assert len(json.loads(shared.read_text())) == len(read()) == before + 1
+    with (
+        lock_splits(dataset.splits_file),
+        pytest.raises(BlockingIOError),
+        hold_lock(  # of all that share the file
+            shared.with_name(".shared.json.lock"), "changing it", wait=0
+        ),
+    ):
+        pass
 
 
 def test_folds_that_are_there_are_listed_without_a_lock(dataset, monkeypatch):

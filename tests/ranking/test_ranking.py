@@ -241,6 +241,7 @@ def test_a_ranking_goes_on_after_an_image_that_cannot_be_read(
     train: Callable, dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(nnUNetTrainerMICD)
+    shutil.rmtree(dataset.labeled_folder())  # it is not needed
     model = ModelFolder(dataset.id, "3d_fullres", MICD)
     expected = rank_unlabeled(model, 0, tmp_path / "expected", 2, CPU)
     asked: list[int] = []
