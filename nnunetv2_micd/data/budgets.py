@@ -48,16 +48,11 @@ def add_budget_splits(
     path = preprocessed_folder(dataset_name) / SPLITS_FILE
     groups = load_groups(dataset_name)
     entries = [make_entry(cases, count, seed, val_fraction, groups) for seed in seeds]
-    known = load_splits(path) if path.is_file() else []
-    if all(entry in known for entry in entries):  # nothing to write, so the disk may be read-only
-        return [(known.index(entry), seed, entry) for seed, entry in zip(seeds, entries, strict=True)]
-    with lock_splits(path):
-        splits = load_splits(path) if path.is_file() else default_splits(cases, groups)
-        num_before = len(splits) if path.is_file() else 0
-        for entry in entries:
-            if entry not in splits:
-                splits.append(entry)
-        if len(splits) > num_before:
+    splits = load_splits(path) if path.is_file() else []
+    if any(entry not in splits for entry in entries):  # otherwise nothing is written, and the disk may be read-only
+        with lock_splits(path):
+            splits = load_splits(path) if path.is_file() else default_splits(cases, groups)
+            splits += [entry for entry in entries if entry not in splits]
             write_splits(splits, path)
     return [(splits.index(entry), seed, entry) for seed, entry in zip(seeds, entries, strict=True)]
 

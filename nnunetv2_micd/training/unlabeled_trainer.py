@@ -79,9 +79,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         check = partial(check_labeled_cases, self.dataset, self.configuration_name, self.fold, is_blosc2=is_blosc2)
         check("train", training.identifiers)
         check("val", validation.identifiers)
-        if (
-            is_blosc2
-        ):  # of data in nnU-Net's older format the segmentations are in that format, too, for nnU-Net to read
+        if is_blosc2:  # in nnU-Net's older format the segmentations are in that format, too, and nnU-Net reads them
             labeled = [*training.identifiers, *validation.identifiers]
             self._check_previous_stage(
                 [UnlabeledCase(case, self.preprocessed_dataset_folder) for case in labeled], "labeled cases"

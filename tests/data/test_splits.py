@@ -356,13 +356,8 @@ def test_a_link_to_the_folds_stays_one(dataset, read):
     add_budget_splits(dataset.name, "2", seeds=(7,))
     assert dataset.splits_file.is_symlink()
     assert len(json.loads(shared.read_text())) == len(read()) == before + 1
-    with (
-        lock_splits(dataset.splits_file),
-        pytest.raises(BlockingIOError),
-        hold_lock(  # of all that share the file
-            shared.with_name(".shared.json.lock"), "changing it", wait=0
-        ),
-    ):
+    lock_of_all = hold_lock(shared.with_name(".shared.json.lock"), "changing it", wait=0)
+    with lock_splits(dataset.splits_file), pytest.raises(BlockingIOError), lock_of_all:
         pass
 
 

@@ -217,6 +217,17 @@ def test_both_turns_are_one_step(bad_turns: str, dataset: TinyDataset, monkeypat
     assert trainer.monitor.history[-1]["skipped_steps"] == 1
 
 
+def test_steps_without_pseudo_labels_load_no_unlabeled_patches(dataset: TinyDataset) -> None:
+    trainer = start(dataset)
+    trainer.optimizer.param_groups[0]["lr"] = 0.75 * trainer.initial_lr  # half a sample of a batch of two on average
+    needed = []
+    for trainer.iteration in range(4, 8):
+        assert not trainer.is_supervised
+        needed.append((trainer.wanted_samples, trainer.needs_unlabeled))
+    assert needed == [(0, False), (1, True)] * 2
+    assert trainer.unlabeled_patch_cost == 2 * 0.6  # each network has patches of its own
+
+
 def test_b_learns_from_a_and_then_a_from_the_new_b(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither weight decay nor momentum move the frozen network, though both share an optimizer."""
     trainer = start(dataset)
